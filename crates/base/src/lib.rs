@@ -1,0 +1,17 @@
+//! What every service needs and no policy: [`Board`], [`Clock`], [`Tasks`], [`Backoff`], configuration units.
+//!
+//! The list is closed: a new entry needs a second user and a reason here.
+//!
+//! **Invariant:** nothing here knows what an app or a replica is.
+
+mod backoff;
+mod board;
+mod clock;
+mod tasks;
+mod text_units;
+
+pub use backoff::Backoff;
+pub use board::{Board, Changes};
+pub use clock::Clock;
+pub use tasks::{OnCancel, OnError, TaskKind, Tasks};
+pub use text_units::{parse_duration, parse_size};

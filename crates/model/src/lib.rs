@@ -1,0 +1,30 @@
+//! What Cove manages, free of any wire format: environments, container apps, revisions, replicas, their units and states.
+//!
+//! The ARM shape of these things lives in `cove-arm`; how they are stored in `cove-store`. A type belongs here only when
+//! two core crates use it.
+//!
+//! **Invariant:** nothing here does IO, reads a clock or depends on another Cove crate.
+
+mod app;
+mod environment;
+mod event;
+mod id;
+mod name;
+mod replica;
+mod revision;
+mod scale;
+mod template;
+mod units;
+mod wake;
+
+pub use app::*;
+pub use environment::*;
+pub use event::*;
+pub use id::*;
+pub use name::*;
+pub use replica::*;
+pub use revision::*;
+pub use scale::*;
+pub use template::*;
+pub use units::*;
+pub use wake::*;
