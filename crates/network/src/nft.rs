@@ -1,0 +1,154 @@
+//! The packet filter of one network: one table, installed in one atomic `nft` run.
+//!
+//! It masquerades what replicas send outside, keeps others from reaching replicas through this machine as a router,
+//! and leaves replicas nothing of this machine but the named ports of the gateway address.
+//!
+//! **Invariant:** the table `cove_<name>` is the only one touched.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use crate::layout::Layout;
+
+/// Longest run of `nft`.
+const RUN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Answers of the link-local range are credentials of the machine itself on every cloud.
+const LINK_LOCAL: &str = "169.254.0.0/16";
+
+/// Why the rules could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NftError {
+    #[error("the program `nft` was not found; install the package `nftables`")]
+    Missing,
+    #[error("failed to run `nft`")]
+    Run(#[from] io::Error),
+    #[error("`nft` refused the rules: {0}; the kernel needs nf_tables with NAT and connection tracking")]
+    Refused(String),
+}
+
+fn table(name: &str) -> String {
+    format!("inet cove_{name}")
+}
+
+/// Replaces the table of `layout`; `ports` of the gateway stay open to replicas (TCP), with 53 (UDP and TCP).
+pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
+    let Layout { name, subnet, .. } = layout;
+    let (table, bridge, gateway) = (table(name), layout.bridge(), layout.gateway());
+    let mut open: Vec<u16> = ports.iter().copied().chain([53]).collect();
+    open.sort_unstable();
+    open.dedup();
+    let open = open.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let mut text = removal(name);
+    let _ = write!(
+        text,
+        r#"table {table} {{
+  chain postrouting {{
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr {subnet} oifname != "{bridge}" masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority 0; policy accept;
+    iifname "{bridge}" oifname "{bridge}" drop
+    iifname "{bridge}" ip saddr != {subnet} drop
+    iifname "{bridge}" ip daddr {LINK_LOCAL} drop
+    oifname "{bridge}" ct state established,related accept
+    oifname "{bridge}" drop
+  }}
+  chain input {{
+    type filter hook input priority 0; policy accept;
+    iifname != "{bridge}" return
+    ct state established,related accept
+    ip saddr {subnet} ip daddr {gateway} udp dport 53 accept
+    ip saddr {subnet} ip daddr {gateway} tcp dport {{ {open} }} accept
+    ip saddr {subnet} ip daddr {gateway} icmp type echo-request accept
+    drop
+  }}
+}}
+"#
+    );
+    text
+}
+
+/// Removes the table of the network `name`, also when there is none.
+pub(crate) fn removal(name: &str) -> String {
+    let table = table(name);
+    format!("add table {table}\ndelete table {table}\n")
+}
+
+/// Runs `nft -f -` with `script`, all or nothing.
+pub(crate) async fn apply(script: &str) -> Result<(), NftError> {
+    let program = find().ok_or(NftError::Missing)?;
+    let run = async {
+        let mut child = tokio::process::Command::new(program)
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(script.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(RUN_TIMEOUT, run).await.map_err(io::Error::from)??;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(NftError::Refused(text.lines().next().unwrap_or("no reason given").trim().to_owned()))
+}
+
+/// Where `nft` is: in `PATH`, or where distributions put programs of the administrator.
+pub(crate) fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    places.map(|folder| folder.join("nft")).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn the_rules_leave_replicas_only_the_named_ports() {
+        let layout = Layout::new("3fa90c", "10.70.16.0/20".parse().unwrap(), Path::new("/run/cove"));
+        expect![[r#"
+            add table inet cove_3fa90c
+            delete table inet cove_3fa90c
+            table inet cove_3fa90c {
+              chain postrouting {
+                type nat hook postrouting priority 100; policy accept;
+                ip saddr 10.70.16.0/20 oifname != "cv3fa90c" masquerade
+              }
+              chain forward {
+                type filter hook forward priority 0; policy accept;
+                iifname "cv3fa90c" oifname "cv3fa90c" drop
+                iifname "cv3fa90c" ip saddr != 10.70.16.0/20 drop
+                iifname "cv3fa90c" ip daddr 169.254.0.0/16 drop
+                oifname "cv3fa90c" ct state established,related accept
+                oifname "cv3fa90c" drop
+              }
+              chain input {
+                type filter hook input priority 0; policy accept;
+                iifname != "cv3fa90c" return
+                ct state established,related accept
+                ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 udp dport 53 accept
+                ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 tcp dport { 53, 80, 443 } accept
+                ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 icmp type echo-request accept
+                drop
+              }
+            }
+        "#]].assert_eq(&ruleset(&layout, &[443, 80, 53]));
+    }
+}

@@ -1,0 +1,414 @@
+//! The pool of ready network namespaces: who has which, which are being made, which are to go.
+//!
+//! Two threads work behind it: one makes namespaces (callers that wait come first, then the pool is refilled), one
+//! removes used ones, so that tear-down never delays a start. Taking from a filled pool is a lock and a pop.
+//!
+//! **Invariant:** a host number belongs to at most one namespace, from before it is made until after it is gone.
+//! **Invariant:** a namespace is leased at most once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::error::NetworkError;
+use crate::kernel::Kernel;
+use crate::layout::{GATEWAY_HOST, Layout, NetnsId, NetnsLease};
+use crate::netns::{self, Fault, Uplink};
+
+/// Namespaces at most: a Linux bridge has 1023 ports.
+pub const REPLICAS_MAX: usize = 1000;
+
+/// Callers that may wait for a namespace at a time; more get [`NetworkError::Busy`].
+const WAITERS_MAX: usize = 1024;
+
+/// Pause before the pool is refilled again after a failure; doubled each time up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Tries to remove a namespace before it is left for the next open.
+const REMOVE_TRIES: u32 = 5;
+
+type Answer = Result<NetnsLease, NetworkError>;
+
+/// How full the pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Namespaces ready to be taken.
+    pub ready: usize,
+    /// Namespaces given out.
+    pub leased: usize,
+    /// Namespaces waiting to be removed.
+    pub leaving: usize,
+    /// Callers waiting.
+    pub waiting: usize,
+}
+
+/// What callers and the two threads share.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    state: Mutex<State>,
+    /// Rung when there may be something to make.
+    to_make: Condvar,
+    /// Rung when there may be something to remove.
+    to_remove: Condvar,
+    size: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<NetnsLease>,
+    waiters: VecDeque<oneshot::Sender<Answer>>,
+    leased: BTreeSet<NetnsId>,
+    /// Found at open and not claimed yet; the value says whether its interface is there.
+    found: BTreeMap<NetnsId, bool>,
+    leaving: VecDeque<(NetnsId, u32)>,
+    hosts: Hosts,
+    /// Last failure to refill: not before then again.
+    refill_after: Option<Instant>,
+    retry_after: Duration,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing new is made; what leaves is still removed.
+    Closing,
+    /// The threads end now.
+    Stopped,
+}
+
+/// Host numbers in use; the search goes round, so that an address rests before it is used again.
+#[derive(Debug)]
+struct Hosts {
+    used: BTreeSet<u16>,
+    next: u16,
+    last: u16,
+}
+
+impl Hosts {
+    fn take(&mut self) -> Option<u16> {
+        let first = GATEWAY_HOST + 1;
+        if self.used.len() >= REPLICAS_MAX.min(usize::from(self.last - first) + 1) {
+            return None;
+        }
+        let mut host = self.next;
+        while self.used.contains(&host) {
+            host = if host >= self.last { first } else { host + 1 };
+        }
+        self.used.insert(host);
+        self.next = if host >= self.last { first } else { host + 1 };
+        Some(host)
+    }
+}
+
+/// What the making thread does next.
+enum Job {
+    Serve(oneshot::Sender<Answer>),
+    Refill,
+}
+
+impl Pool {
+    /// `found` are namespaces of an earlier run, each with whether it is whole.
+    pub(crate) fn new(size: usize, host_last: u16, found: BTreeMap<NetnsId, bool>) -> Self {
+        let used: BTreeSet<u16> = found.keys().map(|id| id.host).collect();
+        let highest = used.last().copied().unwrap_or(GATEWAY_HOST);
+        let next = if highest >= host_last { GATEWAY_HOST + 1 } else { highest + 1 };
+        let state = State {
+            ready: VecDeque::new(),
+            waiters: VecDeque::new(),
+            leased: BTreeSet::new(),
+            found,
+            leaving: VecDeque::new(),
+            hosts: Hosts { used, next, last: host_last },
+            refill_after: None,
+            retry_after: RETRY_MIN,
+            phase: Phase::Open,
+        };
+        Self { state: Mutex::new(state), to_make: Condvar::new(), to_remove: Condvar::new(), size }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of a holder leaves whole values: each change below is one insert or one pop.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) async fn acquire(&self) -> Answer {
+        let receiver = {
+            let mut state = self.lock();
+            if state.phase != Phase::Open {
+                return Err(NetworkError::Closed);
+            }
+            if let Some(lease) = state.ready.pop_front() {
+                state.leased.insert(lease.id);
+                self.to_make.notify_one();
+                return Ok(lease);
+            }
+            if state.waiters.len() >= WAITERS_MAX {
+                return Err(NetworkError::Busy { waiting: state.waiters.len() });
+            }
+            let (sender, receiver) = oneshot::channel();
+            state.waiters.push_back(sender);
+            self.to_make.notify_one();
+            receiver
+        };
+        Waiting { pool: self, receiver }.answer().await
+    }
+
+    /// Hands `id` over for removal; an id that is not out is left alone.
+    pub(crate) fn release(&self, id: NetnsId) {
+        let mut state = self.lock();
+        if state.leased.remove(&id) || state.found.remove(&id).is_some() {
+            state.leaving.push_back((id, 0));
+            self.to_remove.notify_one();
+        } else {
+            tracing::debug!(%id, "released a network namespace that is not out");
+        }
+    }
+
+    /// Sorts what was found at open: the ones in `in_use` stay, all others go. Returns (kept, missing, removed).
+    pub(crate) fn adopt(&self, in_use: &BTreeSet<NetnsId>) -> (Vec<NetnsId>, Vec<NetnsId>, usize) {
+        let mut state = self.lock();
+        let found = std::mem::take(&mut state.found);
+        let mut removed = 0;
+        for (id, whole) in found {
+            if whole && in_use.contains(&id) {
+                state.leased.insert(id);
+            } else {
+                state.leaving.push_back((id, 0));
+                removed += 1;
+            }
+        }
+        self.to_remove.notify_one();
+        let (kept, missing) = in_use.iter().partition(|id| state.leased.contains(id));
+        (kept, missing, removed)
+    }
+
+    pub(crate) fn status(&self) -> PoolStatus {
+        let state = self.lock();
+        PoolStatus {
+            ready: state.ready.len(),
+            leased: state.leased.len(),
+            leaving: state.leaving.len(),
+            waiting: state.waiters.len(),
+        }
+    }
+
+    /// Nothing is given out from now on; with `drain` the unused namespaces are removed before the threads end.
+    pub(crate) fn close(&self, drain: bool) {
+        let mut state = self.lock();
+        if state.phase != Phase::Stopped {
+            state.phase = if drain { Phase::Closing } else { Phase::Stopped };
+        }
+        state.waiters.clear();
+        if drain {
+            let unused: Vec<_> = state.ready.drain(..).map(|lease| (lease.id, 0)).collect();
+            state.leaving.extend(unused);
+        }
+        self.to_make.notify_all();
+        self.to_remove.notify_all();
+    }
+
+    /// Waits for something to make; none when the thread shall end.
+    fn next_job(&self) -> Option<(Job, Option<u16>)> {
+        let mut state = self.lock();
+        loop {
+            if state.phase != Phase::Open {
+                return None;
+            }
+            while let Some(waiter) = state.waiters.pop_front() {
+                if !waiter.is_closed() {
+                    return Some((Job::Serve(waiter), state.hosts.take()));
+                }
+            }
+            let pause = state.refill_after.and_then(|at| at.checked_duration_since(Instant::now()));
+            if state.ready.len() < self.size && pause.is_none() {
+                if let Some(host) = state.hosts.take() {
+                    return Some((Job::Refill, Some(host)));
+                }
+                state.refill_after = Some(Instant::now() + RETRY_MAX);
+                continue;
+            }
+            state = match pause {
+                Some(pause) if state.ready.len() < self.size => {
+                    self.to_make.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
+                }
+                _ => self.to_make.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// The making thread: ends when the pool closes, or when it cannot get back from a namespace.
+    pub(crate) fn make_loop(self: &Arc<Self>, kernel: &Kernel, layout: &Layout, uplink: Uplink) {
+        while let Some((job, host)) = self.next_job() {
+            let Some(host) = host else {
+                if let Job::Serve(waiter) = job {
+                    let _ = waiter.send(Err(NetworkError::Full { limit: REPLICAS_MAX }));
+                }
+                continue;
+            };
+            let id = NetnsId { host, nonce: rand::random() };
+            let started = Instant::now();
+            let made = netns::create(kernel, layout, uplink, id);
+            tracing::trace!(%id, elapsed = ?started.elapsed(), ok = made.is_ok(), "made a network namespace");
+            match made {
+                Ok(lease) => self.hand_out(job, lease),
+                Err(Fault::Failed(error)) => self.failed(job, host, error),
+                Err(Fault::Lost(error)) => {
+                    tracing::error!(%error, "no more network namespaces can be made; restart the server");
+                    self.close(false);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hand_out(&self, job: Job, lease: NetnsLease) {
+        let mut state = self.lock();
+        state.refill_after = None;
+        state.retry_after = RETRY_MIN;
+        let Job::Serve(waiter) = job else {
+            // Someone may have come while this one was made.
+            while let Some(waiter) = state.waiters.pop_front() {
+                if waiter.is_closed() {
+                    continue;
+                }
+                return self.answer(&mut state, waiter, lease);
+            }
+            return self.keep(&mut state, lease);
+        };
+        self.answer(&mut state, waiter, lease);
+    }
+
+    fn answer(&self, state: &mut State, waiter: oneshot::Sender<Answer>, lease: NetnsLease) {
+        state.leased.insert(lease.id);
+        if let Err(Ok(lease)) = waiter.send(Ok(lease)) {
+            state.leased.remove(&lease.id);
+            self.keep(state, lease);
+        }
+    }
+
+    fn keep(&self, state: &mut State, lease: NetnsLease) {
+        if state.phase == Phase::Open {
+            state.ready.push_back(lease);
+        } else {
+            state.leaving.push_back((lease.id, 0));
+            self.to_remove.notify_one();
+        }
+    }
+
+    fn failed(&self, job: Job, host: u16, error: NetworkError) {
+        let mut state = self.lock();
+        state.hosts.used.remove(&host);
+        match job {
+            Job::Serve(waiter) => {
+                let _ = waiter.send(Err(error));
+            }
+            Job::Refill => {
+                tracing::warn!(%error, cause = ?std::error::Error::source(&error), retry = ?state.retry_after,
+                    "failed to prepare a network namespace");
+                state.refill_after = Some(Instant::now() + state.retry_after);
+                state.retry_after = (state.retry_after * 2).min(RETRY_MAX);
+            }
+        }
+    }
+
+    /// The removing thread: ends when the pool is closed and, if it drains, empty.
+    pub(crate) fn remove_loop(self: &Arc<Self>, kernel: &Kernel, layout: &Layout, uplink: Uplink) {
+        while let Some((id, tries)) = self.next_leaving() {
+            let result = netns::destroy(kernel, layout, uplink, id);
+            let mut state = self.lock();
+            match result {
+                Ok(()) => {
+                    state.hosts.used.remove(&id.host);
+                    state.refill_after = state.refill_after.filter(|_| state.retry_after > RETRY_MIN);
+                    self.to_make.notify_one();
+                }
+                Err(error) if tries + 1 < REMOVE_TRIES => {
+                    tracing::debug!(%id, %error, tries, "failed to remove a network namespace, trying again");
+                    state.leaving.push_back((id, tries + 1));
+                }
+                Err(error) => {
+                    tracing::warn!(%id, %error, "failed to remove a network namespace; it is left for the next start");
+                }
+            }
+        }
+    }
+
+    fn next_leaving(&self) -> Option<(NetnsId, u32)> {
+        let mut state = self.lock();
+        loop {
+            if state.phase == Phase::Stopped {
+                return None;
+            }
+            if let Some(next) = state.leaving.pop_front() {
+                return Some(next);
+            }
+            if state.phase == Phase::Closing {
+                return None;
+            }
+            state = self.to_remove.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A caller's place in the queue; a lease that arrives after the caller went away is given back.
+struct Waiting<'a> {
+    pool: &'a Pool,
+    receiver: oneshot::Receiver<Answer>,
+}
+
+impl Waiting<'_> {
+    async fn answer(mut self) -> Answer {
+        (&mut self.receiver).await.unwrap_or(Err(NetworkError::Closed))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        if let Ok(Ok(lease)) = self.receiver.try_recv() {
+            self.pool.release(lease.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(last: u16) -> Hosts {
+        Hosts { used: BTreeSet::new(), next: 2, last }
+    }
+
+    #[test]
+    fn an_address_rests_before_it_is_used_again() {
+        let mut hosts = hosts(5);
+        assert_eq!(hosts.take(), Some(2));
+        hosts.used.remove(&2);
+        assert_eq!([hosts.take(), hosts.take(), hosts.take(), hosts.take()], [Some(3), Some(4), Some(5), Some(2)]);
+        assert_eq!(hosts.take(), None);
+        hosts.used.remove(&4);
+        assert_eq!(hosts.take(), Some(4));
+    }
+
+    #[test]
+    fn a_bridge_has_a_limit() {
+        let mut hosts = hosts(4094);
+        assert_eq!(std::iter::from_fn(|| hosts.take()).count(), REPLICAS_MAX);
+    }
+
+    #[test]
+    fn adopting_keeps_the_whole_ones_in_use_and_names_the_missing() {
+        let id = |host| NetnsId { host, nonce: 7 };
+        let pool = Pool::new(0, 100, [(id(2), true), (id(3), true), (id(4), false)].into());
+        let in_use = [id(2), id(4), id(9)].into();
+        assert_eq!(pool.adopt(&in_use), (vec![id(2)], vec![id(4), id(9)], 2));
+        assert_eq!(pool.status(), PoolStatus { ready: 0, leased: 1, leaving: 2, waiting: 0 });
+        pool.release(id(2));
+        pool.release(id(2));
+        assert_eq!(pool.status().leaving, 3);
+    }
+}
