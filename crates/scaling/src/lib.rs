@@ -1,0 +1,28 @@
+//! How many replicas a revision should have, and how many executions an event-driven job should start.
+//!
+//! [`decide`] takes one decision from configuration, state and readings; the other modules say when to read
+//! ([`cadence`]), what an http or tcp reading is ([`measure`]), what cpu and memory propose ([`resource`]) and what jobs
+//! do ([`job`]). [`vectors`] checks all of it against a file of expected decisions.
+//!
+//! **Invariant:** nothing here reads a clock, a metric, a file or the environment; the `autoscaler` crate does.
+
+pub mod cadence;
+mod config;
+mod decide;
+pub mod job;
+pub mod measure;
+mod number;
+mod reading;
+mod record;
+pub mod resource;
+mod settings;
+mod state;
+pub mod vectors;
+
+pub use config::{DEFAULT_CONCURRENCY, DEFAULT_RULE_NAME, Fallback, FallbackBehavior, Rule, RuleKind, ScaleConfig};
+pub use decide::{Decision, Reason, RuleOutcome, activate, decide};
+pub use number::milli;
+pub use reading::{Hold, Input, Reading};
+pub use record::{DecisionRecord, ReplayDiffers};
+pub use settings::ScaleSettings;
+pub use state::{PROPOSALS_MAX, Proposals, ScaleState};
