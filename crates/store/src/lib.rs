@@ -1,0 +1,24 @@
+//! Durable state of the control plane in one SQLite file; every public function is one transaction.
+//!
+//! WAL, `synchronous=FULL`, one writer thread that commits what is waiting together, readers beside it. A change feed
+//! tells *which* resource changed after the commit and carries no data, so a loop that was away reads the newest state.
+//!
+//! **Invariant:** an answer is given after its commit is on disk. **Invariant:** a second server cannot open the same
+//! data directory. **Invariant:** `generation` of a resource only rises.
+
+mod db;
+mod error;
+mod operations;
+mod resources;
+mod revisions;
+mod status;
+
+pub use db::Store;
+pub use error::StoreError;
+pub use operations::{NewOperation, OperationRow, OperationStatus};
+pub use resources::{Expect, Failure, Provisioning, PutResource, ResourceRow, SecretsChange};
+pub use revisions::{NewRevision, RevisionRow};
+pub use status::{CountRow, PlanRow};
+
+#[cfg(test)]
+mod tests;

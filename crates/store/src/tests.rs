@@ -1,0 +1,158 @@
+//! The store against real files.
+
+use std::collections::BTreeMap;
+
+use cove_model::{ResourceId, Revision, RevisionName, Scale, Template};
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::{
+    Expect, Failure, NewOperation, NewRevision, OperationStatus, PlanRow, Provisioning, PutResource, SecretsChange,
+    Store, StoreError,
+};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn app() -> ResourceId {
+    ResourceId::resource("s", "G", "Microsoft.App/containerApps", "web").unwrap()
+}
+
+fn put(expect: Expect) -> PutResource {
+    PutResource {
+        id: app(),
+        doc: json!({"a": 1}),
+        spec: None,
+        secrets: SecretsChange::Keep,
+        provisioning: Provisioning::InProgress,
+        operation: None,
+        revision: None,
+        expect,
+        now: NOW,
+    }
+}
+
+fn revision(suffix: &str) -> NewRevision {
+    let template = Template {
+        init_containers: vec![],
+        containers: vec![],
+        volumes: vec![],
+        scale: Scale::default(),
+        termination_grace_period_secs: 30,
+    };
+    let revision = Revision {
+        name: RevisionName::of("web", suffix).unwrap(),
+        app: app(),
+        number: 0,
+        template,
+        ingress: None,
+        is_active: true,
+        created_at: NOW,
+        activated_at: NOW,
+        restart_generation: 0,
+    };
+    NewRevision { revision, doc: json!({}) }
+}
+
+#[tokio::test]
+async fn a_write_survives_and_wakes_the_feed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut changes = store.changes();
+    let operation = NewOperation { id: "op1".into(), kind: "create".into() };
+    let row = store
+        .put(PutResource { operation: Some(operation), revision: Some(revision("a")), ..put(Expect::Absent) })
+        .await
+        .unwrap();
+    assert_eq!((row.generation, row.provisioning), (1, Provisioning::InProgress));
+    assert!(changes.next().await.contains(&app()));
+    store.finish(app(), 1, None, NOW).await.unwrap();
+    assert_eq!(store.operation("op1").unwrap().unwrap().status, OperationStatus::Succeeded);
+    drop(changes);
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.resource(&app()).unwrap().unwrap().provisioning, Provisioning::Succeeded);
+    assert_eq!(store.revisions(&app()).unwrap()[0].revision.number, 1);
+    assert!(store.changes().next().await.contains(&app()), "after a restart everything counts as changed");
+}
+
+#[tokio::test]
+async fn a_stale_writer_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let first = store.put(put(Expect::Absent)).await.unwrap();
+    store.put(put(Expect::Generation(first.generation))).await.unwrap();
+    let stale = store.put(put(Expect::Generation(first.generation))).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })));
+    assert!(matches!(store.put(put(Expect::Absent)).await, Err(StoreError::Conflict { .. })));
+    let newest = store.resource(&app()).unwrap().unwrap();
+    assert_eq!(newest.generation, 2);
+    // a late controller may end only what it saw
+    store.finish(app(), 1, Some(Failure { code: "X".into(), message: "y".into() }), NOW).await.unwrap();
+    assert_eq!(store.resource(&app()).unwrap().unwrap().provisioning, Provisioning::InProgress);
+}
+
+#[tokio::test]
+async fn a_taken_revision_name_undoes_the_whole_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.put(PutResource { revision: Some(revision("a")), ..put(Expect::Absent) }).await.unwrap();
+    let again = store.put(PutResource { revision: Some(revision("a")), ..put(Expect::Anything) }).await;
+    assert!(matches!(again, Err(StoreError::RevisionExists { .. })));
+    assert_eq!(store.resource(&app()).unwrap().unwrap().generation, 1);
+    store.put(PutResource { revision: Some(revision("b")), ..put(Expect::Anything) }).await.unwrap();
+    let numbers: Vec<u64> = store.revisions(&app()).unwrap().iter().map(|row| row.revision.number).collect();
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn secrets_keep_their_value_when_sent_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let secrets = |pairs: &[(&str, Option<&str>)]| {
+        SecretsChange::Replace(pairs.iter().map(|(n, v)| ((*n).to_owned(), v.map(ToOwned::to_owned))).collect())
+    };
+    let first = secrets(&[("a", Some("1")), ("b", Some("2"))]);
+    store.put(PutResource { secrets: first, ..put(Expect::Absent) }).await.unwrap();
+    let second = secrets(&[("a", None), ("c", Some("3"))]);
+    store.put(PutResource { secrets: second, ..put(Expect::Anything) }).await.unwrap();
+    let expected = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("c".to_owned(), "3".to_owned())]);
+    assert_eq!(store.secrets(&app()).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn delete_takes_everything_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.put(PutResource { revision: Some(revision("a")), ..put(Expect::Absent) }).await.unwrap();
+    store.record_plan(app(), PlanRow { at: NOW, generation: 1, actions: vec!["launch".into()] }).await.unwrap();
+    store.begin_delete(app(), NewOperation { id: "del".into(), kind: "delete".into() }, NOW).await.unwrap();
+    assert_eq!(store.resource(&app()).unwrap().unwrap().provisioning, Provisioning::Deleting);
+    assert!(store.remove(app(), NOW).await.unwrap());
+    assert_eq!(store.operation("del").unwrap().unwrap().status, OperationStatus::Succeeded);
+    assert!(store.revisions(&app()).unwrap().is_empty());
+    assert!(store.plans(&app()).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_second_server_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = Store::open(dir.path()).unwrap();
+    let second = Store::open(dir.path()).unwrap_err();
+    assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+}
+
+#[tokio::test]
+async fn many_writers_share_commits_and_none_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let writers: Vec<_> = (0..500)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.set_setting(format!("n{n}"), n.to_string()).await })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap().unwrap();
+    }
+    assert_eq!(store.setting("n499").unwrap().as_deref(), Some("499"));
+}
