@@ -8,6 +8,8 @@
 //! **Invariant:** a replica name is used once; a stopped or failed replica never runs again.
 
 mod contract;
+pub mod logs;
+pub mod logs;
 
 pub use contract::{
     Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,
