@@ -5,7 +5,9 @@
 mod endpoints;
 mod load;
 mod routes;
+mod wake;
 
 pub use endpoints::{Endpoint, EndpointState, Endpoints};
 pub use load::RevisionLoad;
-pub use routes::{AppRoute, AppRouteState, RouteTable, WeightedRevision};
+pub use routes::{AppRoute, AppRouteState, RouteTable, WeightedRevision, host_name};
+pub use wake::WakeObservation;

@@ -1,6 +1,6 @@
 //! The route table: host name to app to revision. Written by the controller as a whole, read by the ingress.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use cove_model::{ResourceId, RevisionKey, Transport};
 use serde::{Deserialize, Serialize};
@@ -59,14 +59,7 @@ impl RouteTable {
     /// The app of a `Host` header or `:authority`; port and case do not matter.
     #[must_use]
     pub fn app(&self, host: &str) -> Option<&Arc<AppRoute>> {
-        let name = host
-            .rsplit_once(':')
-            .map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
-        let name = name.strip_suffix('.').unwrap_or(name);
-        if name.bytes().any(|b| b.is_ascii_uppercase()) {
-            return self.hosts.get(&name.to_ascii_lowercase());
-        }
-        self.hosts.get(name)
+        self.hosts.get(&*host_name(host))
     }
 }
 
@@ -74,17 +67,100 @@ impl AppRoute {
     /// The revision for a request, by a random number of its own: each weight gets its share.
     #[must_use]
     pub fn choose(&self, random: u32) -> Option<&RevisionKey> {
-        let total: u32 = self.revisions.iter().map(|revision| revision.weight).sum();
+        self.choose_index(random).map(|index| &self.revisions[index].revision)
+    }
+
+    /// The place in [`Self::revisions`] of the revision for a request; `None` only when there is no revision.
+    #[must_use]
+    pub fn choose_index(&self, random: u32) -> Option<usize> {
+        let total: u64 = self.revisions.iter().map(|revision| u64::from(revision.weight)).sum();
         if total == 0 {
-            return self.revisions.first().map(|revision| &revision.revision);
+            return (!self.revisions.is_empty()).then_some(0);
         }
-        let mut point = random % total;
-        for revision in &self.revisions {
-            if point < revision.weight {
-                return Some(&revision.revision);
+        // the high half of the product spreads `random` evenly over the total
+        let mut point = (u64::from(random) * total) >> 32;
+        for (index, revision) in self.revisions.iter().enumerate() {
+            let weight = u64::from(revision.weight);
+            if point < weight {
+                return Some(index);
             }
-            point -= revision.weight;
+            point -= weight;
         }
         None
+    }
+}
+
+/// The host name in a `Host` header or `:authority`: without port and trailing dot, lower case.
+#[must_use]
+pub fn host_name(authority: &str) -> Cow<'_, str> {
+    let name = authority.rsplit_once(':').map_or(authority, |(name, port)| {
+        if port.bytes().all(|b| b.is_ascii_digit()) { name } else { authority }
+    });
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Cow::Owned(name.to_ascii_lowercase());
+    }
+    Cow::Borrowed(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use cove_model::RevisionName;
+
+    use super::*;
+
+    fn route(weights: &[u32]) -> AppRoute {
+        let app = ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap();
+        let revision = |suffix: usize| RevisionKey {
+            app: app.clone(),
+            name: RevisionName::of("web", &format!("v{suffix}")).unwrap(),
+        };
+        AppRoute {
+            app: app.clone(),
+            environment: ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap(),
+            external: true,
+            allow_insecure: true,
+            transport: Transport::Auto,
+            revisions: weights
+                .iter()
+                .enumerate()
+                .map(|(index, &weight)| WeightedRevision { revision: revision(index), weight })
+                .collect(),
+            state: AppRouteState::Active,
+        }
+    }
+
+    #[test]
+    fn each_weight_gets_its_share() {
+        for (weights, expected) in [
+            (vec![100], vec![10_000]),
+            (vec![0, 100], vec![0, 10_000]),
+            (vec![80, 20], vec![8_000, 2_000]),
+            (vec![1, 0, 99], vec![100, 0, 9_900]),
+            (vec![0, 0], vec![10_000, 0]),
+        ] {
+            let route = route(&weights);
+            let mut counts = vec![0; weights.len()];
+            for step in 0..10_000_u64 {
+                // evenly spread over all of u32
+                let random = u32::try_from(step * (u64::from(u32::MAX) + 1) / 10_000).unwrap();
+                counts[route.choose_index(random).unwrap()] += 1;
+            }
+            for (count, want) in counts.iter().zip(&expected) {
+                assert!(i32::abs(count - want) <= 1, "{weights:?}: {counts:?}");
+            }
+        }
+        assert_eq!(route(&[]).choose(7), None);
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_dot_and_case() {
+        let table = RouteTable { hosts: BTreeMap::from([("web.env.localhost".to_owned(), Arc::new(route(&[100])))]) };
+        for host in ["web.env.localhost", "Web.Env.LocalHost:8080", "web.env.localhost.", "web.env.localhost.:80"] {
+            assert!(table.app(host).is_some(), "{host}");
+        }
+        for host in ["", "env.localhost", "web.env.localhost:x", "[::1]:80"] {
+            assert!(table.app(host).is_none(), "{host}");
+        }
     }
 }
