@@ -43,6 +43,12 @@ impl ScaleState {
         Self { current, last_active: Some(activated_at), ..Self::default() }
     }
 
+    /// The clock was set back to `now`: nothing remembered may lie in its future, or it would outlive its window.
+    pub fn clock_set_back(&mut self, now: Timestamp) {
+        self.last_active = self.last_active.map(|last| last.min(now));
+        self.proposals = self.proposals.0.iter().map(|(at, replicas)| ((*at).min(now), *replicas)).collect();
+    }
+
     /// Takes over what `decision` said. `decision` must have been taken from this state.
     pub fn apply(&mut self, config: &ScaleConfig, decision: &Decision) {
         debug_assert_eq!(self.current, decision.current, "a decision is applied to the state it was taken from");
