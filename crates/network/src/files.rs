@@ -53,6 +53,7 @@ mod tests {
             nameserver 10.64.0.1
             search dev.localhost internal.dev.localhost
             options timeout:3 attempts:2
-        "#]].assert_eq(&all.concat());
+        "#]]
+        .assert_eq(&all.concat());
     }
 }

@@ -8,6 +8,7 @@
 //! [`Network::adopt`] removes what nobody uses.
 //! **Invariant:** no program but `nft` is ever started, and that once per open.
 
+pub mod dns;
 mod error;
 pub mod files;
 mod kernel;
@@ -16,6 +17,7 @@ mod netns;
 mod network;
 mod nft;
 mod pool;
+mod probe;
 
 #[cfg(test)]
 mod tests;
@@ -25,3 +27,4 @@ pub use ipnet::Ipv4Net;
 pub use layout::{MAC_PREFIX, Mac, NetnsId, NetnsLease, ParseNetnsIdError};
 pub use network::{Adopted, Capabilities, Network, NetworkConfig};
 pub use pool::{PoolStatus, REPLICAS_MAX};
+pub use probe::{Probe, probe};

@@ -173,37 +173,15 @@ impl Network {
     pub async fn purge(&self) -> Result<(), NetworkError> {
         self.pool.close(false);
         self.join().await;
-        let (sender, receiver) = oneshot::channel();
         let config = self.config.clone();
-        spawn("cove-net-purge", move || {
-            let _ = sender.send(Self::purge_leftovers(&config));
-        })?;
-        receiver.await.unwrap_or(Err(NetworkError::Closed))
+        tokio::task::spawn_blocking(move || Self::purge_leftovers(&config)).await.unwrap_or(Err(NetworkError::Closed))
     }
 
-    /// [`Network::purge`] without an open network, for a server that is not running. Blocks.
+    /// [`Network::purge`] without an open network, for a server that is not running. Blocks the caller.
     pub fn purge_leftovers(config: &NetworkConfig) -> Result<(), NetworkError> {
-        check_name(&config.name)?;
-        let kernel = Kernel::new()?;
-        netns::remove_dir(&layout::netns_dir(&config.run_dir, &config.name))?;
-        let own_dir = config.run_dir.join(&config.name);
-        remove_if_there(fs::remove_dir(&own_dir)).map_err(NetworkError::state(&own_dir))?;
-        let prefix = layout::veth_prefix(&config.name);
-        let bridge = kernel.link(&layout::bridge_name(&config.name))?.filter(|link| link.is_bridge);
-        if let Some(bridge) = bridge {
-            let ports = kernel.links()?.into_iter().filter(|link| link.controller == Some(bridge.index));
-            for port in ports.filter(|port| is_ours(&prefix, &port.name)) {
-                kernel.delete_link(&port.name)?;
-            }
-            kernel.delete_link(&bridge.name)?;
-        }
-        match kernel.wait_io(async { Ok(nft::apply(&nft::removal(&config.name)).await) }) {
-            Ok(Ok(()) | Err(nft::NftError::Missing)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "failed to remove the packet filter rules"),
-            Err(error) => tracing::warn!(%error, "failed to run nft"),
-        }
-        let file = state_file(&config.state_dir);
-        remove_if_there(fs::remove_file(&file)).map_err(NetworkError::state(&file))
+        let config = config.clone();
+        let thread = spawn("cove-net-purge", move || remove_all(&config))?;
+        thread.join().unwrap_or(Err(NetworkError::Closed))
     }
 
     async fn join(&self) {
@@ -219,7 +197,11 @@ impl Drop for Network {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, NetworkError> {
+/// A thread born in the caller's network namespace, which is where its netlink socket will be.
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<thread::JoinHandle<T>, NetworkError> {
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
@@ -336,6 +318,31 @@ fn take_stock(kernel: &Kernel, layout: &Layout, uplink: Uplink) -> Result<BTreeM
         kernel.delete_link(&port.name)?;
     }
     Ok(found)
+}
+
+/// Removes every trace of the network that `config` names; the calling thread drives no runtime.
+fn remove_all(config: &NetworkConfig) -> Result<(), NetworkError> {
+    check_name(&config.name)?;
+    let kernel = Kernel::new()?;
+    netns::remove_dir(&layout::netns_dir(&config.run_dir, &config.name))?;
+    let own_dir = config.run_dir.join(&config.name);
+    remove_if_there(fs::remove_dir(&own_dir)).map_err(NetworkError::state(&own_dir))?;
+    let prefix = layout::veth_prefix(&config.name);
+    let bridge = kernel.link(&layout::bridge_name(&config.name))?.filter(|link| link.is_bridge);
+    if let Some(bridge) = bridge {
+        let ports = kernel.links()?.into_iter().filter(|link| link.controller == Some(bridge.index));
+        for port in ports.filter(|port| is_ours(&prefix, &port.name)) {
+            kernel.delete_link(&port.name)?;
+        }
+        kernel.delete_link(&bridge.name)?;
+    }
+    match kernel.wait_io(async { Ok(nft::apply(&nft::removal(&config.name)).await) }) {
+        Ok(Ok(()) | Err(nft::NftError::Missing)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "failed to remove the packet filter rules"),
+        Err(error) => tracing::warn!(%error, "failed to run nft"),
+    }
+    let file = state_file(&config.state_dir);
+    remove_if_there(fs::remove_file(&file)).map_err(NetworkError::state(&file))
 }
 
 /// True for names that this network gives to veth pairs.

@@ -149,6 +149,7 @@ mod tests {
                 drop
               }
             }
-        "#]].assert_eq(&ruleset(&layout, &[443, 80, 53]));
+        "#]]
+        .assert_eq(&ruleset(&layout, &[443, 80, 53]));
     }
 }

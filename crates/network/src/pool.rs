@@ -30,6 +30,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Tries to remove a namespace before it is left for the next open.
 const REMOVE_TRIES: u32 = 5;
 
+/// Namespaces removed together.
+const REMOVE_BATCH_MAX: usize = 64;
+
 type Answer = Result<NetnsLease, NetworkError>;
 
 /// How full the pool is.
@@ -39,7 +42,7 @@ pub struct PoolStatus {
     pub ready: usize,
     /// Namespaces given out.
     pub leased: usize,
-    /// Namespaces waiting to be removed.
+    /// Namespaces not gone yet after their release.
     pub leaving: usize,
     /// Callers waiting.
     pub waiting: usize,
@@ -63,12 +66,17 @@ struct State {
     leased: BTreeSet<NetnsId>,
     /// Found at open and not claimed yet; the value says whether its interface is there.
     found: BTreeMap<NetnsId, bool>,
+    /// To be removed, each with the tries so far.
     leaving: VecDeque<(NetnsId, u32)>,
+    /// Taken from `leaving` and being removed now.
+    removing: usize,
     hosts: Hosts,
     /// Last failure to refill: not before then again.
     refill_after: Option<Instant>,
     retry_after: Duration,
     phase: Phase,
+    /// The making thread hands out nothing more.
+    maker_ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,10 +130,12 @@ impl Pool {
             leased: BTreeSet::new(),
             found,
             leaving: VecDeque::new(),
+            removing: 0,
             hosts: Hosts { used, next, last: host_last },
             refill_after: None,
             retry_after: RETRY_MIN,
             phase: Phase::Open,
+            maker_ended: false,
         };
         Self { state: Mutex::new(state), to_make: Condvar::new(), to_remove: Condvar::new(), size }
     }
@@ -191,7 +201,7 @@ impl Pool {
         PoolStatus {
             ready: state.ready.len(),
             leased: state.leased.len(),
-            leaving: state.leaving.len(),
+            leaving: state.leaving.len() + state.removing,
             waiting: state.waiters.len(),
         }
     }
@@ -242,6 +252,7 @@ impl Pool {
 
     /// The making thread: ends when the pool closes, or when it cannot get back from a namespace.
     pub(crate) fn make_loop(self: &Arc<Self>, kernel: &Kernel, layout: &Layout, uplink: Uplink) {
+        let _ended = MakerEnded(self);
         while let Some((job, host)) = self.next_job() {
             let Some(host) = host else {
                 if let Job::Serve(waiter) = job {
@@ -316,41 +327,75 @@ impl Pool {
     }
 
     /// The removing thread: ends when the pool is closed and, if it drains, empty.
+    ///
+    /// A batch is unpinned as a whole before interfaces are removed one by one: the kernel tears down namespaces
+    /// in batches of its own, so most interfaces are gone by the time it is their turn.
     pub(crate) fn remove_loop(self: &Arc<Self>, kernel: &Kernel, layout: &Layout, uplink: Uplink) {
-        while let Some((id, tries)) = self.next_leaving() {
-            let result = netns::destroy(kernel, layout, uplink, id);
-            let mut state = self.lock();
-            match result {
-                Ok(()) => {
-                    state.hosts.used.remove(&id.host);
-                    state.refill_after = state.refill_after.filter(|_| state.retry_after > RETRY_MIN);
-                    self.to_make.notify_one();
+        while let Some(batch) = self.next_leaving() {
+            for (id, _) in &batch {
+                if let Err(error) = netns::unpin(&layout.path(*id)) {
+                    tracing::debug!(%id, %error, "failed to unmount a network namespace");
                 }
-                Err(error) if tries + 1 < REMOVE_TRIES => {
-                    tracing::debug!(%id, %error, tries, "failed to remove a network namespace, trying again");
-                    state.leaving.push_back((id, tries + 1));
-                }
-                Err(error) => {
-                    tracing::warn!(%id, %error, "failed to remove a network namespace; it is left for the next start");
-                }
+            }
+            for (id, tries) in batch {
+                let result = netns::destroy(kernel, layout, uplink, id);
+                self.removed(id, tries, result);
             }
         }
     }
 
-    fn next_leaving(&self) -> Option<(NetnsId, u32)> {
+    fn removed(&self, id: NetnsId, tries: u32, result: Result<(), NetworkError>) {
+        let mut state = self.lock();
+        state.removing -= 1;
+        match result {
+            Ok(()) => {
+                state.hosts.used.remove(&id.host);
+                // A full network has room again; a back-off after failures stays.
+                state.refill_after = state.refill_after.filter(|_| state.retry_after > RETRY_MIN);
+                self.to_make.notify_one();
+            }
+            Err(error) if tries + 1 < REMOVE_TRIES => {
+                tracing::debug!(%id, %error, tries, "failed to remove a network namespace, trying again");
+                state.leaving.push_back((id, tries + 1));
+            }
+            Err(error) => {
+                tracing::warn!(%id, %error, "failed to remove a network namespace; it is left for the next start");
+            }
+        }
+    }
+
+    fn next_leaving(&self) -> Option<Vec<(NetnsId, u32)>> {
         let mut state = self.lock();
         loop {
             if state.phase == Phase::Stopped {
                 return None;
             }
-            if let Some(next) = state.leaving.pop_front() {
-                return Some(next);
+            if !state.leaving.is_empty() {
+                let count = state.leaving.len().min(REMOVE_BATCH_MAX);
+                state.removing = count;
+                return Some(state.leaving.drain(..count).collect());
             }
-            if state.phase == Phase::Closing {
+            if state.phase == Phase::Closing && state.maker_ended {
                 return None;
             }
             state = self.to_remove.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// Tells the removing thread, also after a panic, that nothing more will come.
+struct MakerEnded<'a>(&'a Pool);
+
+impl Drop for MakerEnded<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.maker_ended = true;
+        if state.phase == Phase::Open {
+            state.phase = Phase::Stopped;
+        }
+        state.waiters.clear();
+        drop(state);
+        self.0.to_remove.notify_all();
     }
 }
 

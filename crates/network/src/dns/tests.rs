@@ -1,0 +1,186 @@
+//! The server over real sockets on the loopback, with real and with missing resolvers behind it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query as Question, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+use super::{DnsConfig, DnsServer, Lookup, app_label};
+
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
+
+/// A server that knows the app `web` of `dev.localhost`, and asks `resolver`.
+async fn server(folder: &Path, resolver: &str, shutdown: &CancellationToken) -> SocketAddr {
+    let resolv_conf = folder.join("resolv.conf");
+    std::fs::write(&resolv_conf, resolver).unwrap();
+    let lookup: Lookup = Arc::new(|client, name| {
+        assert_eq!(client, Ipv4Addr::LOCALHOST);
+        (app_label(name, "dev.localhost") == Some("web")).then_some(GATEWAY)
+    });
+    let config = DnsConfig {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        subnet: Some("10.64.0.0/20".parse().unwrap()),
+        resolv_conf,
+        ..DnsConfig::new(GATEWAY, lookup)
+    };
+    let server = DnsServer::bind(config).await.unwrap();
+    let address = server.local_addr().unwrap();
+    tokio::spawn(server.run(shutdown.clone()));
+    address
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Question::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+async fn ask_raw(server: SocketAddr, raw: &[u8]) -> Option<Message> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    socket.send_to(raw, server).await.unwrap();
+    let mut buffer = [0; 4096];
+    let received = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await.ok()?;
+    Message::from_vec(&buffer[..received.unwrap()]).ok()
+}
+
+/// Code, whether authoritative, and the addresses of the answer.
+async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> (ResponseCode, bool, Vec<Ipv4Addr>) {
+    let answer = ask_raw(server, &query(name, kind).to_vec().unwrap()).await.expect("no answer within 5 s");
+    assert_eq!(answer.metadata.id, 4711);
+    read(&answer)
+}
+
+fn read(answer: &Message) -> (ResponseCode, bool, Vec<Ipv4Addr>) {
+    let addresses = answer.answers.iter().filter_map(|r| if let RData::A(a) = r.data { Some(a.0) } else { None });
+    (answer.metadata.response_code, answer.metadata.authoritative, addresses.collect())
+}
+
+/// A resolver that answers everything with 192.0.2.7, after a wrong answer that must be seen through.
+async fn resolver() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            let question = asked.queries[0].clone();
+            let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+            answer.add_answer(Record::from_rdata(question.name().clone(), 60, RData::A(A::new(192, 0, 2, 7))));
+            let mut forged = answer.clone();
+            forged.add_query(Question::query(Name::from_ascii("other.example.").unwrap(), RecordType::A));
+            socket.send_to(&forged.to_vec().unwrap(), from).await.unwrap();
+            answer.add_query(question);
+            socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn the_forms_of_an_app_name() {
+    for (name, app) in [
+        ("web", Some("web")),
+        ("web.dev.localhost", Some("web")),
+        ("web.internal.dev.localhost", Some("web")),
+        ("dev.localhost", None),
+        ("internal.dev.localhost", Some("internal")),
+        ("a.b.dev.localhost", None),
+        ("web.prod.localhost", None),
+        ("webdev.localhost", None),
+        ("", None),
+    ] {
+        assert_eq!(app_label(name, "dev.localhost"), app, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn app_names_are_answered_here_and_other_local_names_do_not_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    // Nobody answers there: what must not leave the machine would show as SERVFAIL or REFUSED.
+    let server = server(folder.path(), "", &shutdown).await;
+    let ours = (ResponseCode::NoError, true, vec![GATEWAY]);
+    for name in ["web.", "Web.DEV.localhost.", "web.internal.dev.localhost."] {
+        assert_eq!(ask(server, name, RecordType::A).await, ours, "{name}");
+    }
+    assert_eq!(ask(server, "web.", RecordType::AAAA).await, (ResponseCode::NoError, true, vec![]));
+    for name in ["db.dev.localhost.", "localhost.", "7.0.64.10.in-addr.arpa."] {
+        assert_eq!(ask(server, name, RecordType::A).await.0, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(ask(server, "db.", RecordType::A).await.0, ResponseCode::Refused);
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn other_names_come_from_the_resolvers_of_the_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let resolvers = format!("nameserver 127.0.0.1:1\nnameserver {}\n", resolver().await);
+    let server = server(folder.path(), &resolvers, &shutdown).await;
+    let answer = ask(server, "example.com.", RecordType::A).await;
+    assert_eq!(answer, (ResponseCode::NoError, false, vec![Ipv4Addr::new(192, 0, 2, 7)]));
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn silence_behind_is_an_error_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let resolvers = format!("nameserver {0}\nnameserver {0}\n", silent.local_addr().unwrap());
+    let server = server(folder.path(), &resolvers, &shutdown).await;
+    let started = Instant::now();
+    assert_eq!(ask(server, "example.com.", RecordType::A).await.0, ResponseCode::ServFail);
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn tcp_answers_several_queries_on_a_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let server = server(folder.path(), "", &shutdown).await;
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    for (name, code) in [("web.", ResponseCode::NoError), ("db.localhost.", ResponseCode::NXDomain)] {
+        stream.write_all(&super::message::framed(&query(name, RecordType::A).to_vec().unwrap())).await.unwrap();
+        let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(read(&Message::from_vec(&answer).unwrap()).0, code, "{name}");
+    }
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn what_is_no_query_gets_an_error_or_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let server = server(folder.path(), "", &shutdown).await;
+    let mut cut = query("web.", RecordType::A).to_vec().unwrap();
+    cut.truncate(15);
+    assert_eq!(ask_raw(server, &cut).await.unwrap().metadata.response_code, ResponseCode::FormErr);
+    let mut none = query("web.", RecordType::A);
+    none.queries.clear();
+    let none = none.to_vec().unwrap();
+    assert_eq!(ask_raw(server, &none).await.unwrap().metadata.response_code, ResponseCode::FormErr);
+    let mut notify = query("web.", RecordType::A);
+    notify.metadata.op_code = OpCode::Notify;
+    let notify = notify.to_vec().unwrap();
+    assert_eq!(ask_raw(server, &notify).await.unwrap().metadata.response_code, ResponseCode::NotImp);
+    // Neither a short datagram nor an answer is answered: the next query is the first that is.
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    socket.send_to(b"x", server).await.unwrap();
+    socket.send_to(&Message::response(1, OpCode::Query).to_vec().unwrap(), server).await.unwrap();
+    socket.send_to(&query("web.", RecordType::A).to_vec().unwrap(), server).await.unwrap();
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).await.unwrap();
+    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.id, 4711);
+    shutdown.cancel();
+}
