@@ -1,0 +1,96 @@
+//! `Microsoft.App/containerApps`: checks a body into the model, and shows an app.
+//!
+//! The canonical document is what the user asked for, in Azure's spelling and without defaults; the model is the same with
+//! all defaults taken. Both are stored; answers are rendered from the document and completed from the model.
+//!
+//! **Invariant:** a document from [`parse_put`] holds no secret value and no read-only property, and parsing it again gives
+//! the same app.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cove_model::{ContainerApp, ResourceId, Template};
+use serde_json::Value;
+
+use crate::{
+    ArmError, Errors,
+    schema::{Nulls, normalise},
+};
+
+mod check;
+mod ingress;
+mod not_built;
+mod probes;
+mod properties;
+mod render;
+mod scale;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use render::{View, host, label_host, render, render_template};
+
+/// What an app's PUT needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct PutContext<'a> {
+    /// The id in the URL.
+    pub id: &'a ResourceId,
+    /// Names of the secrets that are stored already: those may come without a value.
+    pub known_secrets: &'a BTreeSet<String>,
+}
+
+/// A checked PUT or PATCH.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// What is asked, with all defaults. `is_stopped` is false: start and stop are not part of a body.
+    pub app: ContainerApp,
+    /// The document to store.
+    pub doc: Value,
+    /// All secrets the app has after this request; `None` keeps the stored value. [`crate::secrets::apply`] does it.
+    pub secrets: BTreeMap<String, Option<String>>,
+    /// `template.revisionSuffix`, if one was asked for; that it is unused is for the caller to check.
+    pub revision_suffix: Option<String>,
+    /// `workloadProfileName`, if given; that the environment has it is for the caller to check.
+    pub workload_profile: Option<String>,
+}
+
+/// Checks a PUT.
+///
+/// # Errors
+/// Every problem at once: 400, or 501 when all that is asked for exists in Azure but not here yet.
+pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmError> {
+    let mut errors = Errors::new();
+    let mut doc = normalise(body, &properties::APP, Nulls::Drop, &mut errors);
+    properties::strip_read_only(&mut doc);
+    let parsed = check::app(doc, context, &mut errors);
+    errors.into_result()?;
+    Ok(parsed)
+}
+
+/// Merges a PATCH into the stored document and checks the outcome.
+///
+/// A patch that changes the template without naming a suffix does not inherit the old one: it would be taken.
+///
+/// # Errors
+/// As [`parse_put`].
+pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmError> {
+    let mut errors = Errors::new();
+    let patch = normalise(patch, &properties::APP, Nulls::Keep, &mut errors);
+    errors.into_result()?;
+    let mut doc = stored.clone();
+    let names_suffix = patch.pointer("/properties/template/revisionSuffix").is_some();
+    if patch.pointer("/properties/template").is_some() && !names_suffix {
+        if let Some(fields) = doc.pointer_mut("/properties/template").and_then(Value::as_object_mut) {
+            fields.remove("revisionSuffix");
+        }
+    }
+    crate::patch::merge(&mut doc, &patch);
+    parse_put(&doc, context)
+}
+
+/// Whether going from `old` to `new` makes a revision: any change below `properties.template`, or a suffix of its own.
+///
+/// Everything else (ingress, secrets, registries, tags, mode) is of application scope and reaches running revisions.
+#[must_use]
+pub fn makes_revision(old: &Template, new: &Template, old_suffix: Option<&str>, new_suffix: Option<&str>) -> bool {
+    old != new || (new_suffix.is_some() && new_suffix != old_suffix)
+}

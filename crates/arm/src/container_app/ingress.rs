@@ -1,0 +1,122 @@
+//! The way in: port, transport, traffic weights.
+
+use std::collections::BTreeSet;
+
+use cove_model::{ActiveRevisionsMode, Ingress, RevisionName, TrafficWeight, Transport};
+
+use super::check::{Scope, is_dns_label};
+use crate::{ArmError, Errors, node::Node};
+
+/// Reads `configuration.ingress`.
+pub(super) fn read(
+    node: &Node<'_>,
+    mode: ActiveRevisionsMode,
+    scope: &Scope<'_>,
+    errors: &mut Errors,
+) -> Option<Ingress> {
+    if !node.exists() {
+        return None;
+    }
+    let traffic = traffic(&node.get("traffic"), scope, errors);
+    Some(Ingress {
+        external: node.get("external").flag().unwrap_or(false),
+        target_port: port(&node.get("targetPort"), errors),
+        transport: transport(node, errors),
+        allow_insecure: node.get("allowInsecure").flag().unwrap_or(false),
+        traffic: if mode == ActiveRevisionsMode::Single { Vec::new() } else { traffic },
+    })
+}
+
+/// A port; 0 and absent mean none.
+pub(super) fn port(node: &Node<'_>, errors: &mut Errors) -> Option<u16> {
+    let number = node.int().filter(|number| *number != 0)?;
+    let port = u16::try_from(number).ok();
+    if port.is_none() {
+        errors.invalid(&node.path, format!("The port {number} is not valid; expected 1 to 65535."));
+    }
+    port
+}
+
+fn transport(ingress: &Node<'_>, errors: &mut Errors) -> Transport {
+    let node = ingress.get("transport");
+    let exposed = ingress.get("exposedPort");
+    let is_exposed = port(&exposed, errors).is_some();
+    let transport = match node.text() {
+        Some("Http") => Transport::Http,
+        Some("Http2") => Transport::Http2,
+        Some("Tcp") => Transport::Tcp,
+        _ => Transport::Auto,
+    };
+    match transport {
+        Transport::Http2 => {
+            let instead = "use 'auto': clients may speak HTTP/2 to the ingress, the app is asked in HTTP/1.1";
+            errors.push(ArmError::not_implemented(&node.path, "HTTP/2 to the app (transport 'http2')", instead));
+        }
+        Transport::Tcp => {
+            let instead = "use 'auto' or 'http'";
+            errors.push(ArmError::not_implemented(&node.path, "Raw TCP (transport 'tcp')", instead));
+        }
+        Transport::Auto | Transport::Http => {
+            if is_exposed {
+                errors.invalid(
+                    &exposed.path,
+                    "exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.",
+                );
+            }
+        }
+    }
+    transport
+}
+
+fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<TrafficWeight> {
+    let mut all = Vec::new();
+    let (mut revisions, mut labels) = (BTreeSet::new(), BTreeSet::new());
+    let mut total = 0_i64;
+    for item in node.items() {
+        let revision = item.get("revisionName");
+        let is_latest = item.get("latestRevision").flag() == Some(true);
+        match revision.text() {
+            Some(_) if is_latest => errors.invalid(&item.path, "Give either revisionName or latestRevision, not both."),
+            None if !is_latest => {
+                errors.invalid(&item.path, "A traffic weight needs a revisionName or latestRevision: true.")
+            }
+            Some(name) if !belongs_to(name, scope.app) => {
+                let message = format!("'{name}' is not a revision of '{0}'; expected '{0}--SUFFIX'.", scope.app);
+                errors.invalid(&revision.path, message);
+            }
+            _ => {}
+        }
+        if !revisions.insert(revision.text()) {
+            let name = revision.text().unwrap_or("the latest revision");
+            errors.invalid(&item.path, format!("{name} is given twice; add the weights."));
+        }
+        let label = item.get("label");
+        if let Some(text) = label.text() {
+            if !is_dns_label(text, 63) || text.contains("--") {
+                let rule = "use 1 to 63 lower case letters, digits and single '-', with a letter or digit at both ends";
+                errors.invalid(&label.path, format!("The label '{text}' is not valid: {rule}."));
+            } else if !labels.insert(text) {
+                errors.invalid(&label.path, format!("The label '{text}' is given twice."));
+            }
+        }
+        let weight = item.get("weight").int().unwrap_or(0);
+        if !(0..=100).contains(&weight) {
+            errors.invalid(&item.get("weight").path, format!("The weight {weight} is not valid; expected 0 to 100."));
+        }
+        total = total.saturating_add(weight);
+        all.push(TrafficWeight {
+            revision: revision.text().map(str::to_owned),
+            weight: u32::try_from(weight).unwrap_or(0),
+            label: label.text().map(str::to_owned),
+        });
+    }
+    if !all.is_empty() && total != 100 {
+        let message = format!("The traffic weights add up to {total}; they must add up to 100.");
+        errors.push(ArmError::new(400, "InvalidTrafficWeight", message).at(&node.path));
+    }
+    all
+}
+
+fn belongs_to(revision: &str, app: &str) -> bool {
+    RevisionName::new(revision).is_ok_and(|name| name.app() == app && !name.suffix().is_empty())
+}

@@ -1,0 +1,320 @@
+//! The revision's template: containers, resources, environment, volumes.
+
+use std::collections::BTreeSet;
+
+use cove_model::{Bytes, Container, EnvValue, EnvVar, MilliCpu, Resources, Template, Volume, VolumeKind, VolumeMount};
+
+use super::{
+    check::{Scope, is_dns_label, range},
+    probes, scale,
+};
+use crate::{ArmError, Errors, node::Node};
+
+/// Most containers, init containers included.
+const CONTAINERS_MAX: usize = 20;
+/// Most variables of a container.
+const ENV_MAX: usize = 1000;
+/// Longest image reference.
+const IMAGE_LENGTH_MAX: usize = 512;
+/// CPU of a container that does not say, in thousandths of a core: Azure's default.
+const CPU_DEFAULT: MilliCpu = MilliCpu(500);
+/// Most CPU of a replica in the Consumption profile, in thousandths of a core.
+const CPU_TOTAL_MAX: u32 = 4000;
+
+/// Reads `properties.template`.
+pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Template {
+    let volumes = volumes(&node.get("volumes"), scope, errors);
+    let volume_names: BTreeSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    let mut names = BTreeSet::new();
+    let mut read_list = |list: &str, errors: &mut Errors| -> Vec<Container> {
+        let items = node.get(list).items();
+        items.iter().map(|item| container(item, &volume_names, &mut names, scope, errors)).collect()
+    };
+    let init_containers = read_list("initContainers", errors);
+    let containers = read_list("containers", errors);
+    let list = node.get("containers");
+    if containers.is_empty() {
+        invalid(&list, "At least one container is required.", errors);
+    }
+    if containers.len() + init_containers.len() > CONTAINERS_MAX {
+        invalid(&list, &format!("A replica may have {CONTAINERS_MAX} containers, init containers included."), errors);
+    }
+    check_total(&containers, &list, errors);
+    for (container, item) in init_containers.iter().zip(node.get("initContainers").items()) {
+        if !container.probes.is_empty() {
+            invalid(&item.get("probes"), "An init container cannot have probes: it runs to its end.", errors);
+        }
+        check_pair(container.resources, &item.get("resources"), errors);
+    }
+    Template {
+        init_containers,
+        containers,
+        volumes,
+        scale: scale::read(&node.get("scale"), scope, errors),
+        termination_grace_period_secs: range(&node.get("terminationGracePeriodSeconds"), 0..=600, 30, errors),
+    }
+}
+
+/// Notes a problem with Azure's code for containers.
+pub(super) fn invalid(node: &Node<'_>, message: &str, errors: &mut Errors) {
+    errors.push(ArmError::new(400, "InvalidParameterValueInContainerTemplate", message).at(&node.path));
+}
+
+fn container(
+    node: &Node<'_>,
+    volumes: &BTreeSet<&str>,
+    names: &mut BTreeSet<String>,
+    scope: &Scope<'_>,
+    errors: &mut Errors,
+) -> Container {
+    let name_node = node.get("name");
+    let name = name_node.text().unwrap_or("");
+    if !is_dns_label(name, 63) {
+        let shown: String = name.chars().take(80).collect();
+        let rule = "use 1 to 63 lower case letters, digits and '-', with a letter or digit at both ends";
+        invalid(&name_node, &format!("The container name '{shown}' is not valid: {rule}."), errors);
+    } else if !names.insert(name.to_owned()) {
+        invalid(&name_node, &format!("The container name '{name}' is used twice."), errors);
+    }
+    check_image(&node.get("image"), errors);
+    check_kind(node, errors);
+    Container {
+        name: name.to_owned(),
+        image: node.get("image").text().unwrap_or("").trim().to_owned(),
+        command: texts(&node.get("command"), errors),
+        args: texts(&node.get("args"), errors),
+        env: env(&node.get("env"), scope, errors),
+        resources: resources(&node.get("resources"), errors),
+        probes: probes::read(&node.get("probes"), errors),
+        volume_mounts: mounts(&node.get("volumeMounts"), volumes, errors),
+    }
+}
+
+fn check_image(node: &Node<'_>, errors: &mut Errors) {
+    let image = node.text().unwrap_or("").trim();
+    if image.is_empty() {
+        invalid(node, "An image is required, such as 'registry.example.com/name:tag'.", errors);
+    } else if image.len() > IMAGE_LENGTH_MAX {
+        invalid(node, &format!("The image reference is longer than {IMAGE_LENGTH_MAX} characters."), errors);
+    } else if image.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        invalid(node, "The image reference holds white space; expected 'registry/name:tag'.", errors);
+    } else if image.contains("://") {
+        invalid(node, &format!("The image '{image}' is a URL; leave the scheme out."), errors);
+    }
+}
+
+fn check_kind(node: &Node<'_>, errors: &mut Errors) {
+    let kind = node.get("imageType");
+    if kind.text().is_some_and(|text| !text.eq_ignore_ascii_case("ContainerImage")) || node.get("sourceBuild").exists()
+    {
+        errors.push(ArmError::not_implemented(&kind.path, "Building from source", "build the image and name it"));
+    }
+}
+
+fn texts(node: &Node<'_>, errors: &mut Errors) -> Vec<String> {
+    let items = node.items();
+    if items.iter().any(|item| item.text().is_some_and(|text| text.contains('\0'))) {
+        invalid(node, "A NUL character cannot be passed to a process.", errors);
+    }
+    items.iter().filter_map(|item| item.text().map(str::to_owned)).collect()
+}
+
+fn env(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<EnvVar> {
+    let items = node.items();
+    if items.len() > ENV_MAX {
+        invalid(node, &format!("{} variables are too many; a container may have {ENV_MAX}.", items.len()), errors);
+    }
+    let mut all = Vec::new();
+    for item in items.iter().take(ENV_MAX) {
+        let name_node = item.get("name");
+        let name = name_node.text().unwrap_or("");
+        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(letters) {
+            let shown: String = name.chars().take(80).collect();
+            let rule = "use letters, digits, '_', '-' and '.', and do not start with a digit";
+            invalid(&name_node, &format!("The environment variable name '{shown}' is not valid: {rule}."), errors);
+        }
+        let (value, secret) = (item.get("value"), item.get("secretRef"));
+        let text = value.text().unwrap_or("");
+        if text.contains('\0') {
+            invalid(&value, "A NUL character cannot be passed to a process.", errors);
+        }
+        if secret.exists() && !text.is_empty() {
+            invalid(item, &format!("The variable '{name}' has both value and secretRef; give one."), errors);
+        }
+        scope.check_secret_ref(&secret, errors);
+        let value = match secret.text() {
+            Some(secret) => EnvValue::SecretRef(secret.to_owned()),
+            None => EnvValue::Plain(text.to_owned()),
+        };
+        all.push(EnvVar { name: name.to_owned(), value });
+    }
+    all
+}
+
+/// CPU and memory; who gives one gets the other at 2 GiB per core, who gives none gets 0.5 cores and 1 GiB.
+fn resources(node: &Node<'_>, errors: &mut Errors) -> Resources {
+    let (cpu_node, memory_node) = (node.get("cpu"), node.get("memory"));
+    let gpu = node.get("gpu");
+    if gpu.number().is_some_and(|count| count != 0.0) {
+        errors.push(ArmError::not_implemented(&gpu.path, "GPUs", "leave gpu out"));
+    }
+    let cpu = cpu_node.number().map(|cores| {
+        MilliCpu::from_cores(cores).filter(|cpu| cpu.0 > 0).unwrap_or_else(|| {
+            invalid(&cpu_node, &format!("'{cores}' cores is not valid; expected a number such as 0.25."), errors);
+            CPU_DEFAULT
+        })
+    });
+    let memory = memory_node.text().map(|text| {
+        Bytes::parse_quantity(text).filter(|bytes| bytes.0 > 0).unwrap_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            invalid(&memory_node, &format!("'{shown}' is not an amount of memory; expected such as '0.5Gi'."), errors);
+            memory_for(CPU_DEFAULT)
+        })
+    });
+    let cpu = cpu.or_else(|| memory.map(cpu_for)).unwrap_or(CPU_DEFAULT);
+    let memory = memory.unwrap_or_else(|| memory_for(cpu));
+    Resources { cpu, memory, ephemeral_storage: ephemeral_storage(cpu) }
+}
+
+/// Two GiB per core.
+fn memory_for(cpu: MilliCpu) -> Bytes {
+    Bytes(u64::from(cpu.0) * 2 * Bytes::GIB / 1000)
+}
+
+/// A core per two GiB, rounded up to a thousandth.
+fn cpu_for(memory: Bytes) -> MilliCpu {
+    let milli = (u128::from(memory.0) * 500).div_ceil(u128::from(Bytes::GIB));
+    MilliCpu(u32::try_from(milli).unwrap_or(u32::MAX))
+}
+
+/// ACA's table of ephemeral storage by cores: up to 0.25 → 1 GiB, 0.5 → 2, 1 → 4, more → 8.
+fn ephemeral_storage(cpu: MilliCpu) -> Bytes {
+    Bytes(match cpu.0 {
+        0..=250 => Bytes::GIB,
+        251..=500 => 2 * Bytes::GIB,
+        501..=1000 => 4 * Bytes::GIB,
+        _ => 8 * Bytes::GIB,
+    })
+}
+
+/// The Consumption table is about the sum over a replica's containers.
+fn check_total(containers: &[Container], node: &Node<'_>, errors: &mut Errors) {
+    let cpu: u64 = containers.iter().map(|container| u64::from(container.resources.cpu.0)).sum();
+    let memory = containers.iter().fold(0_u64, |sum, container| sum.saturating_add(container.resources.memory.0));
+    if !containers.is_empty() && !is_on_table(cpu, memory) {
+        push_total(cpu, memory, node, errors);
+    }
+}
+
+fn check_pair(resources: Resources, node: &Node<'_>, errors: &mut Errors) {
+    let cpu = u64::from(resources.cpu.0);
+    if !is_on_table(cpu, resources.memory.0) {
+        push_total(cpu, resources.memory.0, node, errors);
+    }
+}
+
+/// 0.25 to 4 cores in steps of 0.25, with 2 GiB per core.
+fn is_on_table(cpu_milli: u64, memory_bytes: u64) -> bool {
+    let steps = cpu_milli / 250;
+    cpu_milli % 250 == 0
+        && (1..=u64::from(CPU_TOTAL_MAX) / 250).contains(&steps)
+        && memory_bytes == steps * (Bytes::GIB / 2)
+}
+
+fn push_total(cpu_milli: u64, memory_bytes: u64, node: &Node<'_>, errors: &mut Errors) {
+    let pairs: Vec<String> = (1..=CPU_TOTAL_MAX / 250)
+        .map(|step| format!("[cpu: {}, memory: {}Gi]", f64::from(step) / 4.0, f64::from(step) / 2.0))
+        .collect();
+    #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
+    let cores = cpu_milli as f64 / 1000.0;
+    let message = format!(
+        "The total requested CPU and memory resources for this application (CPU: {cores}, memory: {}) is invalid. Total CPU and memory for all containers defined in a Container App must add up to one of the following CPU - Memory combinations: {}.",
+        Bytes(memory_bytes).to_quantity(),
+        pairs.join("; ")
+    );
+    errors.push(ArmError::new(400, "ContainerAppInvalidResourceTotal", message).at(&node.path));
+}
+
+fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volume> {
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for item in node.items() {
+        let name_node = item.get("name");
+        let name = name_node.text().unwrap_or("");
+        if !is_dns_label(name, 63) {
+            let shown: String = name.chars().take(80).collect();
+            let rule = "use 1 to 63 lower case letters, digits and '-', with a letter or digit at both ends";
+            invalid(&name_node, &format!("The volume name '{shown}' is not valid: {rule}."), errors);
+        } else if !seen.insert(name) {
+            invalid(&name_node, &format!("The volume name '{name}' is used twice."), errors);
+        }
+        let kind = item.get("storageType");
+        let kind = match kind.text() {
+            None | Some("EmptyDir") => VolumeKind::EmptyDir,
+            Some("Secret") => VolumeKind::Secret(secret_files(&item.get("secrets"), scope, errors)),
+            Some(other) => {
+                let instead = "use 'EmptyDir' or 'Secret'";
+                errors.push(ArmError::not_implemented(&kind.path, &format!("A volume of type '{other}'"), instead));
+                VolumeKind::EmptyDir
+            }
+        };
+        all.push(Volume { name: name.to_owned(), kind });
+    }
+    all
+}
+
+fn secret_files(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for item in node.items() {
+        let secret = item.get("secretRef");
+        scope.check_secret_ref(&secret, errors);
+        let Some(name) = secret.text().filter(|name| !name.is_empty()) else {
+            invalid(&secret, "A file of a secret volume needs a secretRef.", errors);
+            continue;
+        };
+        let path = item.get("path").text().unwrap_or(name);
+        check_relative(path, &item.get("path"), errors);
+        all.push((name.to_owned(), path.to_owned()));
+    }
+    all
+}
+
+fn mounts(node: &Node<'_>, volumes: &BTreeSet<&str>, errors: &mut Errors) -> Vec<VolumeMount> {
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for item in node.items() {
+        let (volume, path, sub_path) = (item.get("volumeName"), item.get("mountPath"), item.get("subPath"));
+        let name = volume.text().unwrap_or("");
+        if !volumes.contains(name) {
+            invalid(&volume, &format!("The volume '{name}' does not exist; add it to template.volumes."), errors);
+        }
+        let text = path.text().unwrap_or("");
+        let is_inside =
+            text.starts_with('/') && !text.contains([':', '\0']) && !text.split('/').any(|part| part == "..");
+        if !is_inside || text.trim_end_matches('/').is_empty() {
+            invalid(
+                &path,
+                &format!("The mount path '{text}' is not valid; expected an absolute path such as '/data'."),
+                errors,
+            );
+        } else if !seen.insert(text.trim_end_matches('/')) {
+            invalid(&path, &format!("Two volumes are mounted at '{text}'."), errors);
+        }
+        if let Some(text) = sub_path.text() {
+            check_relative(text, &sub_path, errors);
+        }
+        all.push(VolumeMount {
+            volume: name.to_owned(),
+            path: text.to_owned(),
+            sub_path: sub_path.text().map(str::to_owned),
+        });
+    }
+    all
+}
+
+fn check_relative(path: &str, node: &Node<'_>, errors: &mut Errors) {
+    if path.is_empty() || path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        invalid(node, &format!("The path '{path}' is not valid; expected a relative path without '..'."), errors);
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the container app wire format.
