@@ -9,7 +9,6 @@
 
 mod contract;
 pub mod logs;
-pub mod logs;
 
 pub use contract::{
     Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,

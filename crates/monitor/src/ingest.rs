@@ -1,0 +1,192 @@
+//! Follows the files that drivers write and copies each line into the day files, once.
+//!
+//! The place up to which a container's files were read is kept in `offsets.json` beside the day files; it may lag after
+//! a crash, since a line that is read again has the same key and is ignored.
+//!
+//! **Invariant:** a replica's directory is deleted only when its driver marked it as ended and all of it was written.
+
+mod source;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, AsRawFd, RawFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cove_runtime::logs::ENDED_MARK;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    MonitorError,
+    days::{Days, Write},
+};
+use source::Replica;
+
+/// Rows written in one transaction at most.
+const BATCH_ROWS_MAX: usize = 2000;
+/// Between two looks at everything, in case a notice was lost (inotify queues can overflow).
+const FULL_LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Lines that arrive within this time share a transaction.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Copies lines until it is told to stop.
+pub(crate) struct Ingester {
+    dir: PathBuf,
+    days: Days,
+    inotify: AsyncFd<Notices>,
+    root: WatchDescriptor,
+    watches: BTreeMap<WatchDescriptorKey, String>,
+    replicas: BTreeMap<String, (WatchDescriptor, Replica)>,
+}
+
+/// What tokio can wait on.
+#[derive(Debug)]
+struct Notices(Inotify);
+
+impl AsRawFd for Notices {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+type WatchDescriptorKey = String;
+
+fn key(descriptor: WatchDescriptor) -> WatchDescriptorKey {
+    format!("{descriptor:?}")
+}
+
+impl Ingester {
+    pub(crate) fn open(dir: &Path, days: Days) -> Result<Self, MonitorError> {
+        let io = |what: &str| {
+            let what = format!("{what} `{}`", dir.display());
+            move |source: std::io::Error| MonitorError::Io { what, source }
+        };
+        let inotify =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|e| io("watch")(e.into()))?;
+        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
+        let root = inotify.add_watch(dir, flags).map_err(|e| io("watch")(e.into()))?;
+        #[expect(unsafe_code, reason = "tokio has no safe way to wait on a descriptor of another crate's type")]
+        // SAFETY: `Notices` owns the inotify descriptor for as long as it lives and always gives the same one
+        let inotify = unsafe { AsyncFd::register(Notices(inotify)) }.map_err(|e| io("watch")(e.into()))?;
+        Ok(Self { dir: dir.to_owned(), days, inotify, root, watches: BTreeMap::new(), replicas: BTreeMap::new() })
+    }
+
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), MonitorError> {
+        let mut dirty = self.look_at_all();
+        loop {
+            self.ingest(&dirty).await;
+            dirty.clear();
+            tokio::select! {
+                () = shutdown.cancelled() => {
+                    let all = self.look_at_all();
+                    self.ingest(&all).await;
+                    return Ok(());
+                }
+                () = tokio::time::sleep(FULL_LOOK_EVERY) => dirty = self.look_at_all(),
+                ready = self.inotify.readable() => match ready {
+                    Ok(mut guard) => {
+                        guard.clear_ready();
+                        drop(guard);
+                        tokio::time::sleep(GATHER).await;
+                        self.read_notices(&mut dirty);
+                    }
+                    Err(source) => return Err(MonitorError::Io { what: "wait for log files".into(), source }),
+                }
+            }
+        }
+    }
+
+    /// Every replica directory, with a watch on each.
+    fn look_at_all(&mut self) -> BTreeSet<String> {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return BTreeSet::new() };
+        let names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        for name in &names {
+            self.watch(name);
+        }
+        self.replicas.keys().cloned().collect()
+    }
+
+    fn watch(&mut self, name: &str) {
+        if self.replicas.contains_key(name) {
+            return;
+        }
+        let path = self.dir.join(name);
+        let flags = AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_ONLYDIR;
+        match self.inotify.get_ref().0.add_watch(&path, flags) {
+            Ok(descriptor) => {
+                self.watches.insert(key(descriptor), name.to_owned());
+                self.replicas.insert(name.to_owned(), (descriptor, Replica::new(path)));
+            }
+            Err(error) => tracing::debug!(path = %path.display(), %error, "not a replica's log directory"),
+        }
+    }
+
+    fn read_notices(&mut self, dirty: &mut BTreeSet<String>) {
+        // an overflow shows as an event without a watch: the full look every few seconds repairs it
+        while let Ok(events) = self.inotify.get_ref().0.read_events() {
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    dirty.extend(self.look_at_all());
+                } else if event.wd == self.root {
+                    if let Some(name) = event.name.as_ref().and_then(|name| name.to_str()) {
+                        self.watch(name);
+                        dirty.insert(name.to_owned());
+                    }
+                } else if let Some(name) = self.watches.get(&key(event.wd)) {
+                    dirty.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    async fn ingest(&mut self, dirty: &BTreeSet<String>) {
+        for name in dirty {
+            let Some((_, replica)) = self.replicas.get_mut(name) else { continue };
+            match copy(replica, &self.days).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::error!(replica = %name, error = &error as &dyn std::error::Error, "log lines were not copied");
+                    continue;
+                }
+            }
+            if replica.path().join(ENDED_MARK).exists() {
+                self.forget(name).await;
+            }
+        }
+    }
+
+    /// Reads what is left of an ended replica, makes sure it is on disk, and deletes its directory.
+    async fn forget(&mut self, name: &str) {
+        let Some((_, replica)) = self.replicas.get_mut(name) else { return };
+        let copied = copy(replica, &self.days).await;
+        if copied.is_err() || self.days.write(Write::Flush).await.is_err() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(replica.path()) {
+            tracing::error!(replica = %name, %error, "copied log files were not deleted");
+            return;
+        }
+        if let Some((descriptor, _)) = self.replicas.remove(name) {
+            self.watches.remove(&key(descriptor));
+        }
+    }
+}
+
+/// Copies everything that is there, batch by batch.
+async fn copy(replica: &mut Replica, days: &Days) -> Result<(), MonitorError> {
+    loop {
+        let rows = replica.read(BATCH_ROWS_MAX)?;
+        if rows.is_empty() {
+            return replica.keep_place();
+        }
+        days.write(Write::Console(rows)).await?;
+        replica.commit();
+    }
+}
