@@ -19,9 +19,9 @@ pub enum ImageError {
     #[error(transparent)]
     InvalidReference(#[from] InvalidImageRef),
     /// The registry answered, and has no such image.
-    #[error(
-        "image `{reference}` was not found in registry `{registry}`; check its name and tag, or give a login if it is private"
-    )]
+    #[error("image `{reference}` was not found in registry `{registry}`; {}",
+        if .registry == crate::reference::OWN_REGISTRY { "push or import it first" }
+        else { "check its name and tag, or give a login if it is private" })]
     NotFound {
         /// The image asked for.
         reference: String,

@@ -163,14 +163,6 @@ impl Manifest {
             _ => Err(ImageError::invalid(what, "its manifest has neither a configuration with layers nor a list")),
         }
     }
-
-    /// Everything it points to directly.
-    pub(crate) fn children(&self) -> Vec<&Descriptor> {
-        match self {
-            Self::Image { config, layers } => std::iter::once(config).chain(layers).collect(),
-            Self::Index(manifests) => manifests.iter().collect(),
-        }
-    }
 }
 
 /// Chooses the manifest for this machine from an index.

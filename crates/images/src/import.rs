@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::image::{Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use crate::layers::{decompressed, is_gzip, is_zstd};
-use crate::reference::{ImageRef, Version};
+use crate::reference::ImageRef;
 
 /// Largest file within an archive, in bytes.
 const PART_MAX: u64 = 64 << 30;
@@ -307,11 +307,4 @@ fn normalised(path: &str) -> String {
         }
     }
     parts.join("/")
-}
-
-impl ImageRef {
-    /// A tag in the same repository.
-    pub(crate) fn with_tag(&self, tag: &str) -> Self {
-        Self { version: Version::Tag(tag.to_owned()), ..self.clone() }
-    }
 }

@@ -16,7 +16,7 @@ mod index;
 mod layers;
 mod pull;
 mod reference;
-
+mod registry;
 mod sample;
 mod store;
 mod unpack;
@@ -26,7 +26,7 @@ pub use error::ImageError;
 pub use image::{Image, ImageConfig};
 pub use index::ImageSource;
 pub use pull::Credentials;
-pub use reference::{ImageRef, InvalidImageRef, OWN_REGISTRY};
-
+pub use reference::{ImageRef, InvalidImageRef, OWN_REGISTRY, Version};
+pub use registry::{Access, AuthorizationCheck, RegistryConfig};
 pub use sample::{HELLO_WORLD_IMAGE, QUICKSTART_IMAGE, SAMPLE_IMAGE};
 pub use store::{GcReport, ImageStore, ListedImage, PullPhase, PullPolicy, PullProgress, StoreConfig};

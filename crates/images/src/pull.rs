@@ -261,7 +261,7 @@ fn is_digest_error(error: &std::io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<oci_client::errors::DigestError>())
 }
 
-async fn write(mut writer: BlobWriter, mut bytes: Vec<u8>) -> Result<(BlobWriter, Vec<u8>), ImageError> {
+pub(crate) async fn write(mut writer: BlobWriter, mut bytes: Vec<u8>) -> Result<(BlobWriter, Vec<u8>), ImageError> {
     blocking(move || {
         writer.write(&bytes)?;
         bytes.clear();

@@ -412,7 +412,10 @@ impl Inner {
     }
 
     /// All blobs below `roots` that are named, whether here or not, and the uncompressed digests of their layers.
-    fn reachable<'a>(&self, roots: impl IntoIterator<Item = &'a Digest>) -> (BTreeSet<Digest>, BTreeSet<Digest>) {
+    pub(crate) fn reachable<'a>(
+        &self,
+        roots: impl IntoIterator<Item = &'a Digest>,
+    ) -> (BTreeSet<Digest>, BTreeSet<Digest>) {
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
         let mut open: Vec<Digest> = roots.into_iter().cloned().collect();
         while let Some(digest) = open.pop() {

@@ -298,7 +298,7 @@ async fn bad_images_say_what_is_wrong() {
         `DIR/file.tar` is not an image archive: failed to read entire block; give an OCI layout (directory or tar) or the output of `docker save`
         `DIR/foreign/blobs` is not an image archive: it has neither `index.json` nor `manifest.json`; give an OCI layout (directory or tar) or the output of `docker save`
         failed to read `DIR/absent`
-        image `cove.local/nothing:1` was not found in registry `cove.local`; check its name and tag, or give a login if it is private
+        image `cove.local/nothing:1` was not found in registry `cove.local`; push or import it first
         `Bad Name` is not an image name: the repository must be in lower case; write it as `registry/repository:tag` or `registry/repository@sha256:…`
     "#]].assert_eq(&table);
     assert_eq!(world.files_in("tmp"), 0);
