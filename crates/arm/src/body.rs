@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn complaints_name_the_position() {
         let message = |text: &str| parse_object(text.as_bytes(), 4).unwrap_err().message;
-        expect!["The request content was invalid and could not be deserialized: 'expected value at line 2 column 6'."]
+        expect!["The request content was invalid and could not be deserialized: 'expected value at line 2 column 5'."]
             .assert_eq(&message("{\n\"a\":}"));
         expect!["The request content is nested deeper than 4 levels."].assert_eq(&message("[[[[[]]]]]"));
         expect!["The request content is empty; a JSON object is expected."].assert_eq(&message(" \n"));

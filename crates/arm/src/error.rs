@@ -241,7 +241,7 @@ impl ArmError {
     /// 501 `NotImplemented`: Azure has `what`, Cove has not yet; `instead` says what to do.
     #[must_use]
     pub fn not_implemented(target: &str, what: &str, instead: &str) -> Self {
-        Self::new(501, "NotImplemented", format!("{what} is not implemented yet; {instead}.")).at(target)
+        Self::new(501, "NotImplemented", format!("{what}: not implemented yet; {instead}.")).at(target)
     }
 
     /// `{"error": {…}}` as Azure writes it.

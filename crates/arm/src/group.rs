@@ -84,3 +84,20 @@ pub fn is_valid_name(name: &str) -> bool {
         && !name.ends_with('.')
         && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '(' | ')'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_put_patched_and_shown() {
+        let doc = parse_put("MyRG", &json!({ "Location": "eastus", "tags": null, "properties": {} })).unwrap();
+        let doc = parse_patch("MyRG", &doc, &json!({ "tags": { "a": 1 } })).unwrap();
+        let id = ResourceId::group("s", "MyRG").unwrap();
+        let shown = render(&id, &doc, "Succeeded");
+        assert_eq!((shown["tags"]["a"].as_str(), shown["location"].as_str()), (Some("1"), Some("eastus")));
+        let refused = parse_put("bad.", &json!([])).unwrap_err();
+        assert_eq!(refused.details.len(), 3);
+        assert!(is_valid_name("a-b_c.(d)") && !is_valid_name("") && !is_valid_name("a/b"));
+    }
+}

@@ -296,3 +296,62 @@ pub fn subscription(subscription: &str, tenant: &str) -> Value {
         "tags": {},
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sign(text: &[u8]) -> Vec<u8> {
+        text.iter().fold(vec![7; 4], |mut sum, byte| {
+            sum.rotate_left(1);
+            sum[0] ^= byte;
+            sum
+        })
+    }
+
+    fn claims(is_application: bool) -> TokenClaims<'static> {
+        TokenClaims {
+            origin: "https://localhost:8443",
+            tenant: "t-1",
+            subject: "me@local",
+            object_id: "o-1",
+            audience: "https://localhost:8443/",
+            is_application,
+            issued_at: Timestamp::from_second(1_000).unwrap(),
+            lifetime_secs: 3600,
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_back_and_a_changed_one_is_not() {
+        let token = jwt(&claims(false).to_json(), &sign);
+        assert_eq!(token.split('.').count(), 3);
+        let read = verify_jwt(&token, &sign).unwrap();
+        assert_eq!((read["tid"].as_str(), read["exp"].as_i64()), (Some("t-1"), Some(4_600)));
+        let (head, tail) = token.split_at(token.len() / 2);
+        for bad in ["", ".", "..", "a.b.c", &token[1..], &format!("{head}x{tail}"), token.rsplit_once('.').unwrap().0] {
+            assert_eq!(verify_jwt(bad, &sign), None, "{bad}");
+        }
+        assert_eq!(verify_jwt(&token, &|_| Vec::new()), None);
+    }
+
+    #[test]
+    fn answers_have_what_clients_read() {
+        let claims = claims(true);
+        let answer =
+            TokenAnswer { access_token: "x", claims: &claims, scope: "s", refresh_token: None, id_token: None };
+        let value = token(&answer);
+        assert_eq!(value["expires_in"], 3600);
+        assert!(value["client_info"].is_string() && value.get("refresh_token").is_none());
+        assert_eq!(managed_identity_token(&answer)["expires_on"], "4600");
+        let list = metadata_list("https://localhost:8443", "t-1", Authority::Entra);
+        assert_eq!(list[0]["authentication"]["loginEndpoint"], "https://localhost:8443/");
+        assert_ne!(list[0]["name"], "AzureCloud");
+        let adfs = metadata("https://localhost:8443", "t-1", Authority::Adfs);
+        assert_eq!(adfs["authentication"]["loginEndpoint"], "https://localhost:8443/adfs");
+        let document = openid_configuration("https://h", "organizations", "t-1", true);
+        assert_eq!(document["token_endpoint"], "https://h/organizations/oauth2/v2.0/token");
+        let document = openid_configuration("https://h", "adfs", "t-1", false);
+        assert_eq!(document["token_endpoint"], "https://h/adfs/oauth2/token");
+    }
+}

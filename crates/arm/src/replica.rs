@@ -74,3 +74,46 @@ fn running_state(replica: &ReplicaObservation) -> (&'static str, String) {
         ReplicaPhase::Failed => ("NotRunning", "Failed".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cove_model::{ContainerExit, ReplicaName, RevisionKey, RevisionName};
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_replica_says_where_its_logs_are_and_how_it_ended_last() {
+        let app = ResourceId::resource("s1", "MyRG", "Microsoft.App/containerApps", "web").unwrap();
+        let at = Timestamp::from_second(0).unwrap();
+        let container = ContainerObservation {
+            name: "web".to_owned(),
+            is_init: false,
+            state: ContainerState::Waiting { reason: "CrashLoopBackOff".to_owned(), until: None },
+            is_ready: false,
+            is_started: true,
+            restarts: 3,
+            last_exit: Some(ContainerExit { code: 137, reason: "OOMKilled".to_owned(), message: None, at }),
+        };
+        let replica = ReplicaObservation {
+            name: ReplicaName::new("web--1-abc").unwrap(),
+            revision: RevisionKey { app: app.clone(), name: RevisionName::new("web--1").unwrap() },
+            restart_generation: 0,
+            phase: ReplicaPhase::Running,
+            is_ready: false,
+            address: None,
+            containers: vec![container],
+            created_at: at,
+            started_at: None,
+            ready_at: None,
+        };
+        let shown = render(&app, &replica, "https://h");
+        let container = &shown["properties"]["containers"][0];
+        assert_eq!(container["runningStateDetails"], "CrashLoopBackOff; last exit OOMKilled with code 137");
+        assert_eq!(
+            container["logStreamEndpoint"],
+            "https://h/subscriptions/s1/resourceGroups/MyRG/containerApps/web/revisions/web--1/replicas/web--1-abc/containers/web/logstream"
+        );
+        assert_eq!(shown["properties"]["initContainers"], json!([]));
+    }
+}

@@ -220,3 +220,57 @@ fn whole(number: f64) -> Option<i64> {
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    static THING: Schema = Schema::Object(&[
+        ("count", &Schema::Int),
+        ("share", &Schema::Number),
+        ("on", &Schema::Bool),
+        ("mode", &Schema::Word(&["Single", "Multiple"])),
+        ("url", &Schema::TextOrAbsent),
+        ("meta", &Schema::Map(&Schema::Text)),
+        ("items", &Schema::List(&Schema::Object(&[("name", &Schema::Text)]))),
+    ]);
+
+    #[test]
+    fn spellings_become_one() {
+        let given = json!({
+            "COUNT": " 10 ", "Share": "0.25", "on": "TRUE", "mode": "single", "url": "", "meta": { "A": 1, "a": true },
+            "items": [null, { "Name": "x", "name2": null }], "unknown": { "x": [null, 1] }, "nothing": null,
+        });
+        let mut errors = Errors::new();
+        assert_eq!(
+            normalise(&given, &THING, Nulls::Drop, &mut errors),
+            json!({
+                "count": 10, "share": 0.25, "on": true, "mode": "Single", "meta": { "A": "1", "a": "true" },
+                "items": [{ "name": "x" }], "unknown": { "x": [1] },
+            })
+        );
+        assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn a_patch_keeps_nulls_of_objects_only() {
+        let given = json!({ "Count": null, "meta": { "a": null }, "items": [{ "name": null }], "x": { "y": null } });
+        let mut errors = Errors::new();
+        assert_eq!(
+            normalise(&given, &THING, Nulls::Keep, &mut errors),
+            json!({ "count": null, "meta": { "a": null }, "items": [{}], "x": { "y": null } })
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_and_left_out() {
+        let given = json!({ "count": 1.5, "share": "x", "on": 1, "mode": "both", "items": {}, "Url": "a", "url": "b" });
+        let mut errors = Errors::new();
+        assert_eq!(normalise(&given, &THING, Nulls::Drop, &mut errors), json!({ "url": "a" }));
+        let error = errors.into_result().unwrap_err();
+        let targets: Vec<_> = error.details.iter().filter_map(|error| error.target.clone()).collect();
+        assert_eq!(targets, ["count", "items", "mode", "on", "share", "url"]);
+    }
+}

@@ -104,3 +104,23 @@ pub fn render(id: &ResourceId, doc: &Value, customer_id: &str, system_data: Opti
 pub fn render_shared_keys(primary: &str, secondary: &str) -> Value {
     json!({ "primarySharedKey": primary, "secondarySharedKey": secondary })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_has_what_env_create_reads() {
+        let doc = parse_put(
+            "workspace-abcd",
+            &json!({ "location": "eastus", "properties": { "retentionInDays": "31", "CustomerId": "mine" } }),
+        )
+        .unwrap();
+        let id = ResourceId::resource("s", "g", "Microsoft.OperationalInsights/workspaces", "workspace-abcd").unwrap();
+        let shown = render(&id, &doc, "c-1", None);
+        assert_eq!(shown["properties"]["customerId"], "c-1");
+        assert_eq!(shown["properties"]["retentionInDays"], 31);
+        assert!(!shown.to_string().contains("mine"));
+        assert!(parse_put("x", &json!({ "properties": { "retentionInDays": 9999 } })).is_err());
+    }
+}

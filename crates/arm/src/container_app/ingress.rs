@@ -87,8 +87,10 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
             _ => {}
         }
         if !revisions.insert(revision.text()) {
-            let name = revision.text().unwrap_or("the latest revision");
-            errors.invalid(&item.path, format!("{name} is given twice; add the weights."));
+            let what = revision
+                .text()
+                .map_or_else(|| "The latest revision".to_owned(), |name| format!("The revision '{name}'"));
+            errors.invalid(&item.path, format!("{what} is given twice; add the weights."));
         }
         let label = item.get("label");
         if let Some(text) = label.text() {
@@ -114,7 +116,9 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
         let message = format!("The traffic weights add up to {total}; they must add up to 100.");
         errors.push(ArmError::new(400, "InvalidTrafficWeight", message).at(&node.path));
     }
-    all
+    // Everything to the latest is what no weights mean: one model for both.
+    let is_default = matches!(&all[..], [TrafficWeight { revision: None, weight: 100, label: None }]);
+    if is_default { Vec::new() } else { all }
 }
 
 fn belongs_to(revision: &str, app: &str) -> bool {

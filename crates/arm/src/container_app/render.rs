@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 
 use cove_model::{
-    ActiveRevisionsMode, Container, ContainerApp, EnvValue, Ingress, Probe, ProbeAction, ResourceId, Scale, ScaleRule,
-    ScaleRuleAuth, ScaleRuleKind, Template, TrafficWeight, Transport, VolumeKind,
+    ActiveRevisionsMode, Bytes, Container, ContainerApp, EnvValue, Ingress, Probe, ProbeAction, ResourceId, Scale,
+    ScaleRule, ScaleRuleAuth, ScaleRuleKind, Template, TrafficWeight, Transport, VolumeKind,
 };
 use serde_json::{Map, Value, json};
 
@@ -208,7 +208,7 @@ fn render_container(container: &Container) -> Value {
         "imageType": "ContainerImage",
         "resources": {
             "cpu": container.resources.cpu.cores(),
-            "memory": container.resources.memory.to_quantity(),
+            "memory": memory_text(container.resources.memory),
             "ephemeralStorage": container.resources.ephemeral_storage.to_quantity(),
         },
     });
@@ -238,6 +238,14 @@ fn render_container(container: &Container) -> Value {
         value["volumeMounts"] = container.volume_mounts.iter().map(mount).collect();
     }
     value
+}
+
+/// `0.2Gi` when that says it to the byte, else the shortest exact quantity.
+fn memory_text(memory: Bytes) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "the text is only used when it reads back to the same number")]
+    let gib = memory.0 as f64 / Bytes::GIB as f64;
+    let text = format!("{}Gi", (gib * 1000.0).round() / 1000.0);
+    if Bytes::parse_quantity(&text) == Some(memory) { text } else { memory.to_quantity() }
 }
 
 fn render_probe(probe: &Probe) -> Value {

@@ -177,9 +177,9 @@ fn resources(node: &Node<'_>, errors: &mut Errors) -> Resources {
     Resources { cpu, memory, ephemeral_storage: ephemeral_storage(cpu) }
 }
 
-/// Two GiB per core.
+/// Two GiB per core, to the nearest byte.
 fn memory_for(cpu: MilliCpu) -> Bytes {
-    Bytes(u64::from(cpu.0) * 2 * Bytes::GIB / 1000)
+    Bytes((u64::from(cpu.0) * 2 * Bytes::GIB + 500) / 1000)
 }
 
 /// A core per two GiB, rounded up to a thousandth.
@@ -214,12 +214,12 @@ fn check_pair(resources: Resources, node: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-/// 0.25 to 4 cores in steps of 0.25, with 2 GiB per core.
+/// 0.25 to 4 cores in steps of 0.25, with 2 GiB per core; a sum of rounded parts (`0.2Gi` + `0.3Gi`) may be some bytes off.
 fn is_on_table(cpu_milli: u64, memory_bytes: u64) -> bool {
     let steps = cpu_milli / 250;
     cpu_milli % 250 == 0
         && (1..=u64::from(CPU_TOTAL_MAX) / 250).contains(&steps)
-        && memory_bytes == steps * (Bytes::GIB / 2)
+        && memory_bytes.abs_diff(steps * (Bytes::GIB / 2)) <= CONTAINERS_MAX as u64
 }
 
 fn push_total(cpu_milli: u64, memory_bytes: u64, node: &Node<'_>, errors: &mut Errors) {

@@ -1,0 +1,469 @@
+//! Every rule of a container app with the answer that its breach gets.
+
+use expect_test::{Expect, expect};
+use serde_json::{Value, json};
+
+use super::{az_create, put};
+use crate::ArmError;
+
+/// Changes the body of `az create` at a JSON pointer and shows the answer as `status code [target] message` lines.
+fn check(changes: &[(&str, Value)], expected: &Expect) {
+    let mut body = az_create();
+    for (pointer, value) in changes {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[name] = value.clone();
+    }
+    let text = match put(&body) {
+        Ok(_) => "ok\n".to_owned(),
+        Err(error) => {
+            let line = |error: &ArmError| {
+                let message: String = error.message.chars().take(170).collect();
+                format!("{} {} [{}] {message}\n", error.status, error.code, error.target.as_deref().unwrap_or(""))
+            };
+            if error.details.is_empty() {
+                line(&error)
+            } else {
+                format!("{} {}\n{}", error.status, error.code, error.details.iter().map(line).collect::<String>())
+            }
+        }
+    };
+    expected.assert_eq(&text);
+}
+
+const CONTAINER: &str = "/properties/template/containers/0";
+
+#[test]
+fn containers_are_checked() {
+    let at = |name: &str| format!("{CONTAINER}/{name}");
+    check(
+        &[(&at("image"), json!(" "))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] An image is required, such as 'registry.example.com/name:tag'.
+    "#]],
+    );
+    check(
+        &[(&at("image"), json!("https://x/y"))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] The image 'https://x/y' is a URL; leave the scheme out.
+    "#]],
+    );
+    check(
+        &[(&at("name"), json!("Web_1"))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].name] The container name 'Web_1' is not valid: use 1 to 63 lower case letters, digits and '-', with a letter or digit at both ends.
+    "#]],
+    );
+    check(
+        &[(&at("env"), json!([{ "name": "1=", "value": "x" }]))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0].name] The environment variable name '1=' is not valid: use letters, digits, '_', '-' and '.', and do not start with a digit.
+    "#]],
+    );
+    check(
+        &[(&at("env"), json!([{ "name": "A", "value": "x", "secretRef": "s" }]))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0]] The variable 'A' has both value and secretRef; give one.
+    "#]],
+    );
+    check(
+        &[(&at("env"), json!([{ "name": "A", "secretRef": "nope" }]))],
+        &expect![[r#"
+        400 ContainerAppSecretRefNotFound [properties.template.containers[0].env[0].secretRef] The secret 'nope' does not exist; add it to properties.configuration.secrets.
+    "#]],
+    );
+    check(
+        &[(&at("env"), json!({}))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.template.containers[0].env] The value an object of 'properties.template.containers[0].env' is not valid; expected a list.
+    "#]],
+    );
+    check(
+        &[(&at("volumeMounts"), json!([{ "volumeName": "v", "mountPath": "data" }]))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].volumeMounts[0].volumeName] The volume 'v' does not exist; add it to template.volumes.
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].volumeMounts[0].mountPath] The mount path 'data' is not valid; expected an absolute path such as '/data'.
+    "#]],
+    );
+    check(
+        &[(&at("resources"), json!({ "cpu": 0.5, "memory": "2Gi" }))],
+        &expect![[r#"
+        400 ContainerAppInvalidResourceTotal [properties.template.containers] The total requested CPU and memory resources for this application (CPU: 0.5, memory: 2Gi) is invalid. Total CPU and memory for all containers defined in a Container App m
+    "#]],
+    );
+    check(
+        &[(&at("resources"), json!({ "cpu": "a lot", "memory": "1Xi" }))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 InvalidParameterValue [properties.template.containers[0].resources.cpu] The value 'a lot' of 'properties.template.containers[0].resources.cpu' is not valid; expected a number.
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].resources.memory] '1Xi' is not an amount of memory; expected such as '0.5Gi'.
+    "#]],
+    );
+    check(
+        &[(&at("resources"), json!({ "cpu": 8, "memory": "16Gi" }))],
+        &expect![[r#"
+        400 ContainerAppInvalidResourceTotal [properties.template.containers] The total requested CPU and memory resources for this application (CPU: 8, memory: 16Gi) is invalid. Total CPU and memory for all containers defined in a Container App mu
+    "#]],
+    );
+    check(
+        &[(&at("resources"), json!({ "cpu": 1, "memory": "2Gi", "gpu": 1 }))],
+        &expect![[r#"
+            501 NotImplemented [properties.template.containers[0].resources.gpu] GPUs: not implemented yet; leave gpu out.
+        "#]],
+    );
+    check(
+        &[("/properties/template/containers", json!([]))],
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers] At least one container is required.
+    "#]],
+    );
+    check(
+        &[("/properties/template/containers", json!([{ "name": "a", "image": "x" }, { "name": "a", "image": "y" }]))],
+        &expect![[r#"
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[1].name] The container name 'a' is used twice.
+        "#]],
+    );
+}
+
+#[test]
+fn probes_are_checked() {
+    let with = |probe: Value| [("/properties/template/containers/0/probes", json!([probe]))];
+    check(
+        &with(json!({ "tcpSocket": { "port": 80 } })),
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].type] A probe needs a type: Startup, Readiness or Liveness.
+    "#]],
+    );
+    check(
+        &with(json!({ "type": "Liveness" })),
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0]] A probe needs exactly one of httpGet and tcpSocket.
+    "#]],
+    );
+    check(
+        &with(json!({ "type": "Liveness", "tcpSocket": { "port": 0 } })),
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].tcpSocket.port] A probe needs a port from 1 to 65535.
+    "#]],
+    );
+    check(
+        &with(
+            json!({ "type": "Liveness", "tcpSocket": { "port": 80 }, "periodSeconds": 0, "timeoutSeconds": 241, "successThreshold": 2 }),
+        ),
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].successThreshold] successThreshold of a Liveness probe must be 1.
+            400 InvalidParameterValue [properties.template.containers[0].probes[0].periodSeconds] The value 0 is not valid; expected 1 to 240.
+            400 InvalidParameterValue [properties.template.containers[0].probes[0].timeoutSeconds] The value 241 is not valid; expected 1 to 240.
+        "#]],
+    );
+    check(
+        &with(json!({ "type": "Startup", "httpGet": { "port": 80, "path": "x" } })),
+        &expect![[r#"
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].httpGet.path] The path 'x' is not valid; it must start with '/' and hold no white space.
+    "#]],
+    );
+}
+
+#[test]
+fn scale_is_checked() {
+    let scale = "/properties/template/scale";
+    check(
+        &[(scale, json!({ "minReplicas": 11 }))],
+        &expect![[r#"
+        400 MinGreaterThanMax [properties.template.scale] The scale options provided for Container App 'web' are incorrect. minReplicas is 11 and maxReplicas 10 (10 unless given); min must not be above max.
+    "#]],
+    );
+    check(
+        &[(scale, json!({ "minReplicas": -1, "maxReplicas": 0 }))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 MinReplicasOutOfRange [properties.template.scale.minReplicas] The scale options provided for Container App 'web' are incorrect. minReplicas is -1; expected 0 to 1000.
+        400 MaxReplicasOutOfRange [properties.template.scale.maxReplicas] The scale options provided for Container App 'web' are incorrect. maxReplicas is 0; expected 1 to 1000.
+    "#]],
+    );
+    check(
+        &[(scale, json!({ "minReplicas": 1.5, "maxReplicas": "x", "pollingInterval": 0 }))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 InvalidParameterValue [properties.template.scale.maxReplicas] The value 'x' of 'properties.template.scale.maxReplicas' is not valid; expected a whole number.
+        400 InvalidParameterValue [properties.template.scale.minReplicas] The value 1.5 of 'properties.template.scale.minReplicas' is not valid; expected a whole number.
+        400 InvalidParameterValue [properties.template.scale.pollingInterval] The value 0 is not valid; expected 1 to 604800.
+    "#]],
+    );
+    check(
+        &[(scale, json!({ "coveMode": "FAST" }))],
+        &expect![[r#"
+            501 NotImplemented [properties.template.scale.coveMode] The scale mode 'fast': not implemented yet; leave coveMode out or set it to 'aca'.
+        "#]],
+    );
+    let rules = |rules: Value| [(scale, json!({ "rules": rules }))];
+    check(
+        &rules(json!([{ "name": "", "http": {} }])),
+        &expect![[r#"
+        400 RuleNameMissing [properties.template.scale.rules[0].name] The scale rule '' is invalid. A scale rule needs a name.
+    "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "http": {} }, { "name": "a", "tcp": {} }])),
+        &expect![[r#"
+        400 RuleNameDuplicate [properties.template.scale.rules[1].name] The scale rule 'a' is invalid. Names of scale rules must be unique.
+    "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a" }, { "name": "b", "http": {}, "tcp": {} }])),
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 RuleTypeMissing [properties.template.scale.rules[0]] The scale rule 'a' is invalid. It must have either Azure Queue or HTTP or TCP or Custom Rule specified.
+        400 RuleTypeAmbiguous [properties.template.scale.rules[1]] The scale rule 'b' is invalid. It has http and tcp; give exactly one of them.
+    "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "http": { "metadata": { "concurrentRequests": "ten" } } }])),
+        &expect![[r#"
+        400 HttpConcurrencyInvalid [properties.template.scale.rules[0].http.metadata.concurrentRequests] The scale rule 'a' is invalid. metadata.concurrentRequests must be a whole number of at least 1.
+    "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "tcp": { "metadata": { "concurrentConnections": 0 } } }])),
+        &expect![[r#"
+        400 TcpConcurrencyInvalid [properties.template.scale.rules[0].tcp.metadata.concurrentConnections] The scale rule 'a' is invalid. metadata.concurrentConnections must be a whole number of at least 1.
+    "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "custom": { "metadata": {} } }, { "name": "b", "custom": { "type": "http" } }])),
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 CustomTypeMissing [properties.template.scale.rules[0].custom.type] The scale rule 'a' is invalid. A custom rule needs a type, such as 'redis'.
+            400 CustomTypeReserved [properties.template.scale.rules[1].custom.type] The scale rule 'b' is invalid. 'http' is a rule of its own, not a custom type.
+        "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "custom": { "type": "redis", "auth": [{ "secretRef": "no" }] } }])),
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 AuthTriggerParameterMissing [properties.template.scale.rules[0].custom.auth[0].triggerParameter] The scale rule 'a' is invalid. An auth entry needs a triggerParameter.
+            400 AuthSecretNotFound [properties.template.scale.rules[0].custom.auth[0].secretRef] The scale rule 'a' is invalid. The secret 'no' of an auth entry does not exist.
+        "#]],
+    );
+    check(
+        &rules(json!([{ "name": "a", "azureQueue": { "queueLength": 0 } }])),
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 MetadataInvalid [properties.template.scale.rules[0].azureQueue.queueName] The scale rule 'a' is invalid. azureQueue needs a queueName.
+        400 InvalidParameterValue [properties.template.scale.rules[0].azureQueue.queueLength] The value 0 is not valid; expected 1 to 4294967295.
+    "#]],
+    );
+    check(
+        &[("/properties/configuration/ingress", Value::Null)],
+        &expect![[r#"
+        400 RuleNeedsIngress [properties.template.scale.rules[0].http] The scale rule 'http-scaling' is invalid. A rule of type http counts what arrives at the ingress; enable ingress or use a custom rule.
+    "#]],
+    );
+}
+
+#[test]
+fn configuration_is_checked() {
+    let at = |name: &str| format!("/properties/configuration/{name}");
+    check(
+        &[(&at("ingress/targetPort"), json!(65536))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.configuration.ingress.targetPort] The port 65536 is not valid; expected 1 to 65535.
+    "#]],
+    );
+    check(
+        &[(&at("ingress/exposedPort"), json!(8080))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.configuration.ingress.exposedPort] exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.
+    "#]],
+    );
+    check(
+        &[(&at("ingress/transport"), json!("quic"))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.configuration.ingress.transport] The value 'quic' of 'properties.configuration.ingress.transport' is not valid; expected one of Auto, Http, Http2, Tcp.
+    "#]],
+    );
+    check(
+        &[(&at("ingress/traffic"), json!([{ "latestRevision": true, "weight": 90 }]))],
+        &expect![[r#"
+        400 InvalidTrafficWeight [properties.configuration.ingress.traffic] The traffic weights add up to 90; they must add up to 100.
+    "#]],
+    );
+    check(
+        &[(
+            &at("ingress/traffic"),
+            json!([{ "weight": 100 }, { "revisionName": "other--1", "weight": -1 }, { "latestRevision": true, "label": "A" }]),
+        )],
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.configuration.ingress.traffic[0]] A traffic weight needs a revisionName or latestRevision: true.
+            400 InvalidParameterValue [properties.configuration.ingress.traffic[1].revisionName] 'other--1' is not a revision of 'web'; expected 'web--SUFFIX'.
+            400 InvalidParameterValue [properties.configuration.ingress.traffic[1].weight] The weight -1 is not valid; expected 0 to 100.
+            400 InvalidParameterValue [properties.configuration.ingress.traffic[2]] The latest revision is given twice; add the weights.
+            400 InvalidParameterValue [properties.configuration.ingress.traffic[2].label] The label 'A' is not valid: use 1 to 63 lower case letters, digits and single '-', with a letter or digit at both ends.
+            400 InvalidTrafficWeight [properties.configuration.ingress.traffic] The traffic weights add up to 99; they must add up to 100.
+        "#]],
+    );
+    check(
+        &[(&at("secrets"), json!([{ "name": "s" }, { "name": "S!", "value": "x" }]))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 ContainerAppSecretInvalid [properties.configuration.secrets[0]] Container app secret(s) with name(s) 's' are invalid: value or keyVaultUrl and identity should be provided.
+        400 ContainerAppSecretInvalid [properties.configuration.secrets[1].name] The secret name 'S!' is not valid: use lower case letters, digits, '-' and '.', with a letter or digit at both ends.
+    "#]],
+    );
+    check(
+        &[(&at("secrets"), json!([{ "name": "s", "value": "a" }, { "name": "s", "value": "b" }]))],
+        &expect![[r#"
+        400 ContainerAppSecretInvalid [properties.configuration.secrets[1].name] The secret 's' is given twice; names must be unique.
+    "#]],
+    );
+    check(
+        &[(&at("registries"), json!([{ "server": "r.io", "username": "u" }]))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.configuration.registries[0]] The registry 'r.io' needs both username and passwordSecretRef.
+    "#]],
+    );
+    check(
+        &[(&at("registries"), json!([{ "server": "r.io", "username": "u", "passwordSecretRef": "no" }]))],
+        &expect![[r#"
+            400 ContainerAppSecretRefNotFound [properties.configuration.registries[0].passwordSecretRef] The secret 'no' does not exist; add it to properties.configuration.secrets.
+        "#]],
+    );
+    check(
+        &[(&at("activeRevisionsMode"), json!("both")), (&at("maxInactiveRevisions"), json!(101))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 InvalidParameterValue [properties.configuration.activeRevisionsMode] The value 'both' of 'properties.configuration.activeRevisionsMode' is not valid; expected one of Single, Multiple, Labels.
+        400 InvalidParameterValue [properties.configuration.maxInactiveRevisions] The value 101 is not valid; expected 0 to 100.
+    "#]],
+    );
+    check(
+        &[("/properties/environmentId", json!("myenv"))],
+        &expect![[r#"
+        400 InvalidEnvironmentId [properties.environmentId] 'myenv' is not the id of a managed environment; expected /subscriptions/ID/resourceGroups/NAME/providers/Microsoft.App/managedEnvironments/NAME.
+    "#]],
+    );
+    check(
+        &[("/properties/environmentId", Value::Null), ("/location", json!("atlantis"))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 ManagedEnvironmentRequired [properties.environmentId] The id of a managed environment is required: /subscriptions/…/managedEnvironments/NAME.
+        400 LocationNotAvailableForResourceType [location] The location 'atlantis' does not exist; use 'local' or one of Azure's, such as 'eastus'.
+    "#]],
+    );
+    check(
+        &[("/properties/template/revisionSuffix", json!("V1--x"))],
+        &expect![[r#"
+        400 InvalidRevisionSuffix [properties.template.revisionSuffix] The revision suffix 'V1--x' is not valid: use lower case letters, digits and single '-', with a letter or digit at both ends; 'web--SUFFIX' may have 64 characters.
+    "#]],
+    );
+    check(
+        &[("/properties/template/terminationGracePeriodSeconds", json!(601))],
+        &expect![[r#"
+        400 InvalidParameterValue [properties.template.terminationGracePeriodSeconds] The value 601 is not valid; expected 0 to 600.
+    "#]],
+    );
+    check(
+        &[("/properties", json!("text"))],
+        &expect![[r#"
+        400 InvalidRequestParameterWithDetails
+        400 InvalidParameterValue [properties] The value 'text' of 'properties' is not valid; expected an object.
+        400 ManagedEnvironmentRequired [properties.environmentId] The id of a managed environment is required: /subscriptions/…/managedEnvironments/NAME.
+        400 InvalidParameterValueInContainerTemplate [properties.template.containers] At least one container is required.
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_not_built_says_so() {
+    let at = |name: &str| format!("/properties/configuration/{name}");
+    check(
+        &[(&at("dapr"), json!({ "enabled": true, "appId": "a" }))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.dapr.enabled] Dapr: not implemented yet; set dapr.enabled to false.
+        "#]],
+    );
+    check(
+        &[(&at("dapr"), json!({ "enabled": false, "appId": "a" }))],
+        &expect![[r#"
+        ok
+    "#]],
+    );
+    check(
+        &[(&at("ingress/transport"), json!("http2"))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.ingress.transport] HTTP/2 to the app (transport 'http2'): not implemented yet; use 'auto': clients may speak HTTP/2 to the ingress, the app is asked in HTTP/1.1.
+        "#]],
+    );
+    check(
+        &[(&at("ingress/transport"), json!("tcp")), (&at("ingress/exposedPort"), json!(1))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.ingress.transport] Raw TCP (transport 'tcp'): not implemented yet; use 'auto' or 'http'.
+        "#]],
+    );
+    check(
+        &[(&at("ingress/customDomains"), json!([{ "name": "a.b" }]))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.ingress.customDomains] Custom domains: not implemented yet; use the app's own host name.
+        "#]],
+    );
+    check(
+        &[(&at("ingress/stickySessions"), json!({ "affinity": "Sticky" }))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.ingress.stickySessions.affinity] Session affinity: not implemented yet; set affinity to 'none' and keep session state outside the app.
+        "#]],
+    );
+    check(
+        &[(&at("ingress/stickySessions"), json!({ "affinity": "None" })), (&at("ingress/customDomains"), json!([]))],
+        &expect![[r#"
+            ok
+        "#]],
+    );
+    check(
+        &[(&at("ingress/clientCertificateMode"), json!("require"))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.ingress.clientCertificateMode] Client certificates: not implemented yet; set clientCertificateMode to 'ignore'.
+        "#]],
+    );
+    check(
+        &[(&at("secrets"), json!([{ "name": "s", "keyVaultUrl": "https://v/s", "identity": "system" }]))],
+        &expect![[r#"
+            501 NotImplemented [properties.configuration.secrets[0]] A secret from Key Vault: not implemented yet; give its value.
+        "#]],
+    );
+    check(
+        &[("/identity", json!({ "type": "SystemAssigned" }))],
+        &expect![[r#"
+            501 NotImplemented [identity.type] Managed identity: not implemented yet; leave `identity` out or set its type to 'None'.
+        "#]],
+    );
+    check(
+        &[("/properties/template/volumes", json!([{ "name": "v", "storageType": "AzureFile", "storageName": "x" }]))],
+        &expect![[r#"
+            501 NotImplemented [properties.template.volumes[0].storageType] A volume of type 'AzureFile': not implemented yet; use 'EmptyDir' or 'Secret'.
+        "#]],
+    );
+    check(
+        &[
+            ("/kind", json!("functionapp")),
+            (&at("registries"), json!([{ "server": "x.azurecr.io", "identity": "system" }])),
+        ],
+        &expect![[r#"
+            501 NotImplemented
+            501 NotImplemented [kind] Apps of this kind: not implemented yet; leave `kind` out.
+            501 NotImplemented [properties.configuration.registries[0].identity] Registry login by managed identity: not implemented yet; give username and passwordSecretRef.
+        "#]],
+    );
+}
+
+#[test]
+fn errors_of_one_request_come_together_and_in_azures_envelope() {
+    let mut body = az_create();
+    body["properties"]["template"]["containers"][0]["image"] = json!("");
+    body["properties"]["template"]["scale"] = json!({ "minReplicas": 5, "maxReplicas": 2 });
+    let error = put(&body).unwrap_err().to_json();
+    assert_eq!(error["error"]["code"], "InvalidRequestParameterWithDetails");
+    assert_eq!(error["error"]["details"].as_array().unwrap().len(), 2);
+    assert_eq!(error["error"]["details"][0]["target"], "properties.template.containers[0].image");
+}
