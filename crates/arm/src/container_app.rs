@@ -78,10 +78,11 @@ pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> R
     errors.into_result()?;
     let mut doc = stored.clone();
     let names_suffix = patch.pointer("/properties/template/revisionSuffix").is_some();
-    if patch.pointer("/properties/template").is_some() && !names_suffix {
-        if let Some(fields) = doc.pointer_mut("/properties/template").and_then(Value::as_object_mut) {
-            fields.remove("revisionSuffix");
-        }
+    if patch.pointer("/properties/template").is_some()
+        && !names_suffix
+        && let Some(fields) = doc.pointer_mut("/properties/template").and_then(Value::as_object_mut)
+    {
+        fields.remove("revisionSuffix");
     }
     crate::patch::merge(&mut doc, &patch);
     parse_put(&doc, context)

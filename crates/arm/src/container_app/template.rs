@@ -217,7 +217,7 @@ fn check_pair(resources: Resources, node: &Node<'_>, errors: &mut Errors) {
 /// 0.25 to 4 cores in steps of 0.25, with 2 GiB per core; a sum of rounded parts (`0.2Gi` + `0.3Gi`) may be some bytes off.
 fn is_on_table(cpu_milli: u64, memory_bytes: u64) -> bool {
     let steps = cpu_milli / 250;
-    cpu_milli % 250 == 0
+    cpu_milli.is_multiple_of(250)
         && (1..=u64::from(CPU_TOTAL_MAX) / 250).contains(&steps)
         && memory_bytes.abs_diff(steps * (Bytes::GIB / 2)) <= CONTAINERS_MAX as u64
 }

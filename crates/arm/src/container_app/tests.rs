@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use cove_model::{EnvValue, ProbeAction, ScaleRuleKind};
-use expect_test::expect;
+use expect_test::expect_file;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -93,97 +93,7 @@ fn the_body_of_az_create_is_understood() {
 fn an_answer_has_all_defaults_and_no_nulls() {
     let shown = show(&put(&az_create()).unwrap().doc);
     assert!(!shown.to_string().contains("null"));
-    expect![[r#"
-        {
-          "id": "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/containerApps/web",
-          "identity": {
-            "type": "None"
-          },
-          "location": "East US",
-          "name": "web",
-          "properties": {
-            "configuration": {
-              "activeRevisionsMode": "Single",
-              "ingress": {
-                "allowInsecure": false,
-                "exposedPort": 0,
-                "external": true,
-                "fqdn": "web.myenv.localhost",
-                "targetPort": 8080,
-                "traffic": [
-                  {
-                    "latestRevision": true,
-                    "weight": 100
-                  }
-                ],
-                "transport": "Auto"
-              },
-              "maxInactiveRevisions": 100,
-              "secrets": [
-                {
-                  "name": "s"
-                }
-              ]
-            },
-            "customDomainVerificationId": "C0FE",
-            "environmentId": "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/myenv",
-            "eventStreamEndpoint": "https://localhost:8443/subscriptions/s1/resourceGroups/MyRG/containerApps/web/eventstream",
-            "latestReadyRevisionName": "web--abc",
-            "latestRevisionFqdn": "web--abc.myenv.localhost",
-            "latestRevisionName": "web--abc",
-            "managedEnvironmentId": "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/myenv",
-            "outboundIpAddresses": [
-              "10.0.0.1"
-            ],
-            "provisioningState": "Succeeded",
-            "runningStatus": "Running",
-            "template": {
-              "containers": [
-                {
-                  "env": [
-                    {
-                      "name": "A",
-                      "secretRef": "s"
-                    },
-                    {
-                      "name": "B",
-                      "value": "1"
-                    }
-                  ],
-                  "image": "cove.local/sample:latest",
-                  "imageType": "ContainerImage",
-                  "name": "web",
-                  "resources": {
-                    "cpu": 0.5,
-                    "ephemeralStorage": "2Gi",
-                    "memory": "1Gi"
-                  }
-                }
-              ],
-              "revisionSuffix": "",
-              "scale": {
-                "cooldownPeriod": 300,
-                "maxReplicas": 20,
-                "minReplicas": 0,
-                "pollingInterval": 30,
-                "rules": [
-                  {
-                    "http": {
-                      "metadata": {
-                        "concurrentRequests": "25"
-                      }
-                    },
-                    "name": "http-scaling"
-                  }
-                ]
-              },
-              "terminationGracePeriodSeconds": 30
-            },
-            "workloadProfileName": "Consumption"
-          },
-          "type": "Microsoft.App/containerApps"
-        }"#]]
-    .assert_eq(&serde_json::to_string_pretty(&shown).unwrap());
+    expect_file!["tests/answer.json"].assert_eq(&serde_json::to_string_pretty(&shown).unwrap());
 }
 
 #[test]

@@ -85,6 +85,11 @@ fn containers_are_checked() {
         400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].volumeMounts[0].mountPath] The mount path 'data' is not valid; expected an absolute path such as '/data'.
     "#]],
     );
+}
+
+#[test]
+fn resources_are_checked() {
+    let at = |name: &str| format!("{CONTAINER}/{name}");
     check(
         &[(&at("resources"), json!({ "cpu": 0.5, "memory": "2Gi" }))],
         &expect![[r#"
@@ -197,6 +202,11 @@ fn scale_is_checked() {
             501 NotImplemented [properties.template.scale.coveMode] The scale mode 'fast': not implemented yet; leave coveMode out or set it to 'aca'.
         "#]],
     );
+}
+
+#[test]
+fn scale_rules_are_checked() {
+    let scale = "/properties/template/scale";
     let rules = |rules: Value| [(scale, json!({ "rules": rules }))];
     check(
         &rules(json!([{ "name": "", "http": {} }])),
@@ -304,6 +314,11 @@ fn configuration_is_checked() {
             400 InvalidTrafficWeight [properties.configuration.ingress.traffic] The traffic weights add up to 99; they must add up to 100.
         "#]],
     );
+}
+
+#[test]
+fn secrets_and_registries_are_checked() {
+    let at = |name: &str| format!("/properties/configuration/{name}");
     check(
         &[(&at("secrets"), json!([{ "name": "s" }, { "name": "S!", "value": "x" }]))],
         &expect![[r#"
@@ -338,6 +353,10 @@ fn configuration_is_checked() {
         400 InvalidParameterValue [properties.configuration.maxInactiveRevisions] The value 101 is not valid; expected 0 to 100.
     "#]],
     );
+}
+
+#[test]
+fn the_app_as_a_whole_is_checked() {
     check(
         &[("/properties/environmentId", json!("myenv"))],
         &expect![[r#"
@@ -426,6 +445,11 @@ fn what_is_not_built_says_so() {
             501 NotImplemented [properties.configuration.ingress.clientCertificateMode] Client certificates: not implemented yet; set clientCertificateMode to 'ignore'.
         "#]],
     );
+}
+
+#[test]
+fn identities_and_volumes_that_are_not_built_say_so() {
+    let at = |name: &str| format!("/properties/configuration/{name}");
     check(
         &[(&at("secrets"), json!([{ "name": "s", "keyVaultUrl": "https://v/s", "identity": "system" }]))],
         &expect![[r#"
