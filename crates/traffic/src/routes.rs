@@ -93,9 +93,9 @@ impl AppRoute {
 /// The host name in a `Host` header or `:authority`: without port and trailing dot, lower case.
 #[must_use]
 pub fn host_name(authority: &str) -> Cow<'_, str> {
-    let name = authority.rsplit_once(':').map_or(authority, |(name, port)| {
-        if port.bytes().all(|b| b.is_ascii_digit()) { name } else { authority }
-    });
+    let name = authority
+        .rsplit_once(':')
+        .map_or(authority, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { authority });
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.bytes().any(|b| b.is_ascii_uppercase()) {
         return Cow::Owned(name.to_ascii_lowercase());

@@ -1,0 +1,194 @@
+//! Answers that the ingress gives itself, each with a status, a short code in `x-cove-reason`, and words that help.
+//!
+//! **Invariant:** no answer names other hosts, apps or addresses than those in the request.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::Full;
+
+/// Header with the code of an answer that does not come from the app.
+pub(crate) const REASON_HEADER: &str = "x-cove-reason";
+
+/// Why the ingress did not pass a request on, or could not pass its answer back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// HTTP/1.1 without a `Host`.
+    #[error("the request has no Host header; send one with the app's host name")]
+    HostMissing,
+    /// Several `Host` headers, or one that differs from the request's target.
+    #[error("the request names more than one host; send exactly one")]
+    HostConflict,
+    /// `CONNECT`, which only proxies for everybody serve.
+    #[error("the method CONNECT is not supported; send the request to the app's own host")]
+    ConnectMethod,
+    /// Too many header fields (HTTP/2; HTTP/1 is refused by the parser).
+    #[error("the request has more than {max} header fields")]
+    TooManyHeaders {
+        /// Allowed.
+        max: usize,
+    },
+    /// No app has this host.
+    #[error("no app answers at this host; check the app's host name and that its ingress is enabled")]
+    UnknownHost,
+    /// The app is only for its own environment.
+    #[error(
+        "this app is internal: it answers only inside its environment; set its ingress to external to reach it here"
+    )]
+    AppInternal,
+    /// The app was stopped.
+    #[error("this app is stopped; start it with `az containerapp start`")]
+    AppStopped,
+    /// The revision is not active.
+    #[error("this revision is not active; activate it with `az containerapp revision activate`")]
+    RevisionInactive,
+    /// The app has no revision to route to.
+    #[error("this app has no revision that takes traffic; check its traffic weights")]
+    NoRevision,
+    /// The revision cannot run.
+    #[error("this app cannot run: {reason}")]
+    RevisionFailed {
+        /// In words.
+        reason: String,
+    },
+    /// Too many requests wait already.
+    #[error("too many requests wait for this app to start; try again shortly")]
+    HoldQueueFull,
+    /// No replica came in time.
+    #[error("no replica of this app became ready in time")]
+    ActivationTimeout,
+    /// The replica did not answer in time.
+    #[error("the app did not answer in time")]
+    UpstreamTimeout,
+    /// No connection to a replica.
+    #[error("the app's port refused the connection; check that the app listens on its target port")]
+    UpstreamConnectFailed,
+    /// The replica closed the connection instead of answering.
+    #[error("the app closed the connection without an answer")]
+    UpstreamClosed,
+    /// What the replica sent is no HTTP answer.
+    #[error("the app's answer is not valid HTTP/1.1")]
+    UpstreamInvalid,
+    /// The client's body ended early.
+    #[error("the request's body could not be read to its end")]
+    RequestBodyFailed,
+    /// A bug of ours.
+    #[error("the ingress failed on this request; see the server's log")]
+    Internal,
+}
+
+impl Refusal {
+    /// Status and code; one line per case, so that a new case must choose.
+    pub(crate) fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::HostMissing => (StatusCode::BAD_REQUEST, "host-missing"),
+            Self::HostConflict => (StatusCode::BAD_REQUEST, "host-conflict"),
+            Self::ConnectMethod => (StatusCode::METHOD_NOT_ALLOWED, "connect-not-supported"),
+            Self::TooManyHeaders { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers"),
+            Self::UnknownHost => (StatusCode::NOT_FOUND, "unknown-host"),
+            Self::AppInternal => (StatusCode::NOT_FOUND, "app-internal"),
+            Self::AppStopped => (StatusCode::NOT_FOUND, "app-stopped"),
+            Self::RevisionInactive => (StatusCode::NOT_FOUND, "revision-inactive"),
+            Self::NoRevision => (StatusCode::SERVICE_UNAVAILABLE, "no-revision"),
+            Self::RevisionFailed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "revision-failed"),
+            Self::HoldQueueFull => (StatusCode::SERVICE_UNAVAILABLE, "hold-queue-full"),
+            Self::ActivationTimeout => (StatusCode::GATEWAY_TIMEOUT, "activation-timeout"),
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
+            Self::UpstreamConnectFailed => (StatusCode::BAD_GATEWAY, "upstream-connect-failed"),
+            Self::UpstreamClosed => (StatusCode::BAD_GATEWAY, "upstream-closed"),
+            Self::UpstreamInvalid => (StatusCode::BAD_GATEWAY, "upstream-invalid"),
+            Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    /// Seconds in `Retry-After`, where trying again makes sense.
+    fn retry_after_secs(&self) -> Option<u32> {
+        match self {
+            Self::HoldQueueFull => Some(1),
+            Self::NoRevision | Self::RevisionFailed { .. } => Some(10),
+            _ => None,
+        }
+    }
+
+    /// The answer, as a page for browsers and as JSON for everybody else.
+    pub(crate) fn response(&self, method: &Method, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let (status, code) = self.status();
+        let wants_page = headers
+            .get(header::ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| accept.contains("text/html"));
+        let (kind, body) = if wants_page {
+            ("text/html; charset=utf-8", page(status, code, &self.to_string()))
+        } else {
+            ("application/json", json(code, &self.to_string()))
+        };
+        let length = HeaderValue::from(body.len());
+        let body = if method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(header::CONTENT_LENGTH, length);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(REASON_HEADER, HeaderValue::from_static(code));
+        if let Some(seconds) = self.retry_after_secs() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A redirect to HTTPS; 301 for reads as Azure answers, 308 for the rest so that the method stays.
+pub(crate) fn redirect(method: &Method, location: HeaderValue) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = if method == Method::GET || method == Method::HEAD {
+        StatusCode::MOVED_PERMANENTLY
+    } else {
+        StatusCode::PERMANENT_REDIRECT
+    };
+    response.headers_mut().insert(header::LOCATION, location);
+    response.headers_mut().insert(REASON_HEADER, HeaderValue::from_static("insecure-not-allowed"));
+    response
+}
+
+fn json(code: &str, message: &str) -> String {
+    let mut text = serde_json::json!({ "error": { "code": code, "message": message } }).to_string();
+    text.push('\n');
+    text
+}
+
+fn page(status: StatusCode, code: &str, message: &str) -> String {
+    let mut text = String::with_capacity(message.len() + 64);
+    for c in message.chars() {
+        match c {
+            '<' => text.push_str("&lt;"),
+            '>' => text.push_str("&gt;"),
+            '&' => text.push_str("&amp;"),
+            c => text.push(c),
+        }
+    }
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>{status}</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:15vh auto;padding:0 1rem}}</style>\
+         <h1>{status}</h1><p>{text}<p><small>{code}</small></html>\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_cannot_break_out_of_the_answer() {
+        let evil = Refusal::RevisionFailed { reason: "a\"b\\c\n<script>\u{7}".into() };
+        assert_eq!(
+            json(evil.status().1, &evil.to_string()),
+            concat!(
+                r#"{"error":{"code":"revision-failed","#,
+                r#""message":"this app cannot run: a\"b\\c\n<script>\u0007"}}"#,
+                "\n"
+            )
+        );
+        assert!(page(evil.status().0, "x", &evil.to_string()).contains("&lt;script&gt;"));
+    }
+}

@@ -1,0 +1,122 @@
+//! What a request holds: a ticket while it is open, a place in line while it waits, a lease while a replica serves it.
+//!
+//! **Invariant:** each of them ends by being dropped, so that a client that leaves at any point leaves nothing behind.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use std::sync::atomic::Ordering;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Gate, Grant, Replica};
+use crate::answer::Refusal;
+
+/// A waiting request repeats its wish for a replica this often, in case the wish got lost.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// An open request.
+pub(crate) struct Ticket {
+    gate: Arc<Gate>,
+    accepted_at: Timestamp,
+}
+
+impl Ticket {
+    pub(super) fn new(gate: Arc<Gate>, accepted_at: Timestamp) -> Self {
+        Self { gate, accepted_at }
+    }
+
+    /// The revision's gate.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// When its head had been read.
+    pub(crate) fn accepted_at(&self) -> Timestamp {
+        self.accepted_at
+    }
+
+    /// Leases a replica, waiting in line if need be. Cancel-safe: a dropped wait gives its place or its lease back.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when the line is full, the revision cannot run, or nothing came until its deadline.
+    pub(crate) async fn lease(&self, deadline: Instant) -> Result<Lease, Refusal> {
+        match self.gate.lease_or_wait()? {
+            Ok(lease) => Ok(lease),
+            Err(waiting) => waiting.grant(deadline).await,
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.gate.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place in line.
+pub(super) struct Waiting {
+    gate: Arc<Gate>,
+    place: u64,
+    receiver: oneshot::Receiver<Grant>,
+}
+
+impl Waiting {
+    pub(super) fn new(gate: Arc<Gate>, place: u64, receiver: oneshot::Receiver<Grant>) -> Self {
+        Self { gate, place, receiver }
+    }
+
+    async fn grant(mut self, deadline: Instant) -> Result<Lease, Refusal> {
+        loop {
+            let ask_again_at = (Instant::now() + ASK_AGAIN_AFTER).min(deadline);
+            match tokio::time::timeout_at(ask_again_at, &mut self.receiver).await {
+                Ok(Ok(grant)) => return grant,
+                Ok(Err(_closed)) => return Err(Refusal::Internal),
+                Err(_late) if Instant::now() >= deadline => return Err(Refusal::ActivationTimeout),
+                Err(_late) => self.gate.ask_again(),
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.gate.leave_line(self.place);
+    }
+}
+
+/// The right to send one request to a replica; the replica counts it until this is dropped.
+pub(crate) struct Lease {
+    gate: Arc<Gate>,
+    replica: Arc<Replica>,
+    /// It ended a wake from zero then: its times make the wake's record.
+    pub(crate) woken_at: Option<Timestamp>,
+}
+
+impl Lease {
+    pub(super) fn new(gate: Arc<Gate>, replica: Arc<Replica>) -> Self {
+        Self { gate, replica, woken_at: None }
+    }
+
+    /// Where to send it.
+    pub(crate) fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
+    /// The replica answered.
+    pub(crate) fn answered(&self) {
+        if !self.replica.is_trusted() {
+            self.gate.trust(&self.replica);
+        }
+    }
+
+    /// The replica refused the connection; gives the lease back.
+    pub(crate) fn refused(self) {
+        self.gate.suspend(&self.replica);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.gate.release(&self.replica);
+    }
+}

@@ -1,0 +1,277 @@
+//! Header fields on their way through: hop-by-hop fields end here, forwarding fields are ours, ids are kept or made.
+//!
+//! **Invariant:** what a client writes into `X-Forwarded-*` or `Forwarded` reaches an app only from a trusted proxy.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Version,
+    header::{self, Entry},
+    uri::{Authority, PathAndQuery, Uri},
+};
+use uuid::Uuid;
+
+use crate::{answer::Refusal, config::IngressConfig};
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Forwarding fields that only a trusted proxy may set.
+const FORWARDING: [HeaderName; 6] = [
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-client-cert"),
+    header::FORWARDED,
+];
+
+/// Longest `x-request-id` that is kept.
+const REQUEST_ID_MAX_BYTES: usize = 128;
+
+/// The host that a request names, from its target or its `Host` field.
+///
+/// # Errors
+/// None on HTTP/1.1, or more than one (RFC 9112, 3.2).
+pub(crate) fn requested_host<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result<&'r str, Refusal> {
+    let mut fields = headers.get_all(header::HOST).iter();
+    let field = fields.next().map(|value| value.to_str().map_err(|_| Refusal::HostConflict)).transpose()?;
+    if fields.next().is_some() {
+        return Err(Refusal::HostConflict);
+    }
+    match (uri.authority().map(Authority::as_str), field) {
+        (Some(target), Some(field)) if !target.eq_ignore_ascii_case(field) => Err(Refusal::HostConflict),
+        (Some(target), _) if target.contains('@') => Err(Refusal::HostConflict),
+        (Some(host), _) | (None, Some(host)) if !host.is_empty() => Ok(host),
+        _ => Err(Refusal::HostMissing),
+    }
+}
+
+/// The upgrade that a request or response asks for: `Connection: upgrade` and an `Upgrade` field, HTTP/1.1 only.
+pub(crate) fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    if version != Version::HTTP_11 || !lists(headers, header::CONNECTION, "upgrade") {
+        return None;
+    }
+    headers.get(header::UPGRADE).cloned()
+}
+
+fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    headers.get_all(name).iter().any(|value| {
+        value.to_str().is_ok_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case(token)))
+    })
+}
+
+/// Removes what is meant for one hop only, and what `Connection` names.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|list| list.split(','))
+            .filter_map(|item| item.trim().parse().ok())
+            // the body's framing and its target are not the client's to take away
+            .filter(|name| *name != header::CONTENT_LENGTH && *name != header::HOST)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+    if let Entry::Occupied(te) = headers.entry(header::TE) {
+        // the only token that means something behind this hop
+        let trailers = te.iter().any(|value| {
+            value.to_str().is_ok_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case("trailers")))
+        });
+        te.remove_entry_mult();
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// Who sent a request, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Via<'a> {
+    pub(crate) peer: IpAddr,
+    pub(crate) is_tls: bool,
+    pub(crate) host: &'a str,
+}
+
+/// Writes the fields that tell the app about the client.
+pub(crate) fn forward(headers: &mut HeaderMap, via: Via<'_>, config: &IngressConfig) {
+    let is_trusted = config.trusted_proxies.iter().any(|net| net.contains(&via.peer));
+    if !is_trusted {
+        for name in FORWARDING {
+            headers.remove(name);
+        }
+    }
+    let before: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    let chain = if before.is_empty() { via.peer.to_string() } else { format!("{}, {}", before.join(", "), via.peer) };
+    if let Ok(chain) = HeaderValue::try_from(chain) {
+        headers.insert(X_FORWARDED_FOR, chain);
+    }
+    if let Entry::Vacant(proto) = headers.entry(X_FORWARDED_PROTO) {
+        proto.insert(HeaderValue::from_static(if via.is_tls { "https" } else { "http" }));
+    }
+    if let Entry::Vacant(host) = headers.entry(X_FORWARDED_HOST)
+        && let Ok(value) = HeaderValue::try_from(via.host)
+    {
+        host.insert(value);
+    }
+}
+
+/// Keeps the client's ids if they are well-formed, else makes new ones.
+pub(crate) fn identify(headers: &mut HeaderMap) {
+    let is_good = |value: &HeaderValue| {
+        !value.is_empty() && value.len() <= REQUEST_ID_MAX_BYTES && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    if !headers.get(X_REQUEST_ID).is_some_and(is_good) {
+        let id = Uuid::from_u128(rand::random());
+        headers.insert(X_REQUEST_ID, header_value(id.hyphenated().to_string()));
+    }
+    if !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes())) {
+        // W3C trace context: an all-zero id is invalid, so a bit is always set
+        let (trace, span) = (rand::random::<u128>() | 1, rand::random::<u64>() | 1);
+        headers.insert(TRACEPARENT, header_value(format!("00-{trace:032x}-{span:016x}-01")));
+    }
+}
+
+fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("hex digits and dashes are a header value")
+}
+
+fn is_traceparent(value: &[u8]) -> bool {
+    let is_hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let parts: Vec<&[u8]> = value.split(|&b| b == b'-').collect();
+    let [version, trace, span, flags] = parts[..] else { return false };
+    (version.len(), trace.len(), span.len(), flags.len()) == (2, 32, 16, 2)
+        && parts.iter().all(|part| is_hex(part))
+        && version != b"ff"
+        && trace.iter().any(|&b| b != b'0')
+        && span.iter().any(|&b| b != b'0')
+}
+
+/// The target in origin form: path and query only.
+pub(crate) fn origin_form(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::from(path)
+}
+
+/// How long a replica's idle connection may be used again, if it says so (`Keep-Alive: timeout=5`): a second less, so that
+/// it is not used just when the replica closes it.
+pub(crate) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
+    let secs: u64 = value.split(',').find_map(|item| item.trim().strip_prefix("timeout=")?.parse().ok())?;
+    Some(Duration::from_secs(secs.saturating_sub(1)))
+}
+
+/// HTTP/2 clients may split `Cookie` into several fields; HTTP/1.1 allows one (RFC 9113, 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::try_from(*value).unwrap()))
+            .fold(HeaderMap::new(), |mut map, (name, value)| {
+                map.append(name, value);
+                map
+            })
+    }
+
+    fn text(map: &HeaderMap) -> String {
+        let mut lines: Vec<String> =
+            map.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        lines.join("\n")
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, X-Private, content-length, Host"),
+            ("connection", "upgrade"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("content-length", "3"),
+            ("host", "web"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("proxy-connection", "close"),
+            ("accept", "*/*"),
+        ]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(text(&headers), "accept: */*\ncontent-length: 3\nhost: web\nte: trailers");
+    }
+
+    #[test]
+    fn only_trusted_proxies_speak_for_others() {
+        let spoofed = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https"), ("forwarded", "for=1.2.3.4")];
+        let peer = "10.0.0.9".parse().unwrap();
+        let via = Via { peer, is_tls: false, host: "web.localhost" };
+        let mut headers = map(&spoofed);
+        forward(&mut headers, via, &IngressConfig::default());
+        assert_eq!(
+            text(&headers),
+            "x-forwarded-for: 10.0.0.9\nx-forwarded-host: web.localhost\nx-forwarded-proto: http"
+        );
+        let trusting =
+            IngressConfig { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..IngressConfig::default() };
+        let mut headers = map(&spoofed);
+        forward(&mut headers, via, &trusting);
+        assert_eq!(
+            text(&headers),
+            "forwarded: for=1.2.3.4\nx-forwarded-for: 1.2.3.4, 10.0.0.9\nx-forwarded-host: web.localhost\nx-forwarded-proto: https"
+        );
+    }
+
+    #[test]
+    fn ids_are_kept_or_made() {
+        let good =
+            [("x-request-id", "abc-1"), ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")];
+        let mut headers = map(&good);
+        identify(&mut headers);
+        assert_eq!(headers, map(&good));
+        for bad in ["", "x", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
+            let mut headers = map(&[("x-request-id", "a b"), ("traceparent", bad)]);
+            identify(&mut headers);
+            assert!(is_traceparent(headers["traceparent"].as_bytes()), "{bad}");
+            assert_eq!(headers["x-request-id"].len(), 36);
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let host =
+            |uri: &str, fields: &[(&str, &str)]| requested_host(&uri.parse().unwrap(), &map(fields)).map(str::to_owned);
+        assert_eq!(host("/", &[("host", "web:8080")]), Ok("web:8080".to_owned()));
+        assert_eq!(host("http://web/x", &[]), Ok("web".to_owned()));
+        assert_eq!(host("http://web/x", &[("host", "WEB")]), Ok("web".to_owned()));
+        assert_eq!(host("http://web/x", &[("host", "other")]), Err(Refusal::HostConflict));
+        assert_eq!(host("http://u@web/x", &[]), Err(Refusal::HostConflict));
+        assert_eq!(host("/", &[("host", "a"), ("host", "a")]), Err(Refusal::HostConflict));
+        assert_eq!(host("/", &[]), Err(Refusal::HostMissing));
+        assert_eq!(host("/", &[("host", "")]), Err(Refusal::HostMissing));
+    }
+}

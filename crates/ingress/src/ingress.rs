@@ -1,0 +1,294 @@
+//! The service: its inputs, its router task, its handle, its drain.
+//!
+//! **Invariant:** routes and endpoints are level-triggered: the router applies the newest value, however many it missed.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
+use cove_model::{ReplicaName, ResourceId, RevisionKey};
+use cove_traffic::{Endpoints, RevisionLoad, RouteTable, WakeObservation};
+use jiff::Timestamp;
+use rustls::server::ResolvesServerCert;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc, watch},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::IngressConfig,
+    gate::{Activate, GateShared},
+    listen::{self, Doors},
+    proxy::{Proxy, Side},
+    routes::Gates,
+};
+
+const ROUTER: TaskKind = TaskKind { name: "ingress-router", on_error: OnError::Shutdown, on_cancel: OnCancel::Abort };
+const ACCEPT: TaskKind = TaskKind { name: "ingress-accept", on_error: OnError::Shutdown, on_cancel: OnCancel::Abort };
+
+/// Wake observations that may wait for their reader.
+const WAKES_MAX: usize = 4096;
+/// How long connections get after the grace period to flush their last bytes, close frames among them.
+const FLUSH_TIME: Duration = Duration::from_secs(5);
+
+/// Where the ingress gets what it needs from the rest of the server.
+pub struct IngressSources {
+    /// Hosts, apps, revisions.
+    pub routes: watch::Receiver<Arc<RouteTable>>,
+    /// Replicas of revisions, written by the controller.
+    pub endpoints: Board<RevisionKey, Endpoints>,
+    /// Makes a revision's count at least one; called while requests are held, so it must be cheap and may be called often.
+    pub activate: Arc<dyn Fn(&RevisionKey) + Send + Sync>,
+    /// Time of arrivals and wakes.
+    pub clock: Clock,
+    /// Certificates for the HTTPS listeners; `None` when there are none.
+    pub certificates: Option<Arc<dyn ResolvesServerCert>>,
+    /// The environment of a replica by its address: what `http://<app>` means on an internal listener.
+    pub environment_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
+    /// Random numbers for traffic weights: `rand::random`, or a sequence in tests.
+    pub random: Arc<dyn Fn() -> u32 + Send + Sync>,
+}
+
+/// Bound sockets.
+#[derive(Debug, Default)]
+pub struct IngressListeners {
+    /// From outside, plain HTTP.
+    pub http: Vec<TcpListener>,
+    /// From outside, TLS.
+    pub https: Vec<TcpListener>,
+    /// From replicas, plain HTTP: here apps answer also when they are not external.
+    pub internal: Vec<TcpListener>,
+}
+
+/// Why the ingress cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IngressError {
+    /// HTTPS without certificates.
+    #[error("there are HTTPS listeners but no certificates")]
+    NoCertificates,
+    /// TLS settings that rustls refuses.
+    #[error("failed to set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// A listener without an address.
+    #[error("failed to read a listener's address")]
+    Listener(#[source] std::io::Error),
+}
+
+/// The ingress, ready to run.
+pub struct Ingress {
+    doors: Arc<Doors>,
+    endpoints: Board<RevisionKey, Endpoints>,
+    listeners: IngressListeners,
+}
+
+/// What others may ask of a running ingress; cheap to clone.
+#[derive(Clone)]
+pub struct IngressHandle {
+    doors: Arc<Doors>,
+}
+
+impl std::fmt::Debug for IngressSources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IngressSources").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Ingress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingress").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for IngressHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IngressHandle").finish_non_exhaustive()
+    }
+}
+
+impl Ingress {
+    /// Makes an ingress that takes no connection before [`Self::run`]; also gives the wakes that it will see.
+    ///
+    /// # Errors
+    /// HTTPS listeners without usable certificates.
+    pub fn new(
+        config: IngressConfig,
+        sources: IngressSources,
+        listeners: IngressListeners,
+    ) -> Result<(Self, mpsc::Receiver<WakeObservation>), IngressError> {
+        let (wakes, wakes_reader) = mpsc::channel(WAKES_MAX);
+        let tls = sources.certificates.map(tls_acceptor).transpose()?;
+        if tls.is_none() && !listeners.https.is_empty() {
+            return Err(IngressError::NoCertificates);
+        }
+        let https_port = std::sync::OnceLock::new();
+        if let Some(port) = config.https_port {
+            https_port.get_or_init(|| port);
+        } else if let Some(listener) = listeners.https.first() {
+            let port = listener.local_addr().map_err(IngressError::Listener)?.port();
+            https_port.get_or_init(|| port);
+        }
+        let connections = Arc::new(Semaphore::new(config.connections_max));
+        let shared = Arc::new(GateShared {
+            config: Arc::new(config),
+            clock: sources.clock,
+            tasks: Tasks::default(),
+            activate: sources.activate as Activate,
+            drained: Board::default(),
+            held_total: 0.into(),
+        });
+        let gates = Gates::new(Arc::clone(&shared));
+        let proxy = Arc::new(Proxy {
+            gates,
+            shared,
+            routes: sources.routes,
+            snapshot: ArcSwap::default(),
+            random: sources.random,
+            wakes,
+            environment_of: sources.environment_of,
+            evict: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            tunnels: TaskTracker::new(),
+            https_port,
+        });
+        let doors = Arc::new(Doors { proxy, connections, drain: CancellationToken::new(), tls });
+        Ok((Self { doors, endpoints: sources.endpoints, listeners }, wakes_reader))
+    }
+
+    /// For the rest of the server.
+    #[must_use]
+    pub fn handle(&self) -> IngressHandle {
+        IngressHandle { doors: Arc::clone(&self.doors) }
+    }
+
+    /// Serves until `shutdown`, then drains within `drain_grace`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let handle = self.handle();
+        let tasks = &self.doors.proxy.shared.tasks;
+        tasks.spawn(ROUTER, route(Arc::clone(&self.doors.proxy), self.endpoints));
+        let sides = [
+            (Side::Http, self.listeners.http),
+            (Side::Https, self.listeners.https),
+            (Side::Internal, self.listeners.internal),
+        ];
+        for (side, listeners) in sides {
+            for listener in listeners {
+                tasks.spawn(ACCEPT, listen::accept(Arc::clone(&self.doors), listener, side));
+            }
+        }
+        let failed = tasks.shutdown_token();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = failed.cancelled() => {}
+        }
+        handle.shutdown(self.doors.proxy.shared.config.drain_grace).await;
+    }
+}
+
+fn tls_acceptor(certificates: Arc<dyn ResolvesServerCert>) -> Result<TlsAcceptor, IngressError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(IngressError::Tls)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Applies route tables and endpoints as they change.
+async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
+    let mut routes = proxy.routes.clone();
+    routes.mark_changed();
+    let mut changes = endpoints.subscribe();
+    let mut is_open = true;
+    loop {
+        tokio::select! {
+            changed = routes.changed(), if is_open => {
+                is_open = changed.is_ok();
+                let table = routes.borrow_and_update().clone();
+                let next = proxy.gates.snapshot(&table, &proxy.snapshot.load());
+                proxy.snapshot.store(Arc::new(next));
+                forget(&proxy, &table, &endpoints);
+            }
+            revisions = changes.next() => {
+                for revision in &revisions {
+                    match endpoints.get(revision) {
+                        Some(value) => proxy.gates.ensure(revision).update(Some(&value)),
+                        None => {
+                            if let Some(gate) = proxy.gates.get(revision) {
+                                gate.update(None);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Gates of revisions that neither a route nor an endpoint names any more.
+fn forget(proxy: &Proxy, table: &RouteTable, endpoints: &Board<RevisionKey, Endpoints>) {
+    let routed: std::collections::HashSet<&RevisionKey> =
+        table.hosts.values().flat_map(|route| &route.revisions).map(|revision| &revision.revision).collect();
+    proxy.gates.forget(|revision| routed.contains(revision) || endpoints.get(revision).is_some());
+}
+
+impl IngressHandle {
+    /// What was seen of a revision so far; all zero when it never had a route.
+    #[must_use]
+    pub fn load(&self, revision: &RevisionKey) -> RevisionLoad {
+        self.doors.proxy.gates.get(revision).map_or_else(RevisionLoad::default, |gate| gate.load())
+    }
+
+    /// Requests for a revision that arrived in `[from, to)`, exact to 10 ms for the last 16 s.
+    #[must_use]
+    pub fn arrivals_between(&self, revision: &RevisionKey, from: Timestamp, to: Timestamp) -> u64 {
+        self.doors.proxy.gates.get(revision).map_or(0, |gate| gate.arrivals_between(from, to))
+    }
+
+    /// Answers to requests for a revision by class of status: 1xx, 2xx, 3xx, 4xx, 5xx. Only grows.
+    #[must_use]
+    pub fn answers(&self, revision: &RevisionKey) -> [u64; 5] {
+        self.doors.proxy.gates.get(revision).map_or([0; 5], |gate| gate.answers())
+    }
+
+    /// Open requests of draining replicas: set when a replica begins to drain, and again when the count reaches 0. From the
+    /// first value on it gets no new request.
+    #[must_use]
+    pub fn drained(&self) -> Board<ReplicaName, u64> {
+        self.doors.proxy.shared.drained.clone()
+    }
+
+    /// Requests held now, over all revisions.
+    #[must_use]
+    pub fn held_total(&self) -> usize {
+        self.doors.proxy.shared.held_total.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Serves another internal listener, such as the gateway of an environment that was just made.
+    pub fn listen_internal(&self, listener: TcpListener) {
+        let doors = Arc::clone(&self.doors);
+        self.doors.proxy.shared.tasks.spawn(ACCEPT, listen::accept(doors, listener, Side::Internal));
+    }
+
+    /// Stops accepting, lets open requests go on for `grace`, then ends what is left: WebSockets with a close frame, the
+    /// rest by closing. Says how many requests were still open then.
+    pub async fn shutdown(&self, grace: Duration) -> u64 {
+        let doors = &self.doors;
+        doors.drain.cancel();
+        doors.proxy.connections.close();
+        doors.proxy.tunnels.close();
+        let all_closed = async { tokio::join!(doors.proxy.connections.wait(), doors.proxy.tunnels.wait()) };
+        let in_time = tokio::time::timeout(grace, all_closed).await.is_ok();
+        let open = if in_time { 0 } else { doors.proxy.gates.all().iter().map(|gate| gate.load().open).sum() };
+        if !in_time {
+            tracing::warn!(open, "requests were still open at the end of the grace period");
+            doors.proxy.evict.cancel();
+            let _flushed = tokio::time::timeout(FLUSH_TIME, doors.proxy.tunnels.wait()).await;
+        }
+        doors.proxy.shared.tasks.drain(FLUSH_TIME).await;
+        open
+    }
+}

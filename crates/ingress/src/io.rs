@@ -1,0 +1,135 @@
+//! The byte stream under a client's connection: gives back what was read to tell HTTP versions apart, and ends a client that
+//! takes nothing.
+//!
+//! **Invariant:** bytes that were sniffed are read again, in order, before any other.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+/// First bytes of every HTTP/2 connection (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// HTTP versions that differ on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.0 and HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A client's stream.
+pub(crate) struct Guarded<S> {
+    stream: S,
+    sniffed: Vec<u8>,
+    /// Sniffed bytes that were read again.
+    sniffed_at: usize,
+    stall_timeout: Duration,
+    /// Since when the client takes nothing.
+    stalled_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Guarded<S> {
+    pub(crate) fn new(stream: S, stall_timeout: Duration) -> Self {
+        Self { stream, sniffed: Vec::new(), sniffed_at: 0, stall_timeout, stalled_since: None, timer: None }
+    }
+
+    /// Ends a write that made no progress for too long.
+    fn watch_stall(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if poll.is_ready() {
+            self.stalled_since = None;
+            return poll;
+        }
+        let deadline = *self.stalled_since.get_or_insert_with(Instant::now) + self.stall_timeout;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes")));
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Reads just enough to tell the version; `None` when the client left without a byte.
+///
+/// # Errors
+/// Those of the stream.
+pub(crate) async fn sniff<S: AsyncRead + Unpin>(guarded: &mut Guarded<S>) -> io::Result<Option<Protocol>> {
+    let mut seen = Vec::with_capacity(PREFACE.len());
+    let protocol = loop {
+        // an HTTP/1 request is longer than the preface, so nothing waits here for bytes that need not come
+        let mut buffer = [0; PREFACE.len()];
+        let count = guarded.stream.read(&mut buffer[..PREFACE.len() - seen.len()]).await?;
+        seen.extend_from_slice(&buffer[..count]);
+        if !PREFACE.starts_with(&seen) {
+            break Some(Protocol::Http1);
+        }
+        if seen.len() == PREFACE.len() {
+            break Some(Protocol::Http2);
+        }
+        if count == 0 {
+            break (!seen.is_empty()).then_some(Protocol::Http1);
+        }
+    };
+    guarded.sniffed = seen;
+    Ok(protocol)
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.sniffed_at < this.sniffed.len() {
+            let left = &this.sniffed[this.sniffed_at..];
+            let count = left.len().min(buffer.remaining());
+            buffer.put_slice(&left[..count]);
+            this.sniffed_at += count;
+            if this.sniffed_at == this.sniffed.len() {
+                this.sniffed = Vec::new();
+                this.sniffed_at = 0;
+            }
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch_stall(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch_stall(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,26 @@
+//! L7 proxy: routing, activation from zero, draining, WebSocket, TLS.
+//!
+//! A request goes through named phases (`proxy`): find the app by host (`routes`), be admitted and given a replica by its
+//! revision's gate (`gate`), be sent on a pooled connection (`upstream`, `pool`), stream its answer back (`body`, `upgrade`).
+//!
+//! **Invariant:** a request for an app at zero is held, never refused, until a limit of [`IngressConfig`] says so.
+//! **Invariant:** the ingress decides neither how many replicas run nor which are ready; it is told.
+
+mod answer;
+mod arrivals;
+mod body;
+mod config;
+mod gate;
+mod headers;
+mod ingress;
+mod io;
+mod listen;
+mod pool;
+mod proxy;
+mod routes;
+mod upgrade;
+mod upstream;
+mod websocket;
+
+pub use config::IngressConfig;
+pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};

@@ -1,0 +1,163 @@
+//! Takes connections in: limits, TLS, which HTTP version, and their gentle end.
+//!
+//! One task per connection. TLS clients choose HTTP/2 by ALPN, plain ones by its preface; everything else is HTTP/1.
+//!
+//! **Invariant:** a connection that says nothing, or says it slowly, ends by a limit in each of its stages.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use cove_base::{Backoff, OnCancel, OnError, TaskKind};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    io::{Guarded, Protocol, sniff},
+    proxy::{Client, Proxy, Side},
+};
+
+const CONNECTION: TaskKind =
+    TaskKind { name: "ingress-connection", on_error: OnError::Log, on_cancel: OnCancel::Abort };
+
+/// What accept loops share.
+pub(crate) struct Doors {
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) connections: Arc<Semaphore>,
+    /// No new connections; those that are open finish what they do.
+    pub(crate) drain: CancellationToken,
+    pub(crate) tls: Option<TlsAcceptor>,
+}
+
+/// Takes connections from a listener until drain.
+pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side) {
+    let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
+    loop {
+        let permit = tokio::select! {
+            () = doors.drain.cancelled() => return,
+            permit = Arc::clone(&doors.connections).acquire_owned() => permit,
+        };
+        let Ok(permit) = permit else { return };
+        let accepted = tokio::select! {
+            () = doors.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff.reset();
+                let task = connection(Arc::clone(&doors), stream, peer, side, permit);
+                doors.proxy.shared.tasks.spawn(CONNECTION, task);
+            }
+            Err(error) => {
+                // the client left already, or files are used up: either passes
+                let wait = backoff.next_wait();
+                tracing::warn!(%error, ?wait, "failed to accept a connection");
+                tokio::select! {
+                    () = doors.drain.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side: Side, _permit: OwnedSemaphorePermit) {
+    let _tracked = doors.proxy.connections.token();
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "failed to set nodelay");
+    }
+    let client = Client { peer: peer.ip().to_canonical(), side };
+    let config = &doors.proxy.shared.config;
+    let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
+    if side == Side::Https {
+        let Some(tls) = doors.tls.clone() else { return };
+        let stream = tokio::select! {
+            () = doors.drain.cancelled() => return,
+            stream = tokio::time::timeout(handshake, tls.accept(stream)) => stream,
+        };
+        match stream {
+            Ok(Ok(stream)) => {
+                let protocol = match stream.get_ref().1.alpn_protocol() {
+                    Some(b"h2") => Protocol::Http2,
+                    _ => Protocol::Http1,
+                };
+                Box::pin(serve(&doors, Guarded::new(stream, stall), protocol, client)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_late) => tracing::debug!(%peer, "TLS handshake took too long"),
+        }
+        return;
+    }
+    let mut stream = Guarded::new(stream, stall);
+    let sniffed = tokio::select! {
+        () = doors.drain.cancelled() => return,
+        sniffed = tokio::time::timeout(config.header_timeout, sniff(&mut stream)) => sniffed,
+    };
+    match sniffed {
+        Ok(Ok(Some(protocol))) => Box::pin(serve(&doors, stream, protocol, client)).await,
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before its first request"),
+        Err(_late) => tracing::debug!(%peer, "a connection sent no request in time"),
+    }
+}
+
+async fn serve<S>(doors: &Doors, stream: Guarded<S>, protocol: Protocol, client: Client)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let proxy = Arc::clone(&doors.proxy);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let proxy = Arc::clone(&proxy);
+        async move { Ok::<_, std::convert::Infallible>(proxy.serve(client, request).await) }
+    });
+    let config = &doors.proxy.shared.config;
+    let io = TokioIo::new(stream);
+    let result = match protocol {
+        Protocol::Http1 => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(config.header_timeout)
+                .max_headers(config.header_fields_max)
+                .max_buf_size(config.header_bytes_max.max(8192))
+                .serve_connection(io, service)
+                .with_upgrades();
+            tokio::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = doors.drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+        Protocol::Http2 => {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(Duration::from_secs(30))
+                .keep_alive_timeout(Duration::from_secs(20))
+                .max_concurrent_streams(config.http2_streams_max)
+                .max_header_list_size(u32::try_from(config.header_bytes_max).unwrap_or(u32::MAX))
+                .serve_connection(io, service);
+            tokio::pin!(connection);
+            tokio::select! {
+                result = connection.as_mut() => result,
+                () = doors.drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(peer = %client.peer, %error, "a connection ended with an error");
+    }
+}

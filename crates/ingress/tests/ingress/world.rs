@@ -1,0 +1,275 @@
+//! An ingress with its inputs in the test's hands, backends, and clients that read raw bytes.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cove_base::{Board, Clock};
+use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources};
+use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, Transport};
+use cove_traffic::{
+    AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, RouteTable, WakeObservation, WeightedRevision,
+};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// No wait of a test is longer.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// Fails the test when `future` takes too long.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} did not happen in {LIMIT:?}"))
+}
+
+/// Looks every few milliseconds until `is_so`.
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
+    soon(what, async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
+
+pub(crate) fn text(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed()
+}
+
+pub(crate) fn revision(app: &str, suffix: &str) -> RevisionKey {
+    RevisionKey { app: app_id(app), name: RevisionName::of(app, suffix).unwrap() }
+}
+
+pub(crate) fn app_id(app: &str) -> ResourceId {
+    ResourceId::resource("s", "g", "Microsoft.App/containerApps", app).unwrap()
+}
+
+pub(crate) fn environment(name: &str) -> ResourceId {
+    ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", name).unwrap()
+}
+
+/// A route to `<app>--v1`.
+pub(crate) fn route(app: &str) -> AppRoute {
+    AppRoute {
+        app: app_id(app),
+        environment: environment("env"),
+        external: true,
+        allow_insecure: true,
+        transport: Transport::Auto,
+        revisions: vec![WeightedRevision { revision: revision(app, "v1"), weight: 100 }],
+        state: AppRouteState::Active,
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) handle: IngressHandle,
+    pub(crate) routes: watch::Sender<Arc<RouteTable>>,
+    pub(crate) endpoints: Board<RevisionKey, Endpoints>,
+    pub(crate) wakes: mpsc::Receiver<WakeObservation>,
+    pub(crate) activated: Arc<Mutex<Vec<RevisionKey>>>,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) internal: SocketAddr,
+    pub(crate) certificate: rustls::pki_types::CertificateDer<'static>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+#[derive(Debug)]
+struct OneCertificate(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::server::ResolvesServerCert for OneCertificate {
+    fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+fn certificate() -> (rustls::pki_types::CertificateDer<'static>, Arc<dyn rustls::server::ResolvesServerCert>) {
+    let made = rcgen::generate_simple_self_signed(vec!["web.env.localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    let der = made.cert.der().clone();
+    (der.clone(), Arc::new(OneCertificate(Arc::new(rustls::sign::CertifiedKey::new(vec![der], key)))))
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::with(IngressConfig::default()).await
+    }
+
+    pub(crate) async fn with(config: IngressConfig) -> Self {
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        let (http, https, internal) = (bind().await.unwrap(), bind().await.unwrap(), bind().await.unwrap());
+        let addresses = [&http, &https, &internal].map(|listener| listener.local_addr().unwrap());
+        let routes = watch::Sender::new(Arc::new(RouteTable::default()));
+        let endpoints = Board::default();
+        let activated: Arc<Mutex<Vec<RevisionKey>>> = Arc::default();
+        let (certificate, certificates) = certificate();
+        // a low-discrepancy sequence: every share is met within a fraction of a percent
+        let step = AtomicU32::new(0);
+        let sources = IngressSources {
+            routes: routes.subscribe(),
+            endpoints: endpoints.clone(),
+            activate: {
+                let activated = Arc::clone(&activated);
+                Arc::new(move |revision: &RevisionKey| activated.lock().unwrap().push(revision.clone()))
+            },
+            clock: Clock::real(),
+            certificates: Some(certificates),
+            environment_of: Arc::new(|_| Some(environment("env"))),
+            random: Arc::new(move || step.fetch_add(0x9e37_79b9, Ordering::Relaxed)),
+        };
+        let listeners = IngressListeners { http: vec![http], https: vec![https], internal: vec![internal] };
+        let (ingress, wakes) = Ingress::new(config, sources, listeners).unwrap();
+        let handle = ingress.handle();
+        let shutdown = CancellationToken::new();
+        tokio::spawn(ingress.run(shutdown.clone()));
+        let [http, https, internal] = addresses;
+        Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shutdown }
+    }
+
+    /// Adds hosts `<name>.env.localhost`.
+    pub(crate) fn route(&self, name: &str, route: AppRoute) {
+        self.routes.send_modify(|table| {
+            let mut hosts: BTreeMap<_, _> = table.hosts.clone();
+            hosts.insert(format!("{name}.env.localhost"), Arc::new(route));
+            *table = Arc::new(RouteTable { hosts });
+        });
+    }
+
+    /// Says which replicas are ready; they are named `<revision>-<index>`.
+    pub(crate) fn ready(&self, revision: &RevisionKey, addresses: &[SocketAddr]) {
+        self.endpoints.set(revision.clone(), endpoints(revision, addresses, &[]));
+    }
+
+    /// Says that the revision cannot run.
+    pub(crate) fn failed(&self, revision: &RevisionKey, reason: &str) {
+        let state = EndpointState::Failed { reason: reason.to_owned() };
+        self.endpoints.set(revision.clone(), Endpoints { state, ..Endpoints::default() });
+    }
+}
+
+pub(crate) fn replica(revision: &RevisionKey, index: usize) -> ReplicaName {
+    ReplicaName::new(format!("{}-{index}", revision.name)).unwrap()
+}
+
+pub(crate) fn endpoints(revision: &RevisionKey, ready: &[SocketAddr], draining: &[usize]) -> Endpoints {
+    let endpoint = |(index, address): (usize, &SocketAddr)| Endpoint {
+        replica: replica(revision, index),
+        address: *address,
+        order: index as u64,
+    };
+    Endpoints {
+        ready: ready.iter().enumerate().map(endpoint).collect(),
+        draining: draining.iter().map(|&index| replica(revision, index)).collect(),
+        state: EndpointState::Hold,
+    }
+}
+
+/// An app's server; ends with its last handle.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    /// Connections it was sent.
+    pub(crate) connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Backend {
+    /// Serves HTTP/1.1 with `answer`.
+    pub(crate) async fn http<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::tcp(move |stream| {
+            let answer = answer.clone();
+            async move {
+                let service = service_fn(move |request| {
+                    let response = answer(request);
+                    async move { Ok::<_, Infallible>(response.await) }
+                });
+                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let _the_client_left = connection.with_upgrades().await;
+            }
+        })
+        .await
+    }
+
+    /// Answers every request with `name`.
+    pub(crate) async fn named(name: &'static str) -> Self {
+        Self::http(move |_| async move { Response::new(text(name)) }).await
+    }
+
+    /// Hands every connection to `serve`.
+    pub(crate) async fn tcp<F, R>(serve: F) -> Self
+    where
+        F: Fn(TcpStream) -> R + Send + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&connections);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                open.spawn(serve(stream));
+            }
+        });
+        Self { address, connections, _tasks: tasks }
+    }
+}
+
+/// Sends bytes and reads until the end of the stream.
+pub(crate) async fn raw(address: SocketAddr, bytes: &str) -> String {
+    soon("an answer", async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _reset_is_an_end = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    })
+    .await
+}
+
+/// `GET /` for a host on a connection of its own: the status line's code and the body.
+pub(crate) async fn get(address: SocketAddr, host: &str) -> (u16, String) {
+    let answer = raw(address, &format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+    parts(&answer)
+}
+
+/// Status and body of a raw answer.
+pub(crate) fn parts(answer: &str) -> (u16, String) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_owned())
+}
+
+/// The `x-cove-reason` of a raw answer.
+pub(crate) fn reason(answer: &str) -> &str {
+    answer.lines().find_map(|line| line.strip_prefix("x-cove-reason: ")).unwrap_or("")
+}
