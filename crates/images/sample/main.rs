@@ -16,7 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ fn main() {
         listen(listener.as_raw_fd(), 4096);
         mallopt(-8, 2);
     }
+    // `PORT=0` takes any free one.
+    let port = listener.local_addr().map_or(port, |address| address.port());
     watch_term(Some(port));
     println!("sample: {} listens on port {port}", who());
     serve(&listener);
@@ -105,14 +107,14 @@ fn serve(listener: &TcpListener) {
 }
 
 fn spawn_connection(stream: TcpStream) {
-    let spare = stream.try_clone();
+    // Shared, not cloned: a connection costs one descriptor.
+    let stream = Arc::new(stream);
+    let in_thread = Arc::clone(&stream);
     let spawned = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-        let _ = connection(stream);
+        let _ = connection(&in_thread);
     });
-    if spawned.is_err()
-        && let Ok(mut stream) = spare
-    {
-        let _ = stream.write_all(
+    if spawned.is_err() {
+        let _ = (&*stream).write_all(
             b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 14\r\n\r\nno thread left",
         );
     }
@@ -207,10 +209,10 @@ impl Request {
     }
 }
 
-fn connection(stream: TcpStream) -> io::Result<()> {
+fn connection(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE_MAX))?;
-    let mut writer = stream.try_clone()?;
+    let mut writer = stream;
     let mut reader = BufReader::with_capacity(4096, stream);
     loop {
         // An idle connection is no open request: it may be closed at any time.
@@ -340,10 +342,10 @@ fn drain(request: &mut Request, reader: &mut impl BufRead) -> io::Result<bool> {
 }
 
 /// Answers one request; true when the connection can take another.
-fn route(request: &mut Request, reader: &mut BufReader<TcpStream>, out: &mut TcpStream) -> io::Result<bool> {
+fn route(request: &mut Request, reader: &mut BufReader<&TcpStream>, out: &mut &TcpStream) -> io::Result<bool> {
     let keep = request.keeps_alive();
     let method = request.method.clone();
-    let text = |out: &mut TcpStream, status: u16, body: &str| {
+    let text = |out: &mut &TcpStream, status: u16, body: &str| {
         respond(out, &method, status, "text/plain", body.as_bytes(), keep)
     };
     match request.path.as_str() {
@@ -450,7 +452,7 @@ fn head(out: &mut impl Write, status: u16, kind: &str, length: Option<u64>, keep
     out.write_all(text.as_bytes())
 }
 
-fn respond(out: &mut TcpStream, method: &str, status: u16, kind: &str, body: &[u8], keep: bool) -> io::Result<()> {
+fn respond(out: &mut &TcpStream, method: &str, status: u16, kind: &str, body: &[u8], keep: bool) -> io::Result<()> {
     let mut whole = Vec::with_capacity(body.len() + 160);
     head(&mut whole, status, kind, Some(body.len() as u64), keep)?;
     if method != "HEAD" {
@@ -459,7 +461,7 @@ fn respond(out: &mut TcpStream, method: &str, status: u16, kind: &str, body: &[u
     out.write_all(&whole)
 }
 
-fn chunk(out: &mut TcpStream, data: &[u8]) -> io::Result<()> {
+fn chunk(out: &mut &TcpStream, data: &[u8]) -> io::Result<()> {
     let mut whole = format!("{:x}\r\n", data.len()).into_bytes();
     whole.extend_from_slice(data);
     whole.extend_from_slice(b"\r\n");
@@ -467,7 +469,7 @@ fn chunk(out: &mut TcpStream, data: &[u8]) -> io::Result<()> {
 }
 
 /// Sends the body back while it still arrives.
-fn echo(request: &mut Request, reader: &mut impl BufRead, out: &mut TcpStream, keep: bool) -> io::Result<()> {
+fn echo(request: &mut Request, reader: &mut impl BufRead, out: &mut &TcpStream, keep: bool) -> io::Result<()> {
     if request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
@@ -489,7 +491,7 @@ fn echo(request: &mut Request, reader: &mut impl BufRead, out: &mut TcpStream, k
 }
 
 /// Sends `n` numbered pieces, `ms` apart; as server-sent events when the client accepts those.
-fn stream(request: &Request, out: &mut TcpStream, keep: bool) -> io::Result<()> {
+fn stream(request: &Request, out: &mut &TcpStream, keep: bool) -> io::Result<()> {
     let (count, pause_ms) = (request.amount("n", 5), request.amount("ms", 200));
     let is_events = request.header("accept").is_some_and(|value| value.contains("text/event-stream"));
     head(out, 200, if is_events { "text/event-stream" } else { "text/plain" }, None, keep)?;
@@ -552,7 +554,7 @@ fn percent_decoded(text: &str) -> String {
 }
 
 /// RFC 6455: echoes text and binary messages, answers pings and close frames.
-fn websocket(request: &Request, reader: &mut BufReader<TcpStream>, out: &mut TcpStream) -> io::Result<()> {
+fn websocket(request: &Request, reader: &mut BufReader<&TcpStream>, out: &mut &TcpStream) -> io::Result<()> {
     let is_upgrade = request.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket"));
     let (Some(key), true) = (request.header("sec-websocket-key"), is_upgrade) else {
         return respond(out, "GET", 400, "text/plain", b"/ws wants a WebSocket handshake\n", false);
@@ -607,7 +609,7 @@ fn read_array<const N: usize>(reader: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn frame(out: &mut TcpStream, opcode: u8, payload: &[u8]) -> io::Result<()> {
+fn frame(out: &mut &TcpStream, opcode: u8, payload: &[u8]) -> io::Result<()> {
     let mut bytes = vec![0x80 | opcode];
     match payload.len() {
         short @ 0..=125 => bytes.push(short as u8),

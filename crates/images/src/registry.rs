@@ -124,6 +124,8 @@ enum RegistryError {
     SizeInvalid(String),
     #[error("the range is outside of the blob's {size} bytes")]
     RangeInvalid { size: u64 },
+    #[error("there is nothing under this path; everything is below `/v2/`")]
+    NoSuchPath,
     #[error("this registry does not offer that")]
     Unsupported,
     #[error("too many uploads are open; finish some first")]
@@ -155,6 +157,7 @@ impl RegistryError {
             Self::NameUnknown(_) => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
             Self::SizeInvalid(_) => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             Self::RangeInvalid { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "UNSUPPORTED"),
+            Self::NoSuchPath => (StatusCode::NOT_FOUND, "NOT_FOUND"),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
             Self::TooManyUploads => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::Store(ImageError::DiskFull { .. }) => (StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN"),
@@ -246,7 +249,7 @@ impl Registry {
     async fn answer(&self, request: Request) -> Result<Response, RegistryError> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
-        let Some((repository, target)) = target(&path) else { return Err(RegistryError::Unsupported) };
+        let Some((repository, target)) = target(&path) else { return Err(RegistryError::NoSuchPath) };
         let access = match parts.method {
             Method::GET | Method::HEAD => Access::Pull,
             Method::DELETE => Access::Delete,

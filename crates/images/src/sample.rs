@@ -77,3 +77,6 @@ fn layer() -> Vec<u8> {
     add("sample", tar::EntryType::Regular, 0o755, EXECUTABLE);
     tar.into_inner().expect("writing to memory cannot fail")
 }
+
+#[cfg(test)]
+mod tests;

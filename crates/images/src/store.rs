@@ -321,8 +321,9 @@ impl ImageStore {
 
     /// Forgets pulled names that are not in `keep`, then removes blobs and layers that nothing names.
     ///
-    /// `keep` holds the digests of images that the platform still refers to. Imported and pushed names stay until they are
-    /// removed; images that somebody holds stay in any case. Blocks on the file system.
+    /// `keep` holds the digests of images that the platform still refers to. Imported names and pushed tags stay until they
+    /// are removed; what was pushed and has no tag any more goes like what was pulled. Images that somebody holds stay in
+    /// any case. Blocks on the file system.
     pub fn gc(&self, keep: &[Digest]) -> Result<GcReport, ImageError> {
         let Ok(_alone) = self.0.activity.try_write() else {
             return Ok(GcReport { postponed: true, ..GcReport::default() });
@@ -334,8 +335,16 @@ impl ImageStore {
         let mut report = GcReport::default();
         {
             let mut index = lock(&self.0.index);
-            report.names =
-                index.retain(|_, entry| entry.source != ImageSource::Pulled || roots.contains(&entry.digest))?;
+            let is_fresh = |at: Timestamp| {
+                SystemTime::now().duration_since(at.into()).is_ok_and(|age| age < self.0.config.gc_grace)
+            };
+            report.names = index.retain(|name, entry| match entry.source {
+                ImageSource::Pulled => roots.contains(&entry.digest),
+                ImageSource::Pushed if name.contains('@') => {
+                    roots.contains(&entry.digest) || is_fresh(entry.updated_at)
+                }
+                ImageSource::Pushed | ImageSource::Imported | ImageSource::BuiltIn => true,
+            })?;
             roots.extend(index.iter().map(|(_, entry)| entry.digest.clone()));
         }
         let (blobs, layers) = self.0.reachable(&roots);

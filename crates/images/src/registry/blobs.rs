@@ -333,6 +333,7 @@ mod tests {
             bytes=- None
             items=0-1 None
             empty Some(Err(()))
-        "#]].assert_eq(&table);
+        "#]]
+        .assert_eq(&table);
     }
 }

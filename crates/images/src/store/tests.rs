@@ -375,6 +375,11 @@ async fn garbage_collection_takes_only_what_nobody_wants() {
     world.store.index().put(&["example.com/a:1".into()], &digest, ImageSource::Pulled).unwrap();
     assert_eq!(world.store.gc(&[digest]).unwrap().names, Vec::<String>::new());
     assert_eq!(world.store.gc(&[]).unwrap().names, ["example.com/a:1"]);
+    // Pushed digests too, when nothing else wants them; a tag stays.
+    let digest = world.store.entry(&"kept:1".parse().unwrap()).unwrap().digest;
+    let pushed = ["cove.local/a:1".to_owned(), format!("cove.local/a@{digest}")];
+    world.store.index().put(&pushed, &digest, ImageSource::Pushed).unwrap();
+    assert_eq!(world.store.gc(&[]).unwrap().names, [pushed[1].clone()]);
     // Not while something is being fetched.
     let _active = world.store.active().await;
     assert!(world.store.gc(&[]).unwrap().postponed);
