@@ -1,0 +1,132 @@
+"""A real `cove serve` for tests, on free ports and with a data directory of its own, and requests through its ingress.
+
+Nothing outlives a test: the server is stopped with SIGTERM, its replicas are removed first, and the directory is deleted.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+BINARY = os.environ.get("COVE_BIN", "target/debug/cove")
+START_WITHIN_SECONDS = 60
+STOP_WITHIN_SECONDS = 60
+
+CONFIG = """
+[api]
+retry_after = 0
+
+[controller]
+provisioning_deadline = "60s"
+drain_period = "2s"
+"""
+
+
+class Server:
+    """A running server; use it as a context manager."""
+
+    def __init__(self, config=CONFIG):
+        self._directory = tempfile.TemporaryDirectory(prefix="cove-acceptance-")
+        self.directory = pathlib.Path(self._directory.name)
+        self.data = self.directory / "data"
+        self._config = self.directory / "cove.toml"
+        self._config.write_text(config)
+        self.log_path = self.directory / "serve.log"
+        self._process = None
+        self.api = self.http = self.https = self.ca = None
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self._directory.cleanup()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        self._directory.cleanup()
+
+    def start(self):
+        """Starts it and waits for its `cove ready` line."""
+        arguments = [BINARY, "serve", "--config", str(self._config), "--data-dir", str(self.data)]
+        for way in ("--api", "--http", "--https"):
+            arguments += [way, "127.0.0.1:0"]
+        self._log = open(self.log_path, "ab")
+        self._process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        ready = threading.Event()
+        threading.Thread(target=self._read, args=(ready,), daemon=True).start()
+        if not ready.wait(START_WITHIN_SECONDS) or self._process.poll() is not None:
+            log = self.log()
+            self.stop()
+            raise AssertionError(f"`cove serve` did not say `cove ready` within {START_WITHIN_SECONDS} s:\n{log}")
+        endpoints = json.loads((self.data / "endpoints.json").read_text())
+        self.api, self.http, self.https = (endpoints[name].rstrip("/") for name in ("api", "http", "https"))
+        self.ca = endpoints["ca"]
+
+    def _read(self, ready):
+        for line in self._process.stdout:
+            self._log.write(line.encode())
+            self._log.flush()
+            if line.startswith("cove ready"):
+                ready.set()
+        ready.set()  # it ended; start() sees that
+
+    def stop(self):
+        """Ends it as an operator would; kills it when it does not go."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+            raise AssertionError(f"`cove serve` did not end within {STOP_WITHIN_SECONDS} s of SIGTERM:\n{self.log()}")
+        finally:
+            self._process.stdout.close()
+            self._log.close()
+            self._process = None
+
+    def log(self, lines=80):
+        """The last lines that the server wrote."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+    def get(self, host, path="/", timeout=60):
+        """`GET` through the ingress: status and text of the answer."""
+        address = self.http.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=timeout)
+        try:
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+
+def until(what, check, within_seconds=60):
+    """Asks `check` until its answer is true and gives that; fails when `within_seconds` have passed.
+
+    Only for what has no event to wait on: another process's view of the server.
+    """
+    deadline = time.monotonic() + within_seconds
+    pause = 0.02
+    while True:
+        last = check()
+        if last:
+            return last
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_seconds} s: {what}; last answer: {last!r}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
