@@ -32,8 +32,8 @@ use crate::error::NetworkError;
 use crate::kernel::{Kernel, disable_ipv6, ignore, link_by_name};
 use crate::layout::{INSIDE, Layout, Mac, NetnsId, NetnsLease};
 
-/// Longest wait for the bridge port of a new replica to forward; kernels before 6.8 need a moment.
-const PORT_UP_TIMEOUT: Duration = Duration::from_millis(250);
+/// Longest wait for an interface to be up after it has a carrier.
+const UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Index of `lo` in every network namespace.
 const LO_INDEX: u32 = 1;
@@ -118,7 +118,10 @@ fn make(kernel: &Kernel, layout: &Layout, uplink: Uplink, id: NetnsId, path: &Pa
     let (namespace, inside, connection) = enter_new(kernel, path)?;
     let wired = wire_host(kernel, layout, uplink, id, &namespace)
         .and_then(|()| wire_inside(kernel, layout, uplink, id, &inside))
-        .and_then(|()| wait_forwarding(kernel, &layout.veth(id.host)));
+        .and_then(|()| wait_up(kernel, &inside, INSIDE))
+        .and_then(|()| wait_up(kernel, kernel.handle(), &layout.veth(id.host)))
+        // The first port gives the bridge its carrier.
+        .and_then(|()| wait_up(kernel, kernel.handle(), &layout.bridge()));
     // The socket would keep the namespace alive.
     connection.abort();
     drop(inside);
@@ -231,12 +234,14 @@ fn wire_inside(
     })
 }
 
-/// Waits until the bridge forwards to the port; asking brings recent kernels up to date at once.
-fn wait_forwarding(kernel: &Kernel, veth: &str) -> Result<(), NetworkError> {
-    kernel.wait(format!("see `{veth}` up"), async {
-        let deadline = tokio::time::Instant::now() + PORT_UP_TIMEOUT;
+/// Waits until packets can leave the interface `name`, and for a port until the bridge forwards to it.
+///
+/// The kernel does both a moment after the carrier comes; from 6.8 on the question itself brings it up to date.
+fn wait_up(kernel: &Kernel, handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    kernel.wait(format!("see `{name}` up"), async {
+        let deadline = tokio::time::Instant::now() + UP_TIMEOUT;
         loop {
-            let link = link_by_name(kernel.handle(), veth).await?;
+            let link = link_by_name(handle, name).await?;
             if link.is_some_and(|link| link.is_up) {
                 return Ok(());
             }

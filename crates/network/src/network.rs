@@ -163,6 +163,11 @@ impl Network {
         self.pool.status()
     }
 
+    /// Waits until the pool is as `wanted`, say filled; the caller sets the limit.
+    pub async fn wait_for(&self, wanted: impl Fn(PoolStatus) -> bool) {
+        self.pool.wait_for(wanted).await;
+    }
+
     /// Removes the unused namespaces and ends the threads; what is leased stays for the next open to adopt.
     pub async fn close(&self) {
         self.pool.close(true);
@@ -251,9 +256,14 @@ fn settle_subnet(kernel: &Kernel, config: &NetworkConfig) -> Result<(Layout, u32
     lock.lock().map_err(NetworkError::state(&lock_path))?;
     let bridge = kernel.link(&layout::bridge_name(&config.name))?;
     let standing = match &bridge {
-        Some(link) => kernel.addresses(Some(link.index))?.into_iter().map(|(_, net)| net.trunc()).next(),
+        Some(link) => kernel.addresses(Some(link.index))?.first().map(|(_, net)| check_subnet(*net)).transpose()?,
         None => None,
     };
+    if let (Some(standing), Some(asked)) = (standing, config.subnet)
+        && standing != asked.trunc()
+    {
+        tracing::warn!(%standing, %asked, "the subnet cannot change while the bridge exists; purge the network first");
+    }
     let taken = kernel.ranges_in_use(bridge.map(|link| link.index))?;
     let file = state_file(&config.state_dir);
     let subnet = match (config.subnet, standing, recall(&file)?) {
@@ -279,19 +289,9 @@ fn settle_subnet(kernel: &Kernel, config: &NetworkConfig) -> Result<(Layout, u32
     Ok((layout, index))
 }
 
-/// Turns forwarding on and installs the packet filter; says what could not be done.
+/// Installs the packet filter, then turns forwarding on; says what could not be done.
 fn open_ways_out(kernel: &Kernel, layout: &Layout, ports: &[u16]) -> Capabilities {
     let mut capabilities = Capabilities::default();
-    let forward = "/proc/sys/net/ipv4/ip_forward";
-    let forwards = fs::read_to_string(forward).is_ok_and(|text| text.trim() != "0")
-        || fs::write(forward, "1")
-            .inspect_err(|error| {
-                capabilities.warnings.push(format!(
-                    "replicas cannot reach the outside: failed to write `{forward}` ({error}); \
-                     run `sysctl -w net.ipv4.ip_forward=1`"
-                ));
-            })
-            .is_ok();
     let applied = kernel.wait_io(async { Ok(nft::apply(&nft::ruleset(layout, ports)).await) });
     match applied {
         Ok(Ok(())) => capabilities.filter = true,
@@ -300,7 +300,26 @@ fn open_ways_out(kernel: &Kernel, layout: &Layout, ports: &[u16]) -> Capabilitie
         )),
         Err(error) => capabilities.warnings.push(format!("failed to run nft: {error}")),
     }
-    capabilities.nat = forwards && capabilities.filter;
+    if !capabilities.filter {
+        return capabilities;
+    }
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    let is_on = fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+    match if is_on { Ok(()) } else { fs::write(path, "1") } {
+        Ok(()) => capabilities.nat = true,
+        Err(error) => capabilities.warnings.push(format!(
+            "replicas cannot reach the outside: failed to write `{path}` ({error}); run `sysctl -w net.ipv4.ip_forward=1`"
+        )),
+    }
+    if let Ok(true) = kernel.wait_io(async { Ok(nft::forward_is_closed().await) }) {
+        capabilities.nat = false;
+        let bridge = layout.bridge();
+        capabilities.warnings.push(format!(
+            "replicas cannot reach the outside: another firewall (Docker's?) drops forwarded packets; let it pass \
+             `iptables -I FORWARD -i {bridge} -j ACCEPT` and \
+             `iptables -I FORWARD -o {bridge} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT`"
+        ));
+    }
     capabilities
 }
 

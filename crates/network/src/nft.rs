@@ -83,26 +83,43 @@ pub(crate) fn removal(name: &str) -> String {
 
 /// Runs `nft -f -` with `script`, all or nothing.
 pub(crate) async fn apply(script: &str) -> Result<(), NftError> {
-    let program = find().ok_or(NftError::Missing)?;
-    let run = async {
-        let mut child = tokio::process::Command::new(program)
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(script.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let output = tokio::time::timeout(RUN_TIMEOUT, run).await.map_err(io::Error::from)??;
+    let output = run(&["-f", "-"], script).await?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(NftError::Refused(text.lines().next().unwrap_or("no reason given").trim().to_owned()))
+}
+
+/// True when the forward chain that `iptables` manages drops by default and does not know us.
+///
+/// A packet must pass every table, so an `accept` of ours does not help then. Its rules are not ours to change.
+pub(crate) async fn forward_is_closed() -> bool {
+    match run(&["list", "chain", "ip", "filter", "FORWARD"], "").await {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.contains("policy drop") && !text.contains("iifname \"cv")
+        }
+        Err(_no_nft) => false,
+    }
+}
+
+async fn run(arguments: &[&str], input: &str) -> Result<std::process::Output, NftError> {
+    let program = find().ok_or(NftError::Missing)?;
+    let run = async {
+        let mut child = tokio::process::Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    Ok(tokio::time::timeout(RUN_TIMEOUT, run).await.map_err(io::Error::from)??)
 }
 
 /// Where `nft` is: in `PATH`, or where distributions put programs of the administrator.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::error::NetworkError;
 use crate::kernel::Kernel;
@@ -56,6 +56,8 @@ pub(crate) struct Pool {
     to_make: Condvar,
     /// Rung when there may be something to remove.
     to_remove: Condvar,
+    /// Rung after every change, for those who wait for a state.
+    changed: Notify,
     size: usize,
 }
 
@@ -137,7 +139,13 @@ impl Pool {
             phase: Phase::Open,
             maker_ended: false,
         };
-        Self { state: Mutex::new(state), to_make: Condvar::new(), to_remove: Condvar::new(), size }
+        Self {
+            state: Mutex::new(state),
+            to_make: Condvar::new(),
+            to_remove: Condvar::new(),
+            changed: Notify::new(),
+            size,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -173,6 +181,7 @@ impl Pool {
         if state.leased.remove(&id) || state.found.remove(&id).is_some() {
             state.leaving.push_back((id, 0));
             self.to_remove.notify_one();
+            self.changed.notify_waiters();
         } else {
             tracing::debug!(%id, "released a network namespace that is not out");
         }
@@ -203,6 +212,17 @@ impl Pool {
             leased: state.leased.len(),
             leaving: state.leaving.len() + state.removing,
             waiting: state.waiters.len(),
+        }
+    }
+
+    /// Waits until the pool is as `wanted`; the caller sets the limit.
+    pub(crate) async fn wait_for(&self, wanted: impl Fn(PoolStatus) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if wanted(self.status()) {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -278,6 +298,7 @@ impl Pool {
 
     fn hand_out(&self, job: Job, lease: NetnsLease) {
         let mut state = self.lock();
+        self.changed.notify_waiters();
         state.refill_after = None;
         state.retry_after = RETRY_MIN;
         let Job::Serve(waiter) = job else {
@@ -346,6 +367,7 @@ impl Pool {
 
     fn removed(&self, id: NetnsId, tries: u32, result: Result<(), NetworkError>) {
         let mut state = self.lock();
+        self.changed.notify_waiters();
         state.removing -= 1;
         match result {
             Ok(()) => {

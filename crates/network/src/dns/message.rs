@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query as Question, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ipnet::IpNet;
@@ -15,6 +15,9 @@ use super::DnsConfig;
 /// Seconds that a program may remember where an app is; it is always the gateway, so staleness costs little.
 const TTL_SECS: u32 = 5;
 
+/// Largest UDP message we announce to take, which passes every network unfragmented.
+const EDNS_PAYLOAD: u16 = 1232;
+
 /// Bytes of a DNS header.
 const HEADER_LEN: usize = 12;
 
@@ -23,7 +26,7 @@ const HEADER_LEN: usize = 12;
 pub(super) enum Plan {
     Ignore,
     Answer(Vec<u8>),
-    Forward(Query),
+    Forward(Box<Query>),
 }
 
 /// A query with exactly one question.
@@ -62,7 +65,7 @@ impl Query {
     pub(super) fn plan(self, config: &DnsConfig, client: Ipv4Addr) -> Plan {
         let question = self.question();
         if question.query_class() != DNSClass::IN {
-            return Plan::Forward(self);
+            return Plan::Forward(Box::new(self));
         }
         let name = question.name().to_lowercase().to_ascii();
         let name = name.trim_end_matches('.');
@@ -71,7 +74,7 @@ impl Query {
         } else if is_local(config, name, question) {
             self.error(ResponseCode::NXDomain)
         } else {
-            return Plan::Forward(self);
+            return Plan::Forward(Box::new(self));
         };
         Plan::Answer(answer)
     }
@@ -99,6 +102,11 @@ impl Query {
         reply.metadata.recursion_available = true;
         reply.metadata.response_code = code;
         reply.add_query(self.question().clone());
+        if asked.edns.is_some() {
+            let mut edns = Edns::new();
+            edns.set_max_payload(EDNS_PAYLOAD);
+            reply.set_edns(edns);
+        }
         reply
     }
 
