@@ -244,6 +244,14 @@ impl ArmError {
         Self::new(501, "NotImplemented", format!("{what}: not implemented yet; {instead}.")).at(target)
     }
 
+    /// The message with the target before it, unless it speaks of it already.
+    fn placed_message(&self) -> String {
+        match &self.target {
+            Some(target) if !self.message.contains(target.as_str()) => format!("{target}: {}", self.message),
+            _ => self.message.clone(),
+        }
+    }
+
     /// `{"error": {…}}` as Azure writes it.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -298,7 +306,8 @@ impl Errors {
         self.found.is_empty()
     }
 
-    /// One error for all: the only one itself, or `InvalidRequestParameterWithDetails` with `details`.
+    /// One error for all: the only one itself with its target in the text, since `az` shows no more than that; or
+    /// `InvalidRequestParameterWithDetails` with `details`.
     ///
     /// The status is 400 when any of them is the caller's mistake, else that of the first.
     ///
@@ -306,17 +315,12 @@ impl Errors {
     /// When anything was noted.
     pub fn into_result(mut self) -> Result<(), ArmError> {
         if self.found.len() <= 1 {
-            return self.found.pop().map_or(Ok(()), Err);
+            let Some(mut only) = self.found.pop() else { return Ok(()) };
+            only.message = only.placed_message();
+            return Err(only);
         }
         let status = if self.found.iter().any(|error| error.status == 400) { 400 } else { self.found[0].status };
-        let texts: Vec<String> = self
-            .found
-            .iter()
-            .map(|error| match &error.target {
-                Some(target) => format!("{target}: {}", error.message),
-                None => error.message.clone(),
-            })
-            .collect();
+        let texts: Vec<String> = self.found.iter().map(ArmError::placed_message).collect();
         let mut message = format!("{} problems. {}", self.found.len() + self.more, texts.join(" "));
         if self.more > 0 {
             message.push_str(&format!(" And {} more.", self.more));

@@ -4,6 +4,19 @@
 //! which normalises names, reports every problem at once, and answers the canonical document that is stored. An answer is
 //! `render`ed from that document and a view of what is known at the time.
 //!
+//! ```
+//! use std::collections::BTreeSet;
+//! use cove_arm::{body, container_app::{parse_put, PutContext}};
+//!
+//! let id = cove_model::ResourceId::resource("s", "rg", "Microsoft.App/containerApps", "web").unwrap();
+//! let body = br#"{"location": "local", "properties": {"environmentId":
+//!     "/subscriptions/s/resourceGroups/rg/providers/Microsoft.App/managedEnvironments/env",
+//!     "template": {"containers": [{"name": "web", "image": "nginx"}], "scale": {"minReplicas": 3, "maxReplicas": 2}}}}"#;
+//! let body = body::parse_object(body, body::DEPTH_MAX).unwrap();
+//! let error = parse_put(&body, &PutContext { id: &id, known_secrets: &BTreeSet::new() }).unwrap_err();
+//! assert_eq!((error.status, error.target.as_deref()), (400, Some("properties.template.scale")));
+//! ```
+//!
 //! **Invariant:** nothing here does IO, reads a clock or draws a random number; a stored document never holds a secret's
 //! value nor a read-only property.
 

@@ -206,7 +206,7 @@ impl Walk<'_> {
             Value::Number(number) => number.to_string(),
             other => kind_of(other).to_owned(),
         };
-        self.errors.invalid(path, format!("The value {given} of '{path}' is not valid; expected {wanted}."));
+        self.errors.invalid(path, format!("the value is {given}; expected {wanted}."));
         None
     }
 }

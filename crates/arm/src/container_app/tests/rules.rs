@@ -38,44 +38,44 @@ fn containers_are_checked() {
     check(
         &[(&at("image"), json!(" "))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] An image is required, such as 'registry.example.com/name:tag'.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] properties.template.containers[0].image: An image is required, such as 'registry.example.com/name:tag'.
+        "#]],
     );
     check(
         &[(&at("image"), json!("https://x/y"))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] The image 'https://x/y' is a URL; leave the scheme out.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].image] properties.template.containers[0].image: The image 'https://x/y' is a URL; leave the scheme out.
+        "#]],
     );
     check(
         &[(&at("name"), json!("Web_1"))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].name] The container name 'Web_1' is not valid: use 1 to 63 lower case letters, digits and '-', with a letter or digit at both ends.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].name] properties.template.containers[0].name: The container name 'Web_1' is not valid: use 1 to 63 lower case letters, digits and '-', with a letter or digit at both ends.
+        "#]],
     );
     check(
         &[(&at("env"), json!([{ "name": "1=", "value": "x" }]))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0].name] The environment variable name '1=' is not valid: use letters, digits, '_', '-' and '.', and do not start with a digit.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0].name] properties.template.containers[0].env[0].name: The environment variable name '1=' is not valid: use letters, digits, '_', '-' and '.', and do not start with a digit.
+        "#]],
     );
     check(
         &[(&at("env"), json!([{ "name": "A", "value": "x", "secretRef": "s" }]))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0]] The variable 'A' has both value and secretRef; give one.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].env[0]] properties.template.containers[0].env[0]: The variable 'A' has both value and secretRef; give one.
+        "#]],
     );
     check(
         &[(&at("env"), json!([{ "name": "A", "secretRef": "nope" }]))],
         &expect![[r#"
-        400 ContainerAppSecretRefNotFound [properties.template.containers[0].env[0].secretRef] The secret 'nope' does not exist; add it to properties.configuration.secrets.
-    "#]],
+            400 ContainerAppSecretRefNotFound [properties.template.containers[0].env[0].secretRef] properties.template.containers[0].env[0].secretRef: The secret 'nope' does not exist; add it to properties.configuration.secrets.
+        "#]],
     );
     check(
         &[(&at("env"), json!({}))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.template.containers[0].env] The value an object of 'properties.template.containers[0].env' is not valid; expected a list.
-    "#]],
+            400 InvalidParameterValue [properties.template.containers[0].env] properties.template.containers[0].env: the value is an object; expected a list.
+        "#]],
     );
     check(
         &[(&at("volumeMounts"), json!([{ "volumeName": "v", "mountPath": "data" }]))],
@@ -93,39 +93,39 @@ fn resources_are_checked() {
     check(
         &[(&at("resources"), json!({ "cpu": 0.5, "memory": "2Gi" }))],
         &expect![[r#"
-        400 ContainerAppInvalidResourceTotal [properties.template.containers] The total requested CPU and memory resources for this application (CPU: 0.5, memory: 2Gi) is invalid. Total CPU and memory for all containers defined in a Container App m
-    "#]],
+            400 ContainerAppInvalidResourceTotal [properties.template.containers] properties.template.containers: The total requested CPU and memory resources for this application (CPU: 0.5, memory: 2Gi) is invalid. Total CPU and memory for all contain
+        "#]],
     );
     check(
         &[(&at("resources"), json!({ "cpu": "a lot", "memory": "1Xi" }))],
         &expect![[r#"
-        400 InvalidRequestParameterWithDetails
-        400 InvalidParameterValue [properties.template.containers[0].resources.cpu] The value 'a lot' of 'properties.template.containers[0].resources.cpu' is not valid; expected a number.
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].resources.memory] '1Xi' is not an amount of memory; expected such as '0.5Gi'.
-    "#]],
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.template.containers[0].resources.cpu] the value is 'a lot'; expected a number.
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].resources.memory] '1Xi' is not an amount of memory; expected such as '0.5Gi'.
+        "#]],
     );
     check(
         &[(&at("resources"), json!({ "cpu": 8, "memory": "16Gi" }))],
         &expect![[r#"
-        400 ContainerAppInvalidResourceTotal [properties.template.containers] The total requested CPU and memory resources for this application (CPU: 8, memory: 16Gi) is invalid. Total CPU and memory for all containers defined in a Container App mu
-    "#]],
+            400 ContainerAppInvalidResourceTotal [properties.template.containers] properties.template.containers: The total requested CPU and memory resources for this application (CPU: 8, memory: 16Gi) is invalid. Total CPU and memory for all containe
+        "#]],
     );
     check(
         &[(&at("resources"), json!({ "cpu": 1, "memory": "2Gi", "gpu": 1 }))],
         &expect![[r#"
-            501 NotImplemented [properties.template.containers[0].resources.gpu] GPUs: not implemented yet; leave gpu out.
+            501 NotImplemented [properties.template.containers[0].resources.gpu] properties.template.containers[0].resources.gpu: GPUs: not implemented yet; leave gpu out.
         "#]],
     );
     check(
         &[("/properties/template/containers", json!([]))],
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers] At least one container is required.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers] properties.template.containers: At least one container is required.
+        "#]],
     );
     check(
         &[("/properties/template/containers", json!([{ "name": "a", "image": "x" }, { "name": "a", "image": "y" }]))],
         &expect![[r#"
-            400 InvalidParameterValueInContainerTemplate [properties.template.containers[1].name] The container name 'a' is used twice.
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[1].name] properties.template.containers[1].name: The container name 'a' is used twice.
         "#]],
     );
 }
@@ -136,20 +136,20 @@ fn probes_are_checked() {
     check(
         &with(json!({ "tcpSocket": { "port": 80 } })),
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].type] A probe needs a type: Startup, Readiness or Liveness.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].type] properties.template.containers[0].probes[0].type: A probe needs a type: Startup, Readiness or Liveness.
+        "#]],
     );
     check(
         &with(json!({ "type": "Liveness" })),
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0]] A probe needs exactly one of httpGet and tcpSocket.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0]] properties.template.containers[0].probes[0]: A probe needs exactly one of httpGet and tcpSocket.
+        "#]],
     );
     check(
         &with(json!({ "type": "Liveness", "tcpSocket": { "port": 0 } })),
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].tcpSocket.port] A probe needs a port from 1 to 65535.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].tcpSocket.port] properties.template.containers[0].probes[0].tcpSocket.port: A probe needs a port from 1 to 65535.
+        "#]],
     );
     check(
         &with(
@@ -165,8 +165,8 @@ fn probes_are_checked() {
     check(
         &with(json!({ "type": "Startup", "httpGet": { "port": 80, "path": "x" } })),
         &expect![[r#"
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].httpGet.path] The path 'x' is not valid; it must start with '/' and hold no white space.
-    "#]],
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers[0].probes[0].httpGet.path] properties.template.containers[0].probes[0].httpGet.path: The path 'x' is not valid; it must start with '/' and hold no white space.
+        "#]],
     );
 }
 
@@ -176,8 +176,8 @@ fn scale_is_checked() {
     check(
         &[(scale, json!({ "minReplicas": 11 }))],
         &expect![[r#"
-        400 MinGreaterThanMax [properties.template.scale] The scale options provided for Container App 'web' are incorrect. minReplicas is 11 and maxReplicas 10 (10 unless given); min must not be above max.
-    "#]],
+            400 MinGreaterThanMax [properties.template.scale] properties.template.scale: The scale options provided for Container App 'web' are incorrect. minReplicas is 11 and maxReplicas 10 (10 unless given); min must not be above
+        "#]],
     );
     check(
         &[(scale, json!({ "minReplicas": -1, "maxReplicas": 0 }))],
@@ -190,16 +190,16 @@ fn scale_is_checked() {
     check(
         &[(scale, json!({ "minReplicas": 1.5, "maxReplicas": "x", "pollingInterval": 0 }))],
         &expect![[r#"
-        400 InvalidRequestParameterWithDetails
-        400 InvalidParameterValue [properties.template.scale.maxReplicas] The value 'x' of 'properties.template.scale.maxReplicas' is not valid; expected a whole number.
-        400 InvalidParameterValue [properties.template.scale.minReplicas] The value 1.5 of 'properties.template.scale.minReplicas' is not valid; expected a whole number.
-        400 InvalidParameterValue [properties.template.scale.pollingInterval] The value 0 is not valid; expected 1 to 604800.
-    "#]],
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.template.scale.maxReplicas] the value is 'x'; expected a whole number.
+            400 InvalidParameterValue [properties.template.scale.minReplicas] the value is 1.5; expected a whole number.
+            400 InvalidParameterValue [properties.template.scale.pollingInterval] The value 0 is not valid; expected 1 to 604800.
+        "#]],
     );
     check(
         &[(scale, json!({ "coveMode": "FAST" }))],
         &expect![[r#"
-            501 NotImplemented [properties.template.scale.coveMode] The scale mode 'fast': not implemented yet; leave coveMode out or set it to 'aca'.
+            501 NotImplemented [properties.template.scale.coveMode] properties.template.scale.coveMode: The scale mode 'fast': not implemented yet; leave coveMode out or set it to 'aca'.
         "#]],
     );
 }
@@ -211,14 +211,14 @@ fn scale_rules_are_checked() {
     check(
         &rules(json!([{ "name": "", "http": {} }])),
         &expect![[r#"
-        400 RuleNameMissing [properties.template.scale.rules[0].name] The scale rule '' is invalid. A scale rule needs a name.
-    "#]],
+            400 RuleNameMissing [properties.template.scale.rules[0].name] properties.template.scale.rules[0].name: The scale rule '' is invalid. A scale rule needs a name.
+        "#]],
     );
     check(
         &rules(json!([{ "name": "a", "http": {} }, { "name": "a", "tcp": {} }])),
         &expect![[r#"
-        400 RuleNameDuplicate [properties.template.scale.rules[1].name] The scale rule 'a' is invalid. Names of scale rules must be unique.
-    "#]],
+            400 RuleNameDuplicate [properties.template.scale.rules[1].name] properties.template.scale.rules[1].name: The scale rule 'a' is invalid. Names of scale rules must be unique.
+        "#]],
     );
     check(
         &rules(json!([{ "name": "a" }, { "name": "b", "http": {}, "tcp": {} }])),
@@ -231,14 +231,14 @@ fn scale_rules_are_checked() {
     check(
         &rules(json!([{ "name": "a", "http": { "metadata": { "concurrentRequests": "ten" } } }])),
         &expect![[r#"
-        400 HttpConcurrencyInvalid [properties.template.scale.rules[0].http.metadata.concurrentRequests] The scale rule 'a' is invalid. metadata.concurrentRequests must be a whole number of at least 1.
-    "#]],
+            400 HttpConcurrencyInvalid [properties.template.scale.rules[0].http.metadata.concurrentRequests] properties.template.scale.rules[0].http.metadata.concurrentRequests: The scale rule 'a' is invalid. metadata.concurrentRequests must be a whole number of at least 1.
+        "#]],
     );
     check(
         &rules(json!([{ "name": "a", "tcp": { "metadata": { "concurrentConnections": 0 } } }])),
         &expect![[r#"
-        400 TcpConcurrencyInvalid [properties.template.scale.rules[0].tcp.metadata.concurrentConnections] The scale rule 'a' is invalid. metadata.concurrentConnections must be a whole number of at least 1.
-    "#]],
+            400 TcpConcurrencyInvalid [properties.template.scale.rules[0].tcp.metadata.concurrentConnections] properties.template.scale.rules[0].tcp.metadata.concurrentConnections: The scale rule 'a' is invalid. metadata.concurrentConnections must be a whole number of at least 1.
+        "#]],
     );
     check(
         &rules(json!([{ "name": "a", "custom": { "metadata": {} } }, { "name": "b", "custom": { "type": "http" } }])),
@@ -267,8 +267,8 @@ fn scale_rules_are_checked() {
     check(
         &[("/properties/configuration/ingress", Value::Null)],
         &expect![[r#"
-        400 RuleNeedsIngress [properties.template.scale.rules[0].http] The scale rule 'http-scaling' is invalid. A rule of type http counts what arrives at the ingress; enable ingress or use a custom rule.
-    "#]],
+            400 RuleNeedsIngress [properties.template.scale.rules[0].http] properties.template.scale.rules[0].http: The scale rule 'http-scaling' is invalid. A rule of type http counts what arrives at the ingress; enable ingress or use a custom 
+        "#]],
     );
 }
 
@@ -278,26 +278,26 @@ fn configuration_is_checked() {
     check(
         &[(&at("ingress/targetPort"), json!(65536))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.configuration.ingress.targetPort] The port 65536 is not valid; expected 1 to 65535.
-    "#]],
+            400 InvalidParameterValue [properties.configuration.ingress.targetPort] properties.configuration.ingress.targetPort: The port 65536 is not valid; expected 1 to 65535.
+        "#]],
     );
     check(
         &[(&at("ingress/exposedPort"), json!(8080))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.configuration.ingress.exposedPort] exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.
-    "#]],
+            400 InvalidParameterValue [properties.configuration.ingress.exposedPort] properties.configuration.ingress.exposedPort: exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.
+        "#]],
     );
     check(
         &[(&at("ingress/transport"), json!("quic"))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.configuration.ingress.transport] The value 'quic' of 'properties.configuration.ingress.transport' is not valid; expected one of Auto, Http, Http2, Tcp.
-    "#]],
+            400 InvalidParameterValue [properties.configuration.ingress.transport] properties.configuration.ingress.transport: the value is 'quic'; expected one of Auto, Http, Http2, Tcp.
+        "#]],
     );
     check(
         &[(&at("ingress/traffic"), json!([{ "latestRevision": true, "weight": 90 }]))],
         &expect![[r#"
-        400 InvalidTrafficWeight [properties.configuration.ingress.traffic] The traffic weights add up to 90; they must add up to 100.
-    "#]],
+            400 InvalidTrafficWeight [properties.configuration.ingress.traffic] properties.configuration.ingress.traffic: The traffic weights add up to 90; they must add up to 100.
+        "#]],
     );
     check(
         &[(
@@ -330,28 +330,28 @@ fn secrets_and_registries_are_checked() {
     check(
         &[(&at("secrets"), json!([{ "name": "s", "value": "a" }, { "name": "s", "value": "b" }]))],
         &expect![[r#"
-        400 ContainerAppSecretInvalid [properties.configuration.secrets[1].name] The secret 's' is given twice; names must be unique.
-    "#]],
+            400 ContainerAppSecretInvalid [properties.configuration.secrets[1].name] properties.configuration.secrets[1].name: The secret 's' is given twice; names must be unique.
+        "#]],
     );
     check(
         &[(&at("registries"), json!([{ "server": "r.io", "username": "u" }]))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.configuration.registries[0]] The registry 'r.io' needs both username and passwordSecretRef.
-    "#]],
+            400 InvalidParameterValue [properties.configuration.registries[0]] properties.configuration.registries[0]: The registry 'r.io' needs both username and passwordSecretRef.
+        "#]],
     );
     check(
         &[(&at("registries"), json!([{ "server": "r.io", "username": "u", "passwordSecretRef": "no" }]))],
         &expect![[r#"
-            400 ContainerAppSecretRefNotFound [properties.configuration.registries[0].passwordSecretRef] The secret 'no' does not exist; add it to properties.configuration.secrets.
+            400 ContainerAppSecretRefNotFound [properties.configuration.registries[0].passwordSecretRef] properties.configuration.registries[0].passwordSecretRef: The secret 'no' does not exist; add it to properties.configuration.secrets.
         "#]],
     );
     check(
         &[(&at("activeRevisionsMode"), json!("both")), (&at("maxInactiveRevisions"), json!(101))],
         &expect![[r#"
-        400 InvalidRequestParameterWithDetails
-        400 InvalidParameterValue [properties.configuration.activeRevisionsMode] The value 'both' of 'properties.configuration.activeRevisionsMode' is not valid; expected one of Single, Multiple, Labels.
-        400 InvalidParameterValue [properties.configuration.maxInactiveRevisions] The value 101 is not valid; expected 0 to 100.
-    "#]],
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.configuration.activeRevisionsMode] the value is 'both'; expected one of Single, Multiple, Labels.
+            400 InvalidParameterValue [properties.configuration.maxInactiveRevisions] The value 101 is not valid; expected 0 to 100.
+        "#]],
     );
 }
 
@@ -360,8 +360,8 @@ fn the_app_as_a_whole_is_checked() {
     check(
         &[("/properties/environmentId", json!("myenv"))],
         &expect![[r#"
-        400 InvalidEnvironmentId [properties.environmentId] 'myenv' is not the id of a managed environment; expected /subscriptions/ID/resourceGroups/NAME/providers/Microsoft.App/managedEnvironments/NAME.
-    "#]],
+            400 InvalidEnvironmentId [properties.environmentId] properties.environmentId: 'myenv' is not the id of a managed environment; expected /subscriptions/ID/resourceGroups/NAME/providers/Microsoft.App/managedEnvironments/NAME.
+        "#]],
     );
     check(
         &[("/properties/environmentId", Value::Null), ("/location", json!("atlantis"))],
@@ -374,23 +374,23 @@ fn the_app_as_a_whole_is_checked() {
     check(
         &[("/properties/template/revisionSuffix", json!("V1--x"))],
         &expect![[r#"
-        400 InvalidRevisionSuffix [properties.template.revisionSuffix] The revision suffix 'V1--x' is not valid: use lower case letters, digits and single '-', with a letter or digit at both ends; 'web--SUFFIX' may have 64 characters.
-    "#]],
+            400 InvalidRevisionSuffix [properties.template.revisionSuffix] properties.template.revisionSuffix: The revision suffix 'V1--x' is not valid: use lower case letters, digits and single '-', with a letter or digit at both ends; 'web--SU
+        "#]],
     );
     check(
         &[("/properties/template/terminationGracePeriodSeconds", json!(601))],
         &expect![[r#"
-        400 InvalidParameterValue [properties.template.terminationGracePeriodSeconds] The value 601 is not valid; expected 0 to 600.
-    "#]],
+            400 InvalidParameterValue [properties.template.terminationGracePeriodSeconds] properties.template.terminationGracePeriodSeconds: The value 601 is not valid; expected 0 to 600.
+        "#]],
     );
     check(
         &[("/properties", json!("text"))],
         &expect![[r#"
-        400 InvalidRequestParameterWithDetails
-        400 InvalidParameterValue [properties] The value 'text' of 'properties' is not valid; expected an object.
-        400 ManagedEnvironmentRequired [properties.environmentId] The id of a managed environment is required: /subscriptions/…/managedEnvironments/NAME.
-        400 InvalidParameterValueInContainerTemplate [properties.template.containers] At least one container is required.
-    "#]],
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties] the value is 'text'; expected an object.
+            400 ManagedEnvironmentRequired [properties.environmentId] The id of a managed environment is required: /subscriptions/…/managedEnvironments/NAME.
+            400 InvalidParameterValueInContainerTemplate [properties.template.containers] At least one container is required.
+        "#]],
     );
 }
 
@@ -400,7 +400,7 @@ fn what_is_not_built_says_so() {
     check(
         &[(&at("dapr"), json!({ "enabled": true, "appId": "a" }))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.dapr.enabled] Dapr: not implemented yet; set dapr.enabled to false.
+            501 NotImplemented [properties.configuration.dapr.enabled] properties.configuration.dapr.enabled: Dapr: not implemented yet; set dapr.enabled to false.
         "#]],
     );
     check(
@@ -412,25 +412,25 @@ fn what_is_not_built_says_so() {
     check(
         &[(&at("ingress/transport"), json!("http2"))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.transport] HTTP/2 to the app (transport 'http2'): not implemented yet; use 'auto': clients may speak HTTP/2 to the ingress, the app is asked in HTTP/1.1.
+            501 NotImplemented [properties.configuration.ingress.transport] properties.configuration.ingress.transport: HTTP/2 to the app (transport 'http2'): not implemented yet; use 'auto': clients may speak HTTP/2 to the ingress, the app is as
         "#]],
     );
     check(
         &[(&at("ingress/transport"), json!("tcp")), (&at("ingress/exposedPort"), json!(1))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.transport] Raw TCP (transport 'tcp'): not implemented yet; use 'auto' or 'http'.
+            501 NotImplemented [properties.configuration.ingress.transport] properties.configuration.ingress.transport: Raw TCP (transport 'tcp'): not implemented yet; use 'auto' or 'http'.
         "#]],
     );
     check(
         &[(&at("ingress/customDomains"), json!([{ "name": "a.b" }]))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.customDomains] Custom domains: not implemented yet; use the app's own host name.
+            501 NotImplemented [properties.configuration.ingress.customDomains] properties.configuration.ingress.customDomains: Custom domains: not implemented yet; use the app's own host name.
         "#]],
     );
     check(
         &[(&at("ingress/stickySessions"), json!({ "affinity": "Sticky" }))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.stickySessions.affinity] Session affinity: not implemented yet; set affinity to 'none' and keep session state outside the app.
+            501 NotImplemented [properties.configuration.ingress.stickySessions.affinity] properties.configuration.ingress.stickySessions.affinity: Session affinity: not implemented yet; set affinity to 'none' and keep session state outside the app.
         "#]],
     );
     check(
@@ -442,7 +442,7 @@ fn what_is_not_built_says_so() {
     check(
         &[(&at("ingress/clientCertificateMode"), json!("require"))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.clientCertificateMode] Client certificates: not implemented yet; set clientCertificateMode to 'ignore'.
+            501 NotImplemented [properties.configuration.ingress.clientCertificateMode] properties.configuration.ingress.clientCertificateMode: Client certificates: not implemented yet; set clientCertificateMode to 'ignore'.
         "#]],
     );
 }
@@ -453,19 +453,19 @@ fn identities_and_volumes_that_are_not_built_say_so() {
     check(
         &[(&at("secrets"), json!([{ "name": "s", "keyVaultUrl": "https://v/s", "identity": "system" }]))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.secrets[0]] A secret from Key Vault: not implemented yet; give its value.
+            501 NotImplemented [properties.configuration.secrets[0]] properties.configuration.secrets[0]: A secret from Key Vault: not implemented yet; give its value.
         "#]],
     );
     check(
         &[("/identity", json!({ "type": "SystemAssigned" }))],
         &expect![[r#"
-            501 NotImplemented [identity.type] Managed identity: not implemented yet; leave `identity` out or set its type to 'None'.
+            501 NotImplemented [identity.type] identity.type: Managed identity: not implemented yet; leave `identity` out or set its type to 'None'.
         "#]],
     );
     check(
         &[("/properties/template/volumes", json!([{ "name": "v", "storageType": "AzureFile", "storageName": "x" }]))],
         &expect![[r#"
-            501 NotImplemented [properties.template.volumes[0].storageType] A volume of type 'AzureFile': not implemented yet; use 'EmptyDir' or 'Secret'.
+            501 NotImplemented [properties.template.volumes[0].storageType] properties.template.volumes[0].storageType: A volume of type 'AzureFile': not implemented yet; use 'EmptyDir' or 'Secret'.
         "#]],
     );
     check(
