@@ -44,7 +44,8 @@ pub fn was_due(
     next_due(settings, kind, origin, after).is_some_and(|due| due <= until)
 }
 
-fn next_due(settings: &ScaleSettings, kind: RuleKind, origin: Timestamp, after: Timestamp) -> Option<Timestamp> {
+/// The first instant after `after` at which a rule of this kind is due; `None` past the end of time.
+pub fn next_due(settings: &ScaleSettings, kind: RuleKind, origin: Timestamp, after: Timestamp) -> Option<Timestamp> {
     let step = step(settings, kind);
     let first = if kind == RuleKind::Event { 0 } else { 1 };
     let passed = after.duration_since(origin).as_nanos();

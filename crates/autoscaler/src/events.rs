@@ -1,0 +1,100 @@
+//! The autoscaler's rows in the system log, in Azure's vocabulary.
+//!
+//! **Invariant:** an event says what happened and why in words a user of `az` can act on; it never holds a secret.
+
+use cove_model::{EventKind, ResourceId, RevisionKey, SystemEvent};
+use cove_scaling::{Decision, Reason, RuleKind, ScaleConfig};
+use jiff::Timestamp;
+
+/// Who an event is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) revision: RevisionKey,
+    pub(crate) environment: ResourceId,
+}
+
+impl Subject {
+    fn event(&self, at: Timestamp, kind: EventKind, reason: &str, message: String) -> SystemEvent {
+        SystemEvent {
+            at,
+            kind,
+            reason: reason.to_owned(),
+            message,
+            environment: Some(self.environment.as_str().to_owned()),
+            app: Some(self.revision.app.as_str().to_owned()),
+            revision: Some(self.revision.name.as_str().to_owned()),
+            replica: None,
+            container: None,
+            source: "KEDA".to_owned(),
+        }
+    }
+
+    /// The rules of a revision began to be read.
+    pub(crate) fn started(&self, at: Timestamp, config: &ScaleConfig) -> SystemEvent {
+        let rules = config.rules.iter().map(|rule| format!("`{}` ({})", rule.name, kind(rule.kind)));
+        let rules = rules.collect::<Vec<_>>().join(", ");
+        let rules = if rules.is_empty() { "no scale rule".to_owned() } else { format!("scale rules {rules}") };
+        let message = format!(
+            "Scaling of `{}` started: {rules}, {} to {} replicas",
+            self.revision.name, config.min_replicas, config.max_replicas
+        );
+        self.event(at, EventKind::Normal, "KEDAScalersStarted", message)
+    }
+
+    /// A rule cannot be read for as long as the revision lives.
+    pub(crate) fn not_built(&self, at: Timestamp, rule: &str, scaler: &str) -> SystemEvent {
+        let message = format!(
+            "Rule `{rule}` of `{}` cannot be read: the scaler `{scaler}` is not built yet. The replica count is held; \
+             use an http or tcp rule, or a fixed number of replicas (minReplicas = maxReplicas)",
+            self.revision.name
+        );
+        self.event(at, EventKind::Warning, "ScaledObjectCheckFailed", message)
+    }
+
+    /// A count changed.
+    pub(crate) fn rescaled(&self, decision: &Decision, config: &ScaleConfig) -> SystemEvent {
+        let (from, to, why) = (decision.current, decision.new, why(decision, config));
+        let (reason, message) = match (from, to) {
+            (0, _) => ("KEDAScaleTargetActivated", format!("Scaled `{}` from 0 to {to}: {why}", self.revision.name)),
+            (_, 0) => {
+                ("KEDAScaleTargetDeactivated", format!("Scaled `{}` from {from} to 0: {why}", self.revision.name))
+            }
+            _ => ("SuccessfulRescale", format!("Scaled `{}` from {from} to {to}: {why}", self.revision.name)),
+        };
+        self.event(decision.at, EventKind::Normal, reason, message)
+    }
+}
+
+fn why(decision: &Decision, config: &ScaleConfig) -> String {
+    let asked = decision.rules.iter().filter(|rule| rule.proposal.is_some() && rule.proposal == decision.want);
+    let rules = asked.map(|rule| format!("`{}`", rule.name)).collect::<Vec<_>>().join(", ");
+    let want = decision.want.unwrap_or(decision.new);
+    match decision.reason {
+        Reason::Activated if decision.rules.is_empty() => "a request arrived".to_owned(),
+        Reason::Activated => "a scale rule became active".to_owned(),
+        Reason::CooldownElapsed => {
+            format!("no activity for more than {} s", config.settings.cooldown_period.as_secs())
+        }
+        Reason::AboveMax => format!("maxReplicas is {}", config.max_replicas),
+        Reason::BelowMin => format!("minReplicas is {}", config.min_replicas),
+        Reason::ScaleUp => format!("rule {rules} asks for {want}"),
+        Reason::ScaleUpLimited => {
+            format!("rule {rules} asks for {want}; this step reaches {}", decision.ceiling.unwrap_or(decision.new))
+        }
+        Reason::ScaleDown => format!(
+            "rule {rules} asks for {want}, and nothing asked for more in {} s",
+            config.settings.scale_down_window.as_secs()
+        ),
+        other => other.as_str().to_owned(),
+    }
+}
+
+fn kind(kind: RuleKind) -> &'static str {
+    match kind {
+        RuleKind::Http => "http",
+        RuleKind::Tcp => "tcp",
+        RuleKind::Event => "custom",
+        RuleKind::Cpu => "cpu",
+        RuleKind::Memory => "memory",
+    }
+}
