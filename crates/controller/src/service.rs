@@ -1,0 +1,290 @@
+//! The planning task: gathers notices, plans the apps they concern, sleeps.
+//!
+//! **Invariant:** a notice carries no data; what is planned is what the boards say at that moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use cove_base::{OnCancel, OnError, TaskKind, Tasks};
+use cove_model::{ReplicaName, ResourceId, RevisionKey};
+use cove_scaling::ScaledRevision;
+use cove_traffic::{AppRoute, RouteTable};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Deps, Handle,
+    entry::Entry,
+    events::{About, Teller},
+    loader::{self, Batch},
+    writer::Writer,
+};
+
+/// Batches that may wait between loader and planning task.
+const BATCHES_MAX: usize = 16;
+/// How long the last writes may take at shutdown.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// The service; made by [`Controller::new`], driven by [`Controller::run`].
+#[derive(Debug)]
+pub struct Controller {
+    pub(crate) brain: Brain,
+}
+
+/// Everything that the planning task holds.
+#[derive(Debug)]
+pub(crate) struct Brain {
+    pub(crate) config: Config,
+    pub(crate) deps: Deps,
+    pub(crate) handle: Handle,
+    pub(crate) teller: Teller,
+    pub(crate) writer: Writer,
+    pub(crate) entries: HashMap<ResourceId, Entry>,
+    pub(crate) dirty: BTreeSet<ResourceId>,
+    /// Revisions whose replicas changed since their app was planned.
+    pub(crate) observed: BTreeSet<RevisionKey>,
+    pub(crate) wakes: BTreeSet<(Timestamp, ResourceId)>,
+    pub(crate) draining: HashMap<ReplicaName, ResourceId>,
+    pub(crate) hosts: BTreeMap<String, Arc<AppRoute>>,
+    pub(crate) hosts_changed: bool,
+    pub(crate) scaled: BTreeMap<RevisionKey, ScaledRevision>,
+    pub(crate) scaled_changed: bool,
+    /// When slots are to be divided again.
+    pub(crate) slots_at: Option<Timestamp>,
+    is_loaded: bool,
+}
+
+impl Controller {
+    /// A controller that does nothing until it is run.
+    #[must_use]
+    pub fn new(config: Config, deps: Deps) -> Self {
+        let teller = Teller { events: deps.events.clone(), clock: deps.clock.clone() };
+        Self {
+            brain: Brain {
+                config,
+                deps,
+                handle: Handle::default(),
+                teller,
+                writer: Writer::default(),
+                entries: HashMap::new(),
+                dirty: BTreeSet::new(),
+                observed: BTreeSet::new(),
+                wakes: BTreeSet::new(),
+                draining: HashMap::new(),
+                hosts: BTreeMap::new(),
+                hosts_changed: true,
+                scaled: BTreeMap::new(),
+                scaled_changed: true,
+                slots_at: None,
+                is_loaded: false,
+            },
+        }
+    }
+
+    /// What others may ask.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.brain.handle.clone()
+    }
+
+    /// Runs until shutdown. Replicas go on without it.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut brain = self.brain;
+        let tasks = Tasks::new(shutdown.clone());
+        let kind = |name| TaskKind { name, on_error: OnError::Shutdown, on_cancel: OnCancel::Wait };
+        let (batches, loaded) = mpsc::channel(BATCHES_MAX);
+        tasks.spawn(kind("controller-loader"), loader::follow(brain.deps.store.clone(), batches, shutdown.clone()));
+        let writer = brain.writer.clone();
+        let (store, clock) = (brain.deps.store.clone(), brain.deps.clock.clone());
+        tasks.spawn(kind("controller-writer"), writer.run(store, clock, shutdown.clone()));
+        brain.follow(loaded, shutdown).await;
+        if !tasks.drain(SHUTDOWN_LIMIT).await {
+            tracing::warn!("the last statuses were not written in time; they are found again at the next start");
+        }
+    }
+}
+
+impl Brain {
+    async fn follow(&mut self, mut loaded: mpsc::Receiver<Batch>, shutdown: CancellationToken) {
+        let mut desired = self.deps.desired.subscribe();
+        let mut observations = self.deps.runtime.observations().subscribe();
+        let mut drained = self.deps.drained.subscribe();
+        loop {
+            let next = self.next_wake();
+            let sleep = async {
+                match next {
+                    Some(at) => self.deps.clock.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                keys = desired.next(), if self.is_loaded => {
+                    self.dirty.extend(keys.into_iter().map(|key| key.app));
+                }
+                keys = observations.next(), if self.is_loaded => self.observed(keys),
+                names = drained.next(), if self.is_loaded => {
+                    let apps = names.iter().filter_map(|name| self.draining.get(name));
+                    self.dirty.extend(apps.cloned().collect::<Vec<_>>());
+                }
+                batch = loaded.recv() => {
+                    let Some(batch) = batch else { return };
+                    self.take(batch);
+                }
+                () = sleep => {}
+            }
+            self.round();
+        }
+    }
+
+    fn next_wake(&self) -> Option<Timestamp> {
+        if !self.is_loaded {
+            return None;
+        }
+        let app = self.wakes.first().map(|(at, _)| *at);
+        match (app, self.slots_at) {
+            (Some(app), Some(slots)) => Some(app.min(slots)),
+            (app, slots) => app.or(slots),
+        }
+    }
+
+    fn observed(&mut self, keys: BTreeSet<RevisionKey>) {
+        for key in keys {
+            match self.entries.get(&key.app) {
+                Some(entry) if entry.known(&key.name).is_some() => {
+                    self.dirty.insert(key.app.clone());
+                    self.observed.insert(key);
+                }
+                Some(_) | None => self.end_orphans(&key),
+            }
+        }
+    }
+
+    /// Takes what the loader read.
+    fn take(&mut self, batch: Batch) {
+        for (id, data) in batch {
+            let Some(data) = data else {
+                self.forget_app(&id);
+                continue;
+            };
+            self.dirty.insert(id.clone());
+            let is_running = self.is_loaded;
+            match self.entries.get_mut(&id) {
+                Some(entry) => {
+                    let before = entry.data.generation;
+                    let (new, gone) = entry.update(*data);
+                    if entry.data.generation != before {
+                        let message = format!("Updating containerApp: {}", id.name());
+                        self.teller.normal(&entry.data.app, About::default(), "ContainerAppUpdate", message);
+                    }
+                    self.tell_new(&id, &new);
+                    for key in gone {
+                        self.forget_revision(&key);
+                    }
+                }
+                None => {
+                    let seed = seed_of(self.config.name_seed, &id);
+                    let entry = Entry::new(*data, seed);
+                    let new: Vec<_> = entry.revisions.iter().map(|known| known.key.clone()).collect();
+                    if is_running {
+                        let message = format!("Creating containerApp: {}", id.name());
+                        self.teller.normal(&entry.data.app, About::default(), "ContainerAppCreation", message);
+                    }
+                    self.observed.extend(new.iter().cloned());
+                    self.entries.insert(id.clone(), entry);
+                    if is_running {
+                        self.tell_new(&id, &new);
+                    }
+                }
+            }
+        }
+        if !self.is_loaded {
+            self.is_loaded = true;
+            let keys = self.deps.runtime.observations().snapshot().into_iter().map(|(key, _)| key);
+            self.observed(keys.collect());
+        }
+    }
+
+    fn tell_new(&self, app: &ResourceId, revisions: &[RevisionKey]) {
+        let Some(entry) = self.entries.get(app) else { return };
+        for key in revisions {
+            let about = About { revision: Some(&key.name), replica: None };
+            let message = format!("Creating a new revision: {}", key.name);
+            self.teller.normal(&entry.data.app, about, "RevisionCreation", message);
+        }
+    }
+
+    /// Plans what is due and publishes what changed.
+    fn round(&mut self) {
+        if !self.is_loaded {
+            return;
+        }
+        let now = self.deps.clock.now();
+        while self.wakes.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, id)) = self.wakes.pop_first()
+        {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.wake_at = None;
+                self.dirty.insert(id);
+            }
+        }
+        if self.slots_at.is_some_and(|at| at <= now) {
+            self.divide_slots(now);
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            let planned = catch_unwind(AssertUnwindSafe(|| self.plan_app(&id, now)));
+            if planned.is_err() {
+                tracing::error!(app = %id, "planning an app panicked; it is left as it is until it changes");
+            }
+        }
+        self.publish();
+    }
+
+    /// Publishes the route table and the autoscaler's list, if they changed.
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.hosts_changed) {
+            self.deps.routes.send_replace(Arc::new(RouteTable { hosts: self.hosts.clone() }));
+        }
+        if std::mem::take(&mut self.scaled_changed) {
+            self.deps.scaled.send_replace(Arc::new(self.scaled.values().cloned().collect()));
+        }
+    }
+
+    /// Forgets an app that is not in the store any more; whatever still runs of it is an orphan.
+    pub(crate) fn forget_app(&mut self, id: &ResourceId) {
+        let Some(entry) = self.entries.remove(id) else { return };
+        if let Some(at) = entry.wake_at {
+            self.wakes.remove(&(at, id.clone()));
+        }
+        for host in &entry.hosts {
+            self.hosts_changed |= self.hosts.remove(host).is_some();
+        }
+        for name in &entry.draining {
+            self.draining.remove(name);
+        }
+        for known in &entry.revisions {
+            self.forget_revision(&known.key);
+        }
+    }
+
+    /// Forgets a revision that is not in the store any more.
+    pub(crate) fn forget_revision(&mut self, key: &RevisionKey) {
+        self.deps.endpoints.remove(key);
+        self.handle.forget(key);
+        self.scaled_changed |= self.scaled.remove(key).is_some();
+        self.end_orphans(key);
+    }
+}
+
+/// Every app names its replicas from a seed of its own.
+fn seed_of(seed: u64, id: &ResourceId) -> u64 {
+    id.key().bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

@@ -1,0 +1,1 @@
+//! The controller against a fake driver and a real store.

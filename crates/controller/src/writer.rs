@@ -1,0 +1,171 @@
+//! Writes what loops found out, behind their backs: the newest value per key, in batches, tried again until it works.
+//!
+//! **Invariant:** an outcome is told only after the statuses that belong to it are on disk.
+//! **Invariant:** bounded: one value per app, revision and kind; of plans, the newest [`PLANS_MAX`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use cove_base::{Backoff, Clock};
+use cove_model::{ReplicaObservation, ResourceId, RevisionKey, RevisionName, RevisionStatus};
+use cove_store::{Failure, PlanRow, Store, StoreError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Plans that wait to be written; older ones are dropped.
+const PLANS_MAX: usize = 4096;
+
+/// What waits to be written.
+#[derive(Debug, Default)]
+struct Pending {
+    statuses: BTreeMap<RevisionKey, RevisionStatus>,
+    replicas: BTreeMap<RevisionKey, Arc<Vec<ReplicaObservation>>>,
+    active: BTreeMap<ResourceId, Vec<RevisionName>>,
+    outcomes: BTreeMap<ResourceId, (u64, Option<Failure>)>,
+    removed_revisions: BTreeSet<RevisionKey>,
+    removed_apps: BTreeSet<ResourceId>,
+    plans: VecDeque<(ResourceId, PlanRow)>,
+}
+
+/// Takes what is to be written; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Writer {
+    pending: Arc<Mutex<Pending>>,
+    notify: Arc<Notify>,
+}
+
+impl Writer {
+    pub(crate) fn status(&self, key: RevisionKey, status: RevisionStatus) {
+        self.add(|pending| drop(pending.statuses.insert(key, status)));
+    }
+
+    pub(crate) fn replicas(&self, key: RevisionKey, replicas: Arc<Vec<ReplicaObservation>>) {
+        self.add(|pending| drop(pending.replicas.insert(key, replicas)));
+    }
+
+    pub(crate) fn active(&self, app: ResourceId, active: Vec<RevisionName>) {
+        self.add(|pending| drop(pending.active.insert(app, active)));
+    }
+
+    pub(crate) fn outcome(&self, app: ResourceId, generation: u64, failure: Option<Failure>) {
+        self.add(|pending| drop(pending.outcomes.insert(app, (generation, failure))));
+    }
+
+    pub(crate) fn remove_revision(&self, key: RevisionKey) {
+        self.add(|pending| {
+            pending.statuses.remove(&key);
+            pending.replicas.remove(&key);
+            pending.removed_revisions.insert(key);
+        });
+    }
+
+    pub(crate) fn remove_app(&self, app: ResourceId) {
+        self.add(|pending| {
+            pending.removed_apps.insert(app);
+        });
+    }
+
+    pub(crate) fn plan(&self, app: ResourceId, plan: PlanRow) {
+        self.add(|pending| {
+            if pending.plans.len() >= PLANS_MAX {
+                pending.plans.pop_front();
+            }
+            pending.plans.push_back((app, plan));
+        });
+    }
+
+    fn add(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> Pending {
+        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts back what could not be written, below anything newer.
+    fn put_back(&self, mut old: Pending) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = std::mem::take(&mut *pending);
+        old.statuses.extend(newer.statuses);
+        old.replicas.extend(newer.replicas);
+        old.active.extend(newer.active);
+        old.outcomes.extend(newer.outcomes);
+        old.removed_revisions.extend(newer.removed_revisions);
+        old.removed_apps.extend(newer.removed_apps);
+        old.plans.extend(newer.plans);
+        while old.plans.len() > PLANS_MAX {
+            old.plans.pop_front();
+        }
+        *pending = old;
+    }
+
+    /// Writes until shutdown, then once more.
+    pub(crate) async fn run(self, store: Store, clock: Clock, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        loop {
+            tokio::select! {
+                () = self.notify.notified() => {}
+                () = shutdown.cancelled() => {
+                    let mut rest = self.take();
+                    if let Err(error) = write(&store, &clock, &mut rest).await {
+                        tracing::warn!(%error, "failed to write the last statuses; they are found again at the next start");
+                    }
+                    return;
+                }
+            }
+            let mut batch = self.take();
+            match write(&store, &clock, &mut batch).await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    tracing::error!(%error, "failed to write statuses; trying again");
+                    self.put_back(batch);
+                    self.notify.notify_one();
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = tokio::time::sleep(backoff.next_wait()) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes a batch; what was written is taken out of it.
+async fn write(store: &Store, clock: &Clock, batch: &mut Pending) -> Result<(), StoreError> {
+    if !batch.statuses.is_empty() {
+        store.set_revision_statuses(batch.statuses.clone().into_iter().collect()).await?;
+        batch.statuses.clear();
+    }
+    while let Some((key, replicas)) = batch.replicas.first_key_value() {
+        let key = key.clone();
+        store.set_replicas(key.clone(), replicas.as_ref().clone()).await?;
+        batch.replicas.remove(&key);
+    }
+    while let Some((app, active)) = batch.active.first_key_value() {
+        let app = app.clone();
+        store.set_active(app.clone(), active.clone(), clock.now()).await?;
+        batch.active.remove(&app);
+    }
+    if !batch.removed_revisions.is_empty() {
+        store.remove_revisions(batch.removed_revisions.iter().cloned().collect()).await?;
+        batch.removed_revisions.clear();
+    }
+    while let Some((app, (generation, failure))) = batch.outcomes.first_key_value() {
+        let app = app.clone();
+        store.finish(app.clone(), *generation, failure.clone(), clock.now()).await?;
+        batch.outcomes.remove(&app);
+    }
+    while let Some((app, plan)) = batch.plans.front().cloned() {
+        store.record_plan(app, plan).await?;
+        batch.plans.pop_front();
+    }
+    while let Some(app) = batch.removed_apps.first().cloned() {
+        store.remove(app.clone(), clock.now()).await?;
+        batch.removed_apps.remove(&app);
+    }
+    Ok(())
+}
