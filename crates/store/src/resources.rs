@@ -153,6 +153,25 @@ impl Store {
         })
     }
 
+    /// Ids of all resources of a kind (any case) with this name (any case), in all groups.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn ids_named(&self, kind: &str, name: &str) -> Result<Vec<ResourceId>, StoreError> {
+        let (kind, ending) = (kind.to_ascii_lowercase(), format!("/{}", name.to_ascii_lowercase()));
+        self.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT id FROM resources WHERE kind = ?1 AND substr(key, -length(?2)) = ?2 ORDER BY key",
+            )?;
+            let ids = query.query_map(params![kind, ending], |row| row.get::<_, String>(0))?;
+            ids.map(|id| {
+                let id = id?;
+                ResourceId::parse(&id).map_err(|_| StoreError::NotFound { id })
+            })
+            .collect()
+        })
+    }
+
     /// Everything below a resource or group, of any kind, by id.
     ///
     /// # Errors

@@ -1,0 +1,144 @@
+//! `Microsoft.App/containerApps`: how an app is found and shown. Its writes are in [`crate::app_write`], its verbs in
+//! [`crate::app_actions`].
+
+use cove_arm::{ArmError, container_app, list};
+use cove_model::{ContainerApp, ResourceId};
+use cove_store::{Provisioning, ResourceRow, RevisionRow};
+use http::Method;
+use serde_json::Value;
+
+use crate::{
+    answer::{self, Answer, Refusal, with_etag},
+    call::Call,
+    control_plane::ControlPlane,
+    environments, groups, links,
+    route::Route,
+};
+
+pub(crate) const KIND: &str = "Microsoft.App/containerApps";
+/// Path of an app.
+pub(crate) const APP: &str =
+    "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.App/containerApps/{app}";
+
+pub(crate) fn routes() -> Vec<Route> {
+    const ALL: &str = "/subscriptions/{subscription}/providers/Microsoft.App/containerApps";
+    const IN_GROUP: &str = "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.App/containerApps";
+    vec![
+        Route::arm(Method::GET, ALL, list_all),
+        Route::arm(Method::GET, IN_GROUP, list_group),
+        Route::arm(Method::GET, APP, get),
+        Route::arm(Method::PUT, APP, crate::app_write::put),
+        Route::arm(Method::PATCH, APP, crate::app_write::patch),
+    ]
+}
+
+/// The app of the path.
+///
+/// # Errors
+/// 404 for it or for its group.
+pub(crate) fn require(plane: &ControlPlane, call: &Call) -> Result<ResourceRow, Refusal> {
+    let id = call.id(KIND, "app")?;
+    if let Some(row) = plane.store().resource(&id)? {
+        return Ok(row);
+    }
+    let group = groups::require(plane, call)?;
+    Err(ArmError::resource_not_found(KIND, id.name(), group.id.name()).into())
+}
+
+/// The app of the path, to change something.
+///
+/// # Errors
+/// As [`require`], 412, and 409 while it is being deleted.
+pub(crate) fn require_writable(plane: &ControlPlane, call: &Call) -> Result<ResourceRow, Refusal> {
+    let row = require(plane, call)?;
+    call.precondition().check(row.id.as_str(), Some(&row))?;
+    if row.provisioning == Provisioning::Deleting {
+        return Err(ArmError::operation_in_progress(row.id.as_str()).into());
+    }
+    Ok(row)
+}
+
+/// The model value of a stored app.
+pub(crate) fn model(row: &ResourceRow) -> Result<ContainerApp, Refusal> {
+    let spec = row.spec.clone().unwrap_or(Value::Null);
+    serde_json::from_value(spec).map_err(|error| Refusal::Broken(format!("stored app `{}`: {error}", row.id)))
+}
+
+/// The apps that live in an environment.
+pub(crate) fn in_environment(plane: &ControlPlane, environment: &ResourceId) -> Result<Vec<ResourceRow>, Refusal> {
+    let rows = plane.store().resources(KIND, None)?;
+    let mut found = Vec::new();
+    for row in rows {
+        if model(&row)?.environment == *environment {
+            found.push(row);
+        }
+    }
+    Ok(found)
+}
+
+/// The domain of an app's environment.
+pub(crate) fn domain(plane: &ControlPlane, app: &ContainerApp) -> Result<String, Refusal> {
+    match plane.store().resource(&app.environment)? {
+        Some(row) => Ok(environments::model(&row)?.default_domain),
+        None => Err(Refusal::Broken(format!("the environment `{}` of `{}` is gone", app.environment, app.id))),
+    }
+}
+
+/// The app as Azure shows it.
+pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
+    let app = model(row)?;
+    let revisions = plane.store().revisions(&row.id)?;
+    let latest = revisions.last().map(|row| row.revision.name.as_str());
+    let ready = revisions.iter().rev().find(|row| row.status.ready_at.is_some());
+    let view = container_app::View {
+        id: &row.id,
+        provisioning_state: row.provisioning.as_arm(),
+        running_status: running_status(row, &app, &revisions),
+        default_domain: &domain(plane, &app)?,
+        latest_revision: latest,
+        latest_ready_revision: ready.map(|row| row.revision.name.as_str()),
+        origin: &call.origin,
+        outbound_ips: std::slice::from_ref(&plane.config().static_ip),
+        custom_domain_verification_id: plane.verification_id(),
+        system_data: Some(&environments::system_data(row)),
+    };
+    let mut value = container_app::render(&row.doc, &view);
+    if let Some(failure) = &row.failure {
+        value["properties"]["deploymentErrors"] = Value::String(format!("({}) {}", failure.code, failure.message));
+    }
+    Ok(value)
+}
+
+fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[RevisionRow]) -> &'static str {
+    if app.is_stopped {
+        return "Stopped";
+    }
+    let can_serve = revisions.iter().any(|row| row.revision.is_active && row.status.ready_at.is_some());
+    match row.provisioning {
+        Provisioning::InProgress | Provisioning::Deleting => "Progressing",
+        Provisioning::Succeeded | Provisioning::Failed | Provisioning::Canceled if can_serve => "Running",
+        Provisioning::Succeeded | Provisioning::Failed | Provisioning::Canceled => "Stopped",
+    }
+}
+
+fn render_list(plane: &ControlPlane, call: &Call, rows: &[ResourceRow]) -> Answer {
+    let (page, next) = links::page(call, rows);
+    let values: Result<Vec<Value>, Refusal> = page.iter().map(|row| render(plane, call, row)).collect();
+    Ok(answer::json(200, &list::render(values?, next.as_deref())))
+}
+
+async fn list_all(plane: ControlPlane, call: Call) -> Answer {
+    let rows = plane.store().resources(KIND, Some(&call.subscription_id()?))?;
+    render_list(&plane, &call, &rows)
+}
+
+async fn list_group(plane: ControlPlane, call: Call) -> Answer {
+    let group = groups::require(&plane, &call)?;
+    let rows = plane.store().resources(KIND, Some(&group.id))?;
+    render_list(&plane, &call, &rows)
+}
+
+async fn get(plane: ControlPlane, call: Call) -> Answer {
+    let row = require(&plane, &call)?;
+    Ok(with_etag(answer::json(200, &render(&plane, &call, &row)?), &row.etag))
+}

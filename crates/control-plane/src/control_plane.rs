@@ -1,0 +1,185 @@
+//! What all handlers share: store, key, streams, limits.
+
+use std::{fmt, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use cove_base::Clock;
+use cove_store::{Store, StoreError};
+use ring::rand::{SecureRandom, SystemRandom};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    answer::Refusal,
+    config::Config,
+    route::Table,
+    streams::{Extensions, LogStreams},
+    token::TokenKey,
+};
+
+/// Requests that are worked on at once; one more is answered 429.
+const REQUESTS_MAX: usize = 1024;
+/// Streams that are open at once; one more is answered 429.
+const STREAMS_MAX: usize = 512;
+/// Name of the store's setting that keeps the key of tokens.
+const KEY_SETTING: &str = "control_plane.token_key";
+
+/// The API of one server; cheap to clone.
+#[derive(Clone)]
+pub struct ControlPlane {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    store: Store,
+    clock: Clock,
+    streams: Arc<dyn LogStreams>,
+    extensions: Arc<dyn Extensions>,
+    token_key: TokenKey,
+    verification_id: String,
+    table: Table,
+    structure: Mutex<()>,
+    requests: Arc<Semaphore>,
+    open_streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlPlane").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+/// Why the API cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store failed.
+    #[error("failed to load or keep the key of tokens")]
+    Store(#[from] StoreError),
+    /// The key in the store is damaged.
+    #[error(
+        "the key of tokens in the store is damaged; remove the setting `control_plane.token_key`, then all log in again"
+    )]
+    Key,
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes")]
+    Random,
+}
+
+impl ControlPlane {
+    /// The API on a store; makes the key of tokens when there is none. `shutdown` ends open streams.
+    ///
+    /// # Errors
+    /// When the key can neither be loaded nor made.
+    pub async fn new(
+        config: Config,
+        store: Store,
+        clock: Clock,
+        streams: Arc<dyn LogStreams>,
+        extensions: Arc<dyn Extensions>,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let secret = load_or_make_key(&store).await?;
+        let mut hash = Sha256::new();
+        hash.update(b"domain verification");
+        hash.update(&secret);
+        hash.update(config.subscription.as_bytes());
+        let verification_id = hex_upper(&hash.finalize());
+        let inner = Inner {
+            config,
+            store,
+            clock,
+            streams,
+            extensions,
+            token_key: TokenKey::new(&secret),
+            verification_id,
+            table: Table::new(crate::front::routes()),
+            structure: Mutex::new(()),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            open_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            shutdown,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    pub(crate) fn streams(&self) -> &dyn LogStreams {
+        self.inner.streams.as_ref()
+    }
+
+    pub(crate) fn extensions(&self) -> &dyn Extensions {
+        self.inner.extensions.as_ref()
+    }
+
+    pub(crate) fn token_key(&self) -> &TokenKey {
+        &self.inner.token_key
+    }
+
+    /// What a domain's owner publishes to prove that it is theirs.
+    pub(crate) fn verification_id(&self) -> &str {
+        &self.inner.verification_id
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.inner.table
+    }
+
+    /// Held while something is made or taken away that others refer to: groups, environments, names of apps. Updates do
+    /// not need it.
+    pub(crate) async fn structure(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.inner.structure.lock().await
+    }
+
+    pub(crate) fn requests(&self) -> &Arc<Semaphore> {
+        &self.inner.requests
+    }
+
+    pub(crate) fn open_streams(&self) -> &Arc<Semaphore> {
+        &self.inner.open_streams
+    }
+
+    pub(crate) fn shutdown(&self) -> &CancellationToken {
+        &self.inner.shutdown
+    }
+}
+
+/// A GUID for an operation.
+pub(crate) fn new_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+/// Random lower-case letters and digits.
+pub(crate) fn random_word(length: usize) -> Result<String, Refusal> {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz0123456";
+    let mut bytes = vec![0; length];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| Refusal::Broken("no random bytes".into()))?;
+    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect())
+}
+
+async fn load_or_make_key(store: &Store) -> Result<Vec<u8>, StartError> {
+    if let Some(text) = store.setting(KEY_SETTING)? {
+        let key = BASE64.decode(text).map_err(|_| StartError::Key)?;
+        return if key.len() == 32 { Ok(key) } else { Err(StartError::Key) };
+    }
+    let mut key = vec![0; 32];
+    SystemRandom::new().fill(&mut key).map_err(|_| StartError::Random)?;
+    store.set_setting(KEY_SETTING.to_owned(), BASE64.encode(&key)).await?;
+    Ok(key)
+}
+
+fn hex_upper(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}

@@ -1,0 +1,45 @@
+//! Serves the Azure Resource Manager API: authenticates, validates, writes desired state, answers async operations.
+//!
+//! Everything a request asks for is written to `cove-store` and becomes real elsewhere: the controller reads the change
+//! feed, works, and ends the operation that the client polls. So the API stays fast and honest while reconcile lags.
+//!
+//! One table of routes, put together from one file per resource type, is matched without regard to case, doubled or
+//! trailing slashes, as Azure does. Each request runs in a task of its own: a client that goes away does not stop a
+//! half-done write, and a panic ends one request only.
+//!
+//! **Invariant:** no answer claims that work is done which the controller has not reported as done.
+//! **Invariant:** every answer that is an error has ARM's envelope; every answer has `x-ms-request-id`.
+
+mod answer;
+mod app_actions;
+mod app_write;
+mod apps;
+mod auth;
+mod call;
+mod config;
+mod control_plane;
+mod environments;
+mod front;
+mod groups;
+mod links;
+mod login;
+mod not_built;
+mod operations;
+mod precondition;
+mod providers;
+mod reaper;
+mod replicas;
+mod revisions;
+mod route;
+mod streams;
+mod subscriptions;
+mod token;
+mod workspaces;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{Auth, Client, Config};
+pub use control_plane::{ControlPlane, StartError};
+pub use front::{identity_router, router};
+pub use streams::{ConsoleQuery, Extensions, LogLine, LogStreams, SystemQuery};

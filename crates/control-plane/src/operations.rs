@@ -1,0 +1,113 @@
+//! Long-running operations as clients poll them: `…Statuses/{id}` tells the state, `…Results/{id}` becomes the outcome.
+
+use cove_arm::{ArmError, list, operation};
+use cove_store::{OperationRow, OperationStatus};
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    answer::{self, Answer, Refusal},
+    apps,
+    call::Call,
+    control_plane::ControlPlane,
+    links::with_retry_after,
+    route::Route,
+};
+
+/// What `…/operations` of the provider lists.
+const VERBS: [(&str, &str); 6] = [
+    ("containerApps/read", "Get Container App"),
+    ("containerApps/write", "Create or update Container App"),
+    ("containerApps/delete", "Delete Container App"),
+    ("managedEnvironments/read", "Get Managed Environment"),
+    ("managedEnvironments/write", "Create or update Managed Environment"),
+    ("managedEnvironments/delete", "Delete Managed Environment"),
+];
+
+pub(crate) fn routes() -> Vec<Route> {
+    let mut routes = vec![
+        Route::arm(Method::GET, "/providers/Microsoft.App/operations", verbs),
+        Route::arm(Method::GET, "/subscriptions/{subscription}/operationresults/{operation}", results),
+    ];
+    let base = "/subscriptions/{subscription}/providers/Microsoft.App/locations/{location}";
+    for family in ["containerappOperation", "managedEnvironmentOperation"] {
+        routes.push(Route::arm(Method::GET, format!("{base}/{family}Statuses/{{operation}}"), status));
+        routes.push(Route::arm(Method::GET, format!("{base}/{family}Results/{{operation}}"), results));
+    }
+    routes
+}
+
+async fn verbs(_: ControlPlane, _: Call) -> Answer {
+    let values = VERBS.map(|(name, shown)| {
+        let (resource, _) = name.split_once('/').unwrap_or((name, ""));
+        json!({
+            "name": format!("Microsoft.App/{name}"),
+            "isDataAction": false,
+            "display": { "provider": "Microsoft.App", "resource": resource, "operation": shown, "description": shown },
+        })
+    });
+    Ok(answer::json(200, &list::render(values.to_vec(), None)))
+}
+
+fn require(plane: &ControlPlane, call: &Call) -> Result<OperationRow, Refusal> {
+    let id = call.name("operation").to_ascii_lowercase();
+    let found = plane.store().operation(&id)?;
+    found.ok_or_else(|| ArmError::operation_not_found(&id.chars().take(64).collect::<String>()).into())
+}
+
+fn failure(row: &OperationRow) -> ArmError {
+    match &row.failure {
+        Some(failure) => ArmError::new(409, &failure.code, failure.message.clone()),
+        None => ArmError::new(409, "OperationFailed", format!("The operation on '{}' failed.", row.resource)),
+    }
+}
+
+async fn status(plane: ControlPlane, call: Call) -> Answer {
+    let row = require(&plane, &call)?;
+    let (status, error) = match row.status {
+        OperationStatus::InProgress => (operation::OperationStatus::InProgress, None),
+        OperationStatus::Succeeded => (operation::OperationStatus::Succeeded, None),
+        OperationStatus::Failed => (operation::OperationStatus::Failed, Some(failure(&row))),
+        OperationStatus::Canceled => (operation::OperationStatus::Canceled, None),
+    };
+    let view = operation::OperationView {
+        id: call.path.trim_end_matches('/'),
+        name: &row.id,
+        status,
+        started_at: row.started_at,
+        ended_at: row.ended_at,
+        error: error.as_ref(),
+    };
+    Ok(with_retry_after(&plane, answer::json(200, &operation::render(&view))))
+}
+
+/// 202 while it goes on; then the resource, or 204 when the resource is gone; a failure is an error of its own.
+async fn results(plane: ControlPlane, call: Call) -> Answer {
+    let row = require(&plane, &call)?;
+    match row.status {
+        OperationStatus::InProgress => {
+            let query: String = call.query.iter().fold(String::new(), |mut text, (name, value)| {
+                text.push(if text.is_empty() { '?' } else { '&' });
+                text.push_str(&format!("{}={}", crate::links::encode(name), crate::links::encode(value)));
+                text
+            });
+            let link = format!("{}{}{query}", call.origin, call.path);
+            let response = answer::with_header(answer::empty(202), "location", &link);
+            Ok(with_retry_after(&plane, response))
+        }
+        OperationStatus::Succeeded => outcome(&plane, &call, &row),
+        OperationStatus::Failed => Err(failure(&row).into()),
+        OperationStatus::Canceled => {
+            Err(ArmError::conflict("OperationCanceled", format!("The operation on '{}' was canceled.", row.resource))
+                .into())
+        }
+    }
+}
+
+fn outcome(plane: &ControlPlane, call: &Call, row: &OperationRow) -> Answer {
+    let found = if row.kind == "delete" { None } else { plane.store().resource(&row.resource)? };
+    let Some(found) = found else { return Ok(answer::empty(204)) };
+    let body: Option<Value> =
+        if found.kind.eq_ignore_ascii_case(apps::KIND) { Some(apps::render(plane, call, &found)?) } else { None };
+    Ok(body.map_or_else(|| answer::empty(204), |body| answer::json(200, &body)))
+}

@@ -1,0 +1,12 @@
+//! The API over a real store: requests in, transcripts out.
+//!
+//! Nothing runs here, so nothing ends the operations of apps but the test itself, in the controller's place.
+
+mod access;
+mod apps;
+mod environments;
+mod front;
+mod groups;
+mod harness;
+mod login;
+mod streams;
