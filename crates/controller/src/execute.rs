@@ -87,13 +87,14 @@ impl Brain {
         let mut looked = Vec::new();
         for (at, known) in entry.revisions.iter().enumerate() {
             let replicas = observations.get(&known.key);
+            let is_left = replicas.as_ref().is_some_and(|replicas| !replicas.is_empty());
             let is_dormant = !known.revision.is_active
                 && known.status.provisioning == RevisionProvisioning::Deprovisioned
-                && replicas.as_ref().is_none_or(|replicas| replicas.is_empty());
+                && !is_left;
             if may_skip && is_dormant {
                 continue;
             }
-            let images = if known.revision.is_active {
+            let images = if known.revision.is_active || is_left {
                 images(self.deps.runtime.images(&known.key))
             } else {
                 Images::Unknown

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-
     time::Duration,
 };
 
@@ -152,4 +151,3 @@ fn config_hash(app: &ContainerApp, secrets: &BTreeMap<String, String>) -> u64 {
     }
     hasher.finish()
 }
-

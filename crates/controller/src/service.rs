@@ -284,7 +284,7 @@ impl Brain {
 
 /// Every app names its replicas from a seed of its own.
 fn seed_of(seed: u64, id: &ResourceId) -> u64 {
-    id.key().bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    id.key()
+        .bytes()
+        .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -1,1 +1,441 @@
-//! The controller against a fake driver and a real store.
+//! The controller against a fake driver, a real store and a virtual clock.
+
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use cove_base::{Board, Clock};
+use cove_model::{
+    ActiveRevisionsMode, Bytes, Container, ContainerApp, DesiredCount, Environment, Ingress, MilliCpu, ReplicaName,
+    ReplicaPhase, ResourceId, Resources, Revision, RevisionKey, RevisionName, RevisionProvisioning, RevisionStatus,
+    Scale, Template, Transport,
+};
+use cove_runtime::Runtime;
+use cove_scaling::ScaledRevision;
+use cove_store::{Expect, NewOperation, NewRevision, OperationStatus, Provisioning, PutResource, SecretsChange, Store};
+use cove_traffic::{EndpointState, Endpoints, RouteTable};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, Controller, Deps, Handle};
+use fake::Fake;
+
+/// A platform without API, ingress and autoscaler: the test plays these.
+struct Bench {
+    dir: tempfile::TempDir,
+    store: Store,
+    fake: Arc<Fake>,
+    clock: Clock,
+    desired: Board<RevisionKey, DesiredCount>,
+    endpoints: Board<RevisionKey, Endpoints>,
+    drained: Board<ReplicaName, u64>,
+    routes: watch::Receiver<Arc<RouteTable>>,
+    scaled: watch::Receiver<Arc<Vec<ScaledRevision>>>,
+    events: mpsc::Receiver<cove_model::SystemEvent>,
+    handle: Handle,
+    running: tokio::task::JoinHandle<()>,
+    shutdown: CancellationToken,
+    generation: u64,
+}
+
+fn app_id() -> ResourceId {
+    ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap()
+}
+
+fn environment_id() -> ResourceId {
+    ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap()
+}
+
+fn key(suffix: &str) -> RevisionKey {
+    RevisionKey { app: app_id(), name: RevisionName::of("web", suffix).unwrap() }
+}
+
+fn template(image: &str) -> Template {
+    let container = Container {
+        name: "main".into(),
+        image: image.into(),
+        command: vec![],
+        args: vec![],
+        env: vec![],
+        resources: Resources { cpu: MilliCpu(250), memory: Bytes(1 << 29), ephemeral_storage: Bytes(1 << 30) },
+        probes: vec![],
+        volume_mounts: vec![],
+    };
+    Template {
+        init_containers: vec![],
+        containers: vec![container],
+        volumes: vec![],
+        scale: Scale::default(),
+        termination_grace_period_secs: 30,
+    }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let clock = Clock::virtual_at(Timestamp::from_second(1_000_000).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let fake = Arc::new(Fake::new(clock.clone()));
+        let environment = Environment {
+            id: environment_id(),
+            default_domain: "env.localhost".into(),
+            log_workspace: None,
+            workload_profiles: vec![],
+        };
+        let put = PutResource {
+            spec: Some(serde_json::to_value(environment).unwrap()),
+            provisioning: Provisioning::Succeeded,
+            ..put(environment_id(), clock.now())
+        };
+        store.put(put).await.unwrap();
+        Self::start(dir, store, fake, clock, 0)
+    }
+
+    fn start(dir: tempfile::TempDir, store: Store, fake: Arc<Fake>, clock: Clock, generation: u64) -> Self {
+        let desired = Board::default();
+        let (endpoints, drained) = (Board::default(), Board::default());
+        let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
+        let (scaled, scaled_seen) = watch::channel(Arc::new(vec![]));
+        let (events, events_seen) = mpsc::channel(10_000);
+        let deps = Deps {
+            store: store.clone(),
+            runtime: Arc::clone(&fake) as Arc<dyn Runtime>,
+            clock: clock.clone(),
+            desired: desired.clone(),
+            endpoints: endpoints.clone(),
+            routes,
+            drained: drained.clone(),
+            open: None,
+            scaled,
+            events,
+        };
+        let config = Config { name_seed: generation + 1, ..Config::default() };
+        let controller = Controller::new(config, deps);
+        let handle = controller.handle();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(controller.run(shutdown.clone()));
+        Self {
+            dir,
+            store,
+            fake,
+            clock,
+            desired,
+            endpoints,
+            drained,
+            routes: routes_seen,
+            scaled: scaled_seen,
+            events: events_seen,
+            handle,
+            running,
+            shutdown,
+            generation,
+        }
+    }
+
+    /// The server goes away and another one comes up on the same data.
+    async fn restart(self) -> Self {
+        self.running.abort();
+        let _aborted = self.running.await;
+        drop(self.shutdown);
+        Self::start(self.dir, self.store, self.fake, self.clock, self.generation)
+    }
+
+    /// A PUT of the app; gives its operation.
+    async fn put(&mut self, suffix: &str, template: Template) -> String {
+        let now = self.clock.now();
+        let revision = Revision {
+            name: RevisionName::of("web", suffix).unwrap(),
+            app: app_id(),
+            number: 0,
+            template: template.clone(),
+            ingress: None,
+            is_active: true,
+            created_at: now,
+            activated_at: now,
+            restart_generation: 0,
+        };
+        let revision = NewRevision { revision, doc: serde_json::json!({}) };
+        self.put_app(app(template), Some(revision)).await
+    }
+
+    async fn put_app(&mut self, app: ContainerApp, revision: Option<NewRevision>) -> String {
+        self.generation += 1;
+        let operation = format!("op{}", self.generation);
+        let put = PutResource {
+            spec: Some(serde_json::to_value(app).unwrap()),
+            operation: Some(NewOperation { id: operation.clone(), kind: "update".into() }),
+            revision,
+            ..put(app_id(), self.clock.now())
+        };
+        self.store.put(put).await.unwrap();
+        operation
+    }
+
+    fn want(&self, suffix: &str, replicas: u32) {
+        self.desired.set(key(suffix), DesiredCount { replicas, reason: "test".into() });
+    }
+
+    async fn advance(&self, span: SignedDuration) {
+        self.clock.advance(span);
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn ended(&self, operation: &str) -> OperationStatus {
+        let status = || self.store.operation(operation).unwrap().unwrap().status;
+        self.until("the operation ends", || status() != OperationStatus::InProgress).await;
+        status()
+    }
+
+    fn status(&self, suffix: &str) -> RevisionStatus {
+        self.store.revision(&app_id(), key(suffix).name.as_str()).unwrap().unwrap().status
+    }
+
+    fn ready(&self, suffix: &str) -> usize {
+        self.endpoints.get(&key(suffix)).map_or(0, |endpoints| endpoints.ready.len())
+    }
+
+    fn serves(&self, host: &str) -> Option<String> {
+        let table = self.routes.borrow().clone();
+        Some(table.app(host)?.choose(0)?.name.to_string())
+    }
+
+    /// Waits until something holds; both the clock and the store tell of changes, so looking again is cheap.
+    async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "not in time: {what}\n{:#?}", self.fake.world().log);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn app(template: Template) -> ContainerApp {
+    ContainerApp {
+        id: app_id(),
+        environment: environment_id(),
+        active_revisions_mode: ActiveRevisionsMode::Single,
+        ingress: Some(Ingress {
+            external: true,
+            target_port: None,
+            transport: Transport::Auto,
+            allow_insecure: true,
+            traffic: vec![],
+        }),
+        registries: vec![],
+        max_inactive_revisions: 100,
+        template,
+        is_stopped: false,
+    }
+}
+
+fn put(id: ResourceId, now: Timestamp) -> PutResource {
+    PutResource {
+        id,
+        doc: serde_json::json!({}),
+        spec: None,
+        secrets: SecretsChange::Keep,
+        provisioning: Provisioning::InProgress,
+        operation: None,
+        revision: None,
+        expect: Expect::Anything,
+        now,
+    }
+}
+
+#[tokio::test]
+async fn an_app_comes_up_sleeps_and_wakes_from_a_slot() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded);
+    bench.until("it serves", || bench.ready("v1") == 1).await;
+    assert_eq!(bench.serves("web.env.localhost").as_deref(), Some("web--v1"));
+    assert_eq!(
+        bench.endpoints.get(&key("v1")).unwrap().ready[0].address.port(),
+        8080,
+        "the port that the image exposes"
+    );
+    assert_eq!(bench.scaled.borrow().len(), 1);
+    assert_eq!(bench.handle.existing(&key("v1")), Some(1));
+
+    bench.advance(SignedDuration::from_secs(1)).await;
+    bench.until("a slot is made", || bench.fake.count("web--v1", ReplicaPhase::Prepared) == 1).await;
+    bench.want("v1", 0);
+    bench.until("it drains", || bench.endpoints.get(&key("v1")).unwrap().draining.len() == 1).await;
+    let name = bench.endpoints.get(&key("v1")).unwrap().draining[0].clone();
+    bench.drained.set(name, 0);
+    bench.advance(SignedDuration::from_secs(1)).await;
+    bench.until("it is at zero", || bench.fake.count("web--v1", ReplicaPhase::Running) == 0).await;
+    bench.until("that is written", || bench.status("v1").replicas == 0).await;
+    assert_eq!(bench.endpoints.get(&key("v1")).unwrap().state, EndpointState::Hold);
+
+    bench.fake.world().log.clear();
+    bench.want("v1", 1);
+    bench.until("it serves again", || bench.ready("v1") == 1).await;
+    assert_eq!(bench.fake.world().log[0], "start web--v1", "a slot was started, nothing was made first");
+    bench.until("the slot is replaced", || bench.fake.count("web--v1", ReplicaPhase::Prepared) == 1).await;
+}
+
+#[tokio::test]
+async fn a_new_revision_takes_over_and_the_old_one_drains() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 3);
+    bench.until("v1 has three", || bench.ready("v1") == 3).await;
+    let operation = bench.put("v2", template("better")).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded);
+    assert_eq!(bench.serves("web.env.localhost").as_deref(), Some("web--v2"));
+    bench.until("v2 begins with as many", || bench.ready("v2") == 3).await;
+    assert_eq!(bench.ready("v1"), 3, "v1 still serves what was on its way");
+    bench.advance(SignedDuration::from_secs(2)).await;
+    bench.until("v1 drains", || bench.endpoints.get(&key("v1")).unwrap().draining.len() == 3).await;
+    bench.advance(SignedDuration::from_secs(31)).await;
+    bench.until("v1 is down", || bench.status("v1").provisioning == RevisionProvisioning::Deprovisioned).await;
+    assert!(!bench.store.revision(&app_id(), "web--v1").unwrap().unwrap().revision.is_active);
+    assert_eq!(bench.endpoints.get(&key("v1")).unwrap().state, EndpointState::Inactive);
+    assert_eq!(bench.ready("v2"), 3);
+}
+
+#[tokio::test]
+async fn a_revision_that_cannot_start_leaves_the_old_one_in_charge() {
+    for (image, says) in [("missing", "was not found"), ("crashing", "no config"), ("deaf", "port 8080")] {
+        let mut bench = Bench::new().await;
+        {
+            let mut world = bench.fake.world();
+            world.missing.insert("missing".into());
+            world.crashing.insert("crashing".into());
+            world.deaf.insert("deaf".into());
+        }
+        let operation = bench.put("v1", template("sample")).await;
+        bench.ended(&operation).await;
+        let operation = bench.put("v2", template(image)).await;
+        bench.until("v2 is tried", || bench.scaled.borrow().len() == 2).await;
+        if image == "deaf" {
+            bench.until("v2 runs", || bench.fake.count("web--v2", ReplicaPhase::Running) == 1).await;
+            bench.advance(SignedDuration::from_mins(11)).await;
+        }
+        assert_eq!(bench.ended(&operation).await, OperationStatus::Failed, "{image}");
+        let failure = bench.store.operation(&operation).unwrap().unwrap().failure.unwrap();
+        assert!(failure.message.contains(says), "{failure:?}");
+        assert_eq!(bench.status("v2").provisioning, RevisionProvisioning::Failed);
+        assert_eq!(bench.serves("web.env.localhost").as_deref(), Some("web--v1"));
+        assert_eq!(bench.ready("v1"), 1);
+        let operation = bench.put("v3", template("sample")).await;
+        assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded, "a newer write supersedes");
+        assert_eq!(bench.serves("web.env.localhost").as_deref(), Some("web--v3"));
+    }
+}
+
+#[tokio::test]
+async fn a_first_revision_that_cannot_start_fails_the_app_and_its_requests() {
+    let mut bench = Bench::new().await;
+    bench.fake.world().missing.insert("missing".into());
+    let operation = bench.put("v1", template("missing")).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Failed);
+    let state = bench.endpoints.get(&key("v1")).unwrap().state;
+    assert!(matches!(&state, EndpointState::Failed { reason } if reason.contains("was not found")), "{state:?}");
+    let mut reasons = vec![];
+    while let Ok(event) = bench.events.try_recv() {
+        reasons.push(event.reason);
+    }
+    let expected = ["ContainerAppCreation", "RevisionCreation", "RevisionFailed", "ContainerAppUpdateFailed"];
+    assert_eq!(reasons, expected);
+}
+
+#[tokio::test]
+async fn a_restarted_server_takes_everything_over_as_it_is() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 2);
+    bench.until("two serve", || bench.ready("v1") == 2).await;
+    bench.until("that is written", || bench.status("v1").ready == 2).await;
+    let stranger = bench.fake.world().replicas.values().next().unwrap().0.clone();
+    bench.fake.world().log.clear();
+    let bench = bench.restart().await;
+    bench.until("they serve again", || bench.ready("v1") == 2).await;
+    bench.until("the autoscaler is told", || bench.scaled.borrow().len() == 1).await;
+    assert!(bench.fake.world().log.iter().all(|line| !line.starts_with("stop")), "{:?}", bench.fake.world().log);
+    bench.want("v1", 2);
+
+    let gone = RevisionKey { app: app_id(), name: RevisionName::of("web", "gone").unwrap() };
+    let name = ReplicaName::new("web--gone-1").unwrap();
+    bench.fake.prepare(cove_runtime::ReplicaSpec { name, revision: gone, ..stranger }).unwrap();
+    bench.until("what belongs to nobody ends", || bench.fake.count("web--gone", ReplicaPhase::Prepared) == 0).await;
+    assert_eq!(bench.fake.count("web--v1", ReplicaPhase::Running), 2);
+}
+
+#[tokio::test]
+async fn a_dead_replica_is_replaced() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 1);
+    bench.until("it serves", || bench.ready("v1") == 1).await;
+    let first = bench.endpoints.get(&key("v1")).unwrap().ready[0].replica.clone();
+    bench.fake.kill(&first);
+    bench
+        .until("another one serves", || {
+            bench.endpoints.get(&key("v1")).is_some_and(|e| e.ready.len() == 1 && e.ready[0].replica != first)
+        })
+        .await;
+    assert!(!bench.fake.world().replicas.contains_key(&first));
+}
+
+#[tokio::test]
+async fn a_restart_rolls_without_a_gap() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 2);
+    bench.until("two serve", || bench.ready("v1") == 2).await;
+    let old: Vec<_> = bench.endpoints.get(&key("v1")).unwrap().ready.into_iter().map(|e| e.replica).collect();
+    bench.store.change_revision(key("v1"), |revision| revision.restart_generation += 1).await.unwrap();
+    bench
+        .until("new ones serve", || {
+            let endpoints = bench.endpoints.get(&key("v1")).unwrap();
+            assert!(endpoints.ready.len() >= 2, "never fewer than before");
+            endpoints.ready.iter().all(|e| !old.contains(&e.replica))
+        })
+        .await;
+    bench.advance(SignedDuration::from_secs(31)).await;
+    bench.until("old ones are gone", || old.iter().all(|name| !bench.fake.world().replicas.contains_key(name))).await;
+}
+
+#[tokio::test]
+async fn stop_start_and_delete() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 1);
+    bench.until("it serves", || bench.ready("v1") == 1).await;
+    let stopped = ContainerApp { is_stopped: true, ..app(template("sample")) };
+    let operation = bench.put_app(stopped, None).await;
+    bench
+        .until("requests are refused", || {
+            let route = bench.routes.borrow().clone();
+            route.app("web.env.localhost").is_some_and(|route| route.state == cove_traffic::AppRouteState::Stopped)
+        })
+        .await;
+    bench.advance(SignedDuration::from_secs(2)).await;
+    bench.until("it drains", || !bench.endpoints.get(&key("v1")).unwrap().draining.is_empty()).await;
+    bench.advance(SignedDuration::from_secs(31)).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded);
+    assert!(bench.fake.world().replicas.is_empty());
+
+    let operation = bench.put_app(app(template("sample")), None).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded);
+    bench.want("v1", 1);
+    bench.until("it serves again", || bench.ready("v1") == 1).await;
+
+    let operation = NewOperation { id: "gone".into(), kind: "delete".into() };
+    bench.store.begin_delete(app_id(), operation, bench.clock.now()).await.unwrap();
+    assert_eq!(bench.ended("gone").await, OperationStatus::Succeeded);
+    assert!(bench.store.resource(&app_id()).unwrap().is_none());
+    assert!(bench.fake.world().replicas.is_empty());
+    bench.until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.borrow().is_empty()).await;
+    assert_eq!(bench.endpoints.get(&key("v1")), None);
+}

@@ -63,8 +63,7 @@ impl Port {
         }
         let Images::Ready { exposed_ports } = revision.images else { return Self::Unknown };
         let containers = &revision.revision.template.containers;
-        let exposed =
-            containers.iter().find_map(|container| exposed_ports.get(&container.image).copied().flatten());
+        let exposed = containers.iter().find_map(|container| exposed_ports.get(&container.image).copied().flatten());
         exposed.map_or_else(
             || {
                 let image = containers.first().map_or("", |container| container.image.as_str());
@@ -99,13 +98,8 @@ pub(crate) fn assess(
     let ready = revision.replicas.iter().filter(|replica| takes_requests(replica, memory.notes.get(&replica.name)));
     let ready = u32::try_from(ready.count()).unwrap_or(u32::MAX);
     let port = Port::of(view, revision);
-    let found = |provisioning, message, ready_at| Assessment {
-        provisioning,
-        message,
-        ready_at,
-        port: port.clone(),
-        ready,
-    };
+    let found =
+        |provisioning, message, ready_at| Assessment { provisioning, message, ready_at, port: port.clone(), ready };
     match status.provisioning {
         RevisionProvisioning::Provisioned => {
             let trouble = (ready == 0).then(|| trouble(revision)).flatten();
@@ -162,10 +156,8 @@ fn failure(
         return None;
     }
     let minutes = settings.provisioning_deadline.as_secs() / 60;
-    let detail = trouble(revision)
-        .or_else(|| memory.last_failure.clone())
-        .or_else(|| waiting_for(revision))
-        .unwrap_or_default();
+    let detail =
+        trouble(revision).or_else(|| memory.last_failure.clone()).or_else(|| waiting_for(revision)).unwrap_or_default();
     let hint = port.known().map_or_else(String::new, |port| {
         format!("; check that the app listens on port {port} and that its probes can pass")
     });
@@ -197,17 +189,21 @@ fn exit_text(container: &str, exit: &cove_model::ContainerExit) -> String {
 
 /// How a replica ended, for the record.
 pub(crate) fn end_text(replica: &ReplicaObservation) -> String {
-    replica.containers.iter().find_map(|container| container.last_exit.as_ref().map(|exit| (container, exit))).map_or_else(
-        || match replica.phase {
-            ReplicaPhase::Failed => format!("replica `{}` could not be made", replica.name),
-            ReplicaPhase::Preparing
-            | ReplicaPhase::Prepared
-            | ReplicaPhase::Running
-            | ReplicaPhase::Stopping
-            | ReplicaPhase::Stopped => format!("replica `{}` ended unexpectedly", replica.name),
-        },
-        |(container, exit)| exit_text(&container.name, exit),
-    )
+    replica
+        .containers
+        .iter()
+        .find_map(|container| container.last_exit.as_ref().map(|exit| (container, exit)))
+        .map_or_else(
+            || match replica.phase {
+                ReplicaPhase::Failed => format!("replica `{}` could not be made", replica.name),
+                ReplicaPhase::Preparing
+                | ReplicaPhase::Prepared
+                | ReplicaPhase::Running
+                | ReplicaPhase::Stopping
+                | ReplicaPhase::Stopped => format!("replica `{}` ended unexpectedly", replica.name),
+            },
+            |(container, exit)| exit_text(&container.name, exit),
+        )
 }
 
 /// What the revision waits for, in words.
@@ -218,12 +214,13 @@ fn waiting_for(revision: &RevisionView<'_>) -> Option<String> {
         Images::Failed { message, .. } => Some(message.clone()),
         Images::Ready { .. } => {
             let not_ready = revision.replicas.iter().filter(|replica| !replica.is_ready);
-            let waiting = not_ready.flat_map(|replica| &replica.containers).find_map(|container| match &container.state {
-                cove_model::ContainerState::Waiting { reason, .. } => {
-                    Some(format!("container `{}` waits: {reason}", container.name))
-                }
-                cove_model::ContainerState::Running { .. } | cove_model::ContainerState::Terminated => None,
-            });
+            let waiting =
+                not_ready.flat_map(|replica| &replica.containers).find_map(|container| match &container.state {
+                    cove_model::ContainerState::Waiting { reason, .. } => {
+                        Some(format!("container `{}` waits: {reason}", container.name))
+                    }
+                    cove_model::ContainerState::Running { .. } | cove_model::ContainerState::Terminated => None,
+                });
             waiting.or_else(|| Some("waiting for its replicas to be ready".to_owned()))
         }
     }

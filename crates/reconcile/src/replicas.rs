@@ -161,7 +161,9 @@ impl<'a> Work<'a, '_> {
     /// Gives a start order again that had no effect.
     fn start_again(&mut self, replica: &ReplicaObservation) {
         let Some(note) = self.memory.notes.get_mut(&replica.name) else { return };
-        let Some(ordered_at) = note.start_ordered_at.filter(|_| replica.phase == ReplicaPhase::Prepared) else { return };
+        let Some(ordered_at) = note.start_ordered_at.filter(|_| replica.phase == ReplicaPhase::Prepared) else {
+            return;
+        };
         let again = after(ordered_at, self.view.settings.order_timeout);
         if again <= self.now {
             note.start_ordered_at = Some(self.now);
