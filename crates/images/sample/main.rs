@@ -66,8 +66,8 @@ fn main() {
         })
     });
     let Some(listener) = listener else {
-        println!("sample: started, never listens, as SAMPLE_NEVER_LISTEN asks");
         watch_term(None);
+        println!("sample: started, never listens, as SAMPLE_NEVER_LISTEN asks");
         loop {
             thread::park();
         }

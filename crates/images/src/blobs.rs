@@ -191,7 +191,7 @@ impl StagedBlob {
         if self.digest == *expected {
             return Ok(self);
         }
-        Err(ImageError::DigestMismatch { what: what(), expected: expected.clone(), actual: self.digest.clone() })
+        Err(ImageError::DigestMismatch { what: what(), expected: expected.clone(), actual: self.digest })
     }
 
     /// Reads the staged content, at most 4 MiB.
@@ -215,7 +215,7 @@ impl StagedBlob {
         let path = self.blobs.path(&self.digest);
         fs::rename(self.temp.path(), &path).map_err(|error| ImageError::io("create", &path, error))?;
         sync_dir(&self.blobs.dir)?;
-        Ok(self.digest.clone())
+        Ok(self.digest)
     }
 }
 

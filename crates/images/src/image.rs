@@ -184,7 +184,8 @@ pub(crate) fn choose_platform<'a>(
     let platforms = manifests.iter().filter_map(|entry| entry.platform.as_ref());
     let mut found: Vec<_> = platforms.filter(|platform| platform.os != "unknown").map(Platform::to_string).collect();
     found.dedup();
-    Err(ImageError::WrongPlatform { reference: reference.to_string(), found: found.join(", "), host: host.to_string() })
+    let found = if found.is_empty() { "no platform at all".to_owned() } else { found.join(", ") };
+    Err(ImageError::WrongPlatform { reference: reference.to_string(), found, host: host.to_string() })
 }
 
 /// The configuration blob.

@@ -114,7 +114,7 @@ impl Index {
             .and_then(|mut file| file.write_all(&json).and_then(|()| file.sync_all()))
             .map_err(|error| ImageError::io("write", temp.path(), error))?;
         fs::rename(temp.path(), &self.path).map_err(|error| ImageError::io("write", &self.path, error))?;
-        sync_dir(self.path.parent().unwrap_or(Utf8Path::new("/")))?;
+        sync_dir(self.path.parent().unwrap_or_else(|| Utf8Path::new("/")))?;
         self.file = next;
         Ok(())
     }

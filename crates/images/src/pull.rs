@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, RegistryOperation};
@@ -226,6 +226,15 @@ impl Remote {
         match error {
             E::AuthenticationFailure(message) => refused(message),
             E::UnauthorizedError { .. } => refused("not authorized".into()),
+            E::DigestError(DigestError::VerificationError { expected, actual }) => {
+                match (expected.parse(), actual.parse()) {
+                    (Ok(expected), Ok(actual)) => {
+                        let what = format!("the manifest of `{reference}`");
+                        ImageError::DigestMismatch { what, expected, actual }
+                    }
+                    _ => ImageError::Registry { registry, message: "it names a digest that is not SHA-256".into() },
+                }
+            }
             E::ImageManifestNotFoundError(_) => ImageError::NotFound { reference, registry },
             E::ServerError { code: 404, .. } => ImageError::NotFound { reference, registry },
             E::ServerError { code: 401 | 403, message, .. } => refused(message),
@@ -258,7 +267,7 @@ impl Remote {
 
 /// The library compares digests at the end of a stream; we do it again on the file and name both digests.
 fn is_digest_error(error: &std::io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<oci_client::errors::DigestError>())
+    error.get_ref().is_some_and(|inner| inner.is::<DigestError>())
 }
 
 pub(crate) async fn write(mut writer: BlobWriter, mut bytes: Vec<u8>) -> Result<(BlobWriter, Vec<u8>), ImageError> {

@@ -268,7 +268,7 @@ impl Registry {
             (Target::Ping, "GET" | "HEAD") => Ok(axum::Json(json!({})).into_response()),
             (Target::Catalog, "GET") => self.catalog(&query),
             (Target::Tags, "GET") => self.tags(repository, &query),
-            (Target::Manifest(version), "GET" | "HEAD") => self.get_manifest(&named(repository, version)?),
+            (Target::Manifest(version), "GET" | "HEAD") => self.get_manifest(&named(repository, version)?).await,
             (Target::Manifest(version), "PUT") => self.put_manifest(&named(repository, version)?, headers, body).await,
             (Target::Manifest(version), "DELETE") => self.delete_manifest(&named(repository, version)?).await,
             (Target::Blob(digest), "GET" | "HEAD") => self.get_blob(&parsed(digest)?, method, headers).await,

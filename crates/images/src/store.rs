@@ -173,6 +173,8 @@ pub(crate) struct Inner {
     live: Mutex<HashMap<(ImageRef, Digest), Weak<Image>>>,
     unreachable: Mutex<HashMap<String, (Instant, ImageError)>>,
     layer_locks: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// The built-in image, once it was written by this process.
+    sample: Mutex<Option<Digest>>,
     fetches: Semaphore,
     unpacks: Semaphore,
     /// Read by everything that adds, written by garbage collection.
@@ -211,6 +213,7 @@ impl ImageStore {
             live: Mutex::default(),
             unreachable: Mutex::default(),
             layer_locks: Mutex::default(),
+            sample: Mutex::default(),
             fetches,
             unpacks,
             activity: Arc::default(),
@@ -239,7 +242,10 @@ impl ImageStore {
         let mut is_watching = true;
         loop {
             tokio::select! {
-                result = &mut result => return result,
+                result = &mut result => {
+                    progress(*changes.borrow());
+                    return result;
+                }
                 changed = changes.changed(), if is_watching => match changed {
                     Ok(()) => progress(*changes.borrow_and_update()),
                     Err(_) => is_watching = false,
@@ -395,8 +401,17 @@ impl ImageStore {
         (reference.registry != OWN_REGISTRY).then(|| Remote::new(reference, credentials, &self.0.config))
     }
 
-    fn install_sample(&self) -> Result<Digest, ImageError> {
+    /// Writes the built-in image unless this process already did and it is still there.
+    pub(crate) fn install_sample(&self) -> Result<Digest, ImageError> {
+        let mut installed = lock(&self.0.sample);
+        let named = lock(&self.0.index).get(sample::SAMPLE_IMAGE).map(|entry| entry.digest.clone());
+        if let Some(digest) = &*installed
+            && named.as_ref() == Some(digest)
+        {
+            return Ok(digest.clone());
+        }
         let digest = sample::install(&self.0.blobs)?;
+        *installed = Some(digest.clone());
         lock(&self.0.index).put(&[sample::SAMPLE_IMAGE.to_owned()], &digest, ImageSource::BuiltIn)?;
         Ok(digest)
     }

@@ -15,12 +15,17 @@ use crate::image::Manifest;
 use crate::index::ImageSource;
 use crate::pull::blocking;
 use crate::reference::{ImageRef, OWN_REGISTRY, Version};
+use crate::sample::SAMPLE_IMAGE;
 
 /// Most entries of one page of a list.
 const PAGE_MAX: usize = 1000;
 
 impl Registry {
-    pub(super) fn get_manifest(&self, name: &ImageRef) -> Result<Response, RegistryError> {
+    pub(super) async fn get_manifest(&self, name: &ImageRef) -> Result<Response, RegistryError> {
+        if name.to_string() == SAMPLE_IMAGE {
+            let store = self.store.clone();
+            blocking(move || store.install_sample()).await?;
+        }
         let unknown = || RegistryError::ManifestUnknown(version(name));
         let digest = match (self.store.entry(name), &name.version) {
             (Some(entry), _) => entry.digest,

@@ -161,7 +161,7 @@ async fn an_image_is_pulled_once_however_many_want_it() {
 
 #[tokio::test]
 async fn a_tag_is_asked_again_and_kept_when_nobody_answers() {
-    let served = Served::start(RegistryConfig::default()).await;
+    let mut served = Served::start(RegistryConfig::default()).await;
     served.push_sample("app:1").await;
     let (store, name) = (served.client(), served.image("app:1"));
     let old = ensure(&store, &name).await.unwrap();
@@ -172,12 +172,8 @@ async fn a_tag_is_asked_again_and_kept_when_nobody_answers() {
     let new = ensure(&store, &name).await.unwrap();
     assert_eq!(new.digest.to_string(), changed);
     // Nobody answers: what is here is used; a name that is not here says what happened.
-    let host = served.host.clone();
-    let _dir = tempfile::tempdir().unwrap();
     served.server.abort();
-    while !tokio::net::TcpStream::connect(&host).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    assert!((&mut served.server).await.unwrap_err().is_cancelled());
     assert_eq!(ensure(&store, &name).await.unwrap().digest, new.digest);
     assert!(ensure(&store, &name.with_digest(&old.digest)).await.is_ok());
     let error = ensure(&store, &served.image("other:1")).await.unwrap_err();
@@ -222,6 +218,53 @@ async fn a_wrong_byte_on_the_way_is_found() {
     let error = ensure(&store, &served.image("app:1")).await.unwrap_err();
     assert!(matches!(&error, ImageError::DigestMismatch { expected, .. } if *expected == layer), "{error}");
     assert!(store.get(&served.image("app:1")).is_none());
+}
+
+#[tokio::test]
+async fn a_registry_that_lies_or_sleeps_is_not_waited_for() {
+    // It answers every manifest request with the same index, whatever digest was asked for.
+    let lie = Router::new()
+        .route("/v2/", any(|| async { "{}" }))
+        .route("/v2/{*rest}", any(|| async { r#"{"schemaVersion":2,"manifests":[]}"# }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap();
+    let liar = tokio::spawn(async move { axum::serve(listener, lie).await.unwrap() });
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, "store");
+    let name: ImageRef = format!("{host}/app@{}", Digest::of(b"promised")).parse().unwrap();
+    let error = ensure(&store, &name).await.unwrap_err();
+    assert!(matches!(error, ImageError::DigestMismatch { .. }), "{error}");
+    let error = ensure(&store, &format!("{host}/app:1").parse().unwrap()).await.unwrap_err();
+    assert!(matches!(error, ImageError::WrongPlatform { .. }), "{error}");
+    liar.abort();
+    // It accepts connections and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let path = Utf8PathBuf::from_path_buf(dir.path().join("impatient")).unwrap();
+    let config = StoreConfig { resolve_timeout: Duration::from_millis(100), ..StoreConfig::default() };
+    let store = ImageStore::open(&path, config).unwrap();
+    let name = format!("{}/app:1", listener.local_addr().unwrap()).parse().unwrap();
+    let error = ensure(&store, &name).await.unwrap_err();
+    assert!(matches!(error, ImageError::TimedOut { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_abandoned_pull_leaves_nothing() {
+    let served = Served::start(RegistryConfig::default()).await;
+    served.push_sample("app:1").await;
+    let (store, name) = (served.client(), served.image("app:1"));
+    {
+        let pull = store.ensure(&name, None, PullPolicy::Always, |_| {});
+        tokio::pin!(pull);
+        // Given up as soon as the first blob was asked for.
+        served.blob_gets.store(0, Ordering::SeqCst);
+        while served.blob_gets.load(Ordering::SeqCst) == 0 {
+            assert!(futures_util::poll!(&mut pull).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    let image = tokio::time::timeout(Duration::from_secs(20), ensure(&store, &name)).await.unwrap().unwrap();
+    assert!(image.layers[0].join("sample").exists());
+    assert_eq!(std::fs::read_dir(image.layers[0].parent().unwrap()).unwrap().count(), 2);
 }
 
 #[tokio::test]
@@ -279,12 +322,15 @@ impl ByHand {
     }
 }
 
+fn by_hand(dir: &tempfile::TempDir) -> ByHand {
+    let config = RegistryConfig { blob_size_max: 40, uploads_max: 2, ..RegistryConfig::default() };
+    ByHand { router: open(dir, "store").registry(config), notes: String::new() }
+}
+
 #[tokio::test]
-async fn the_protocol_by_hand() {
+async fn blobs_by_hand() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir, "store");
-    let router = store.registry(RegistryConfig { blob_size_max: 40, uploads_max: 2, ..RegistryConfig::default() });
-    let mut by_hand = ByHand { router, notes: String::new() };
+    let mut by_hand = by_hand(&dir);
     let hello = Digest::of(b"hello world");
     by_hand.send("GET", "/v2/", &[], b"").await;
     by_hand.send("GET", &format!("/v2/a/b/blobs/{hello}"), &[], b"").await;
@@ -295,9 +341,8 @@ async fn the_protocol_by_hand() {
     by_hand.send("PATCH", &upload, &[("content-range", "9-10")], b"ld").await;
     by_hand.send("GET", &upload, &[], b"").await;
     by_hand.send("PATCH", &upload, &[], b" wor").await;
-    by_hand
-        .send("PUT", &format!("{upload}?digest={}", String::from(hello.clone()).replace(':', "%3A")), &[], b"ld")
-        .await;
+    let encoded = hello.as_str().replace(':', "%3A");
+    by_hand.send("PUT", &format!("{upload}?digest={encoded}"), &[], b"ld").await;
     by_hand.send("GET", &upload, &[], b"").await;
     let blob = format!("/v2/a/b/blobs/{hello}");
     by_hand.send("HEAD", &blob, &[], b"").await;
@@ -314,31 +359,6 @@ async fn the_protocol_by_hand() {
     let (headers, _) = by_hand.send("POST", "/v2/c/blobs/uploads/", &[], b"").await;
     by_hand.send("POST", "/v2/c/blobs/uploads/", &[], b"").await;
     by_hand.send("DELETE", headers["location"].to_str().unwrap(), &[], b"").await;
-    // Manifests.
-    let manifest = |layer: &Digest| {
-        json!({ "schemaVersion": 2, "config": { "mediaType": "c", "digest": whole, "size": 2 },
-            "layers": [{ "mediaType": "l", "digest": layer, "size": 11 }] })
-        .to_string()
-    };
-    by_hand.send("PUT", "/v2/a/b/manifests/v1", &[], manifest(&Digest::of(b"absent")).as_bytes()).await;
-    by_hand.send("PUT", "/v2/a/b/manifests/v1", &[], b"{}").await;
-    let good = manifest(&hello);
-    let digest = Digest::of(good.as_bytes());
-    for tag in ["v1", "v2", "v3"] {
-        by_hand.send("PUT", &format!("/v2/a/b/manifests/{tag}"), &[], good.as_bytes()).await;
-    }
-    by_hand.send("PUT", &format!("/v2/c/manifests/{hello}"), &[], good.as_bytes()).await;
-    by_hand.send("PUT", &format!("/v2/c/manifests/{digest}"), &[], good.as_bytes()).await;
-    by_hand.send("HEAD", "/v2/a/b/manifests/v2", &[], b"").await;
-    by_hand.send("GET", "/v2/a/b/manifests/none", &[], b"").await;
-    by_hand.send("GET", "/v2/a/b/tags/list?n=2", &[], b"").await;
-    by_hand.send("GET", "/v2/a/b/tags/list?n=2&last=v2", &[], b"").await;
-    by_hand.send("GET", "/v2/c/tags/list", &[], b"").await;
-    by_hand.send("GET", "/v2/x/tags/list", &[], b"").await;
-    by_hand.send("GET", "/v2/_catalog?n=1", &[], b"").await;
-    by_hand.send("DELETE", "/v2/a/b/manifests/v3", &[], b"").await;
-    by_hand.send("DELETE", &format!("/v2/a/b/manifests/{digest}"), &[], b"").await;
-    by_hand.send("DELETE", &format!("/v2/a/b/manifests/{digest}"), &[], b"").await;
     by_hand.send("GET", "/v2/UPPER/tags/list", &[], b"").await;
     by_hand.send("GET", "/v2/a/../b/tags/list", &[], b"").await;
     by_hand.send("GET", "/v2/nothing", &[], b"").await;
@@ -364,6 +384,46 @@ async fn the_protocol_by_hand() {
         POST /v2/c/blobs/ -> 202 range=0-0 content-length=0 
         POST /v2/c/blobs/ -> 429 content-length=110 {"errors":[{"code":"TOOMANYREQUESTS","detail":null,"message":"too many uploads are open; finish some first"}]}
         DELETE /v2/c/blobs/ -> 204 content-length=0 
+        GET /v2/UPPER/tags/list -> 400 content-length=99 {"errors":[{"code":"NAME_INVALID","detail":null,"message":"the repository must be in lower case"}]}
+        GET /v2/a/../b/tags/list -> 400 content-length=144 {"errors":[{"code":"NAME_INVALID","detail":null,"message":"`..` is not part of a repository name (lower-case letters, digits, `.`, `_`, `-`)"}]}
+        GET /v2/nothing -> 404 content-length=120 {"errors":[{"code":"NOT_FOUND","detail":null,"message":"there is nothing under this path; everything is below `/v2/`"}]}
+    "#]].assert_eq(&by_hand.notes);
+}
+
+#[tokio::test]
+async fn manifests_by_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut by_hand = by_hand(&dir);
+    let (hello, whole) = (Digest::of(b"hello world"), Digest::of(b"{}"));
+    by_hand.send("POST", &format!("/v2/a/b/blobs/uploads/?digest={hello}"), &[], b"hello world").await;
+    by_hand.send("POST", &format!("/v2/a/b/blobs/uploads/?digest={whole}"), &[], b"{}").await;
+    let manifest = |layer: &Digest| {
+        json!({ "schemaVersion": 2, "config": { "mediaType": "c", "digest": whole, "size": 2 },
+            "layers": [{ "mediaType": "l", "digest": layer, "size": 11 }] })
+        .to_string()
+    };
+    by_hand.send("PUT", "/v2/a/b/manifests/v1", &[], manifest(&Digest::of(b"absent")).as_bytes()).await;
+    by_hand.send("PUT", "/v2/a/b/manifests/v1", &[], b"{}").await;
+    let good = manifest(&hello);
+    let digest = Digest::of(good.as_bytes());
+    for tag in ["v1", "v2", "v3"] {
+        by_hand.send("PUT", &format!("/v2/a/b/manifests/{tag}"), &[], good.as_bytes()).await;
+    }
+    by_hand.send("PUT", &format!("/v2/c/manifests/{hello}"), &[], good.as_bytes()).await;
+    by_hand.send("PUT", &format!("/v2/c/manifests/{digest}"), &[], good.as_bytes()).await;
+    by_hand.send("HEAD", "/v2/a/b/manifests/v2", &[], b"").await;
+    by_hand.send("GET", "/v2/a/b/manifests/none", &[], b"").await;
+    by_hand.send("GET", "/v2/a/b/tags/list?n=2", &[], b"").await;
+    by_hand.send("GET", "/v2/a/b/tags/list?n=2&last=v2", &[], b"").await;
+    by_hand.send("GET", "/v2/c/tags/list", &[], b"").await;
+    by_hand.send("GET", "/v2/x/tags/list", &[], b"").await;
+    by_hand.send("GET", "/v2/_catalog?n=1", &[], b"").await;
+    by_hand.send("DELETE", "/v2/a/b/manifests/v3", &[], b"").await;
+    by_hand.send("DELETE", &format!("/v2/a/b/manifests/{digest}"), &[], b"").await;
+    by_hand.send("DELETE", &format!("/v2/a/b/manifests/{digest}"), &[], b"").await;
+    expect![[r#"
+        POST /v2/a/b/blobs/ -> 201 content-length=0 
+        POST /v2/a/b/blobs/ -> 201 content-length=0 
         PUT /v2/a/b/manifests/v1 -> 400 content-length=199 {"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","detail":null,"message":"the manifest names blob sha256:5ad38304b535c2987dbd24657c1a11b884984ff600d9f389deb0d4e634fee792, which was not pushed before it"}]}
         PUT /v2/a/b/manifests/v1 -> 400 content-length=180 {"errors":[{"code":"MANIFEST_INVALID","detail":null,"message":"the manifest is not a usable image: its manifest cannot be read: missing field `schemaVersion` at line 1 column 2"}]}
         PUT /v2/a/b/manifests/v1 -> 201 content-length=0 
@@ -381,8 +441,5 @@ async fn the_protocol_by_hand() {
         DELETE /v2/a/b/manifests/v3 -> 202 content-length=0 
         DELETE /v2/a/b/manifests/sha256:0dc40d04ef3d65d157823d1840b5f8f0c36b14b53dad6f9bbac52d018991d945 -> 202 content-length=0 
         DELETE /v2/a/b/manifests/sha256:0dc40d04ef3d65d157823d1840b5f8f0c36b14b53dad6f9bbac52d018991d945 -> 404 content-length=175 {"errors":[{"code":"MANIFEST_UNKNOWN","detail":null,"message":"manifest `sha256:0dc40d04ef3d65d157823d1840b5f8f0c36b14b53dad6f9bbac52d018991d945` is not in this repository"}]}
-        GET /v2/UPPER/tags/list -> 400 content-length=99 {"errors":[{"code":"NAME_INVALID","detail":null,"message":"the repository must be in lower case"}]}
-        GET /v2/a/../b/tags/list -> 400 content-length=144 {"errors":[{"code":"NAME_INVALID","detail":null,"message":"`..` is not part of a repository name (lower-case letters, digits, `.`, `_`, `-`)"}]}
-        GET /v2/nothing -> 404 content-length=120 {"errors":[{"code":"NOT_FOUND","detail":null,"message":"there is nothing under this path; everything is below `/v2/`"}]}
     "#]].assert_eq(&by_hand.notes);
 }

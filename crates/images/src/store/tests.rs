@@ -218,6 +218,34 @@ async fn a_layer_becomes_a_lower_directory() {
 }
 
 #[tokio::test]
+async fn layers_stack_as_the_image_means_it() {
+    let world = World::new();
+    let lower = tar(&[("a/", DIR, ""), ("a/old", FILE, ""), ("b/", DIR, ""), ("b/old", FILE, ""), ("c", FILE, "")]);
+    let upper = tar(&[
+        ("a/", DIR, ""),
+        ("a/.wh.old", FILE, ""),
+        ("a/new", FILE, ""),
+        ("b/", DIR, ""),
+        ("b/.wh..wh..opq", FILE, ""),
+        ("b/new", FILE, ""),
+        (".wh.c", FILE, ""),
+        ("c/", DIR, ""),
+    ]);
+    world.import_layers("stack:1", &[lower, upper]).await.unwrap();
+    let image = world.ensure("stack:1").await.unwrap();
+    let options = format!("lowerdir={}:{}", image.layers[0], image.layers[1]);
+    let merged = Mounted::new(world.path().join("merged"), "overlay", &options);
+    expect![[r#"
+        a dir  750 1000:100
+        a/new file 4755 1000:100 x1 ""
+        b dir  750 1000:100
+        b/new file 4755 1000:100 x1 ""
+        c dir  750 1000:100
+    "#]]
+    .assert_eq(&tree(&merged.0));
+}
+
+#[tokio::test]
 async fn a_layer_cannot_write_outside() {
     let world = World::new();
     let outside = world.path().join("outside");
@@ -276,7 +304,7 @@ async fn bad_images_say_what_is_wrong() {
     // Another content under the layer's name.
     let layout = world.path().join("damaged");
     let layer = tar(&[("a", FILE, "x")]);
-    write_layout(&layout, "damaged:1", &[layer.clone()], &host_platform().architecture);
+    write_layout(&layout, "damaged:1", std::slice::from_ref(&layer), &host_platform().architecture);
     fs::write(layout.join("blobs/sha256").join(Digest::of(&layer).hex()), b"other").unwrap();
     note(world.store.import(&layout, None).await.unwrap_err());
     // A layer cut short.
@@ -319,6 +347,40 @@ async fn the_sample_stands_in_for_the_quick_start() {
     assert_eq!(world.ensure(&pinned.to_string()).await.unwrap().layers, image.layers);
 }
 
+/// A mounted file system; unmounted when dropped.
+struct Mounted(Utf8PathBuf);
+
+impl Mounted {
+    fn new(at: Utf8PathBuf, kind: &str, options: &str) -> Self {
+        fs::create_dir(&at).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), at.as_str(), Some(kind), flags, Some(options)).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.as_str(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_survived() {
+    let world = World::new();
+    let disk = Mounted::new(world.path().join("disk"), "tmpfs", "size=1m");
+    let store = ImageStore::open(&disk.0, StoreConfig::default()).unwrap();
+    let sample = SAMPLE_IMAGE.parse().unwrap();
+    let error = store.ensure(&sample, None, PullPolicy::Always, |_| {}).await.unwrap_err();
+    assert!(matches!(error, ImageError::DiskFull { .. }), "{error}");
+    // What it wrote is gone again, so smaller things still fit.
+    assert_eq!(fs::read_dir(disk.0.join("tmp")).unwrap().count(), 0);
+    let layout = world.path().join("small");
+    write_layout(&layout, "small:1", &[tar(&[("a", FILE, "x")])], &host_platform().architecture);
+    store.import(&layout, None).await.unwrap();
+    store.ensure(&"small:1".parse().unwrap(), None, PullPolicy::Always, |_| {}).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_a_killed_process_left_is_cleared() {
     let world = World::new();
@@ -340,7 +402,7 @@ async fn what_a_killed_process_left_is_cleared() {
 async fn a_damaged_blob_is_found_before_it_is_run() {
     let world = World::new();
     let layer = tar(&[("a", FILE, "x")]);
-    world.import_layers("app:1", &[layer.clone()]).await.unwrap();
+    world.import_layers("app:1", std::slice::from_ref(&layer)).await.unwrap();
     let blob = world.path().join("images/blobs/sha256").join(Digest::of(&layer).hex());
     let mut file = fs::File::options().append(true).open(&blob).unwrap();
     file.write_all(b"more").unwrap();
@@ -356,7 +418,7 @@ async fn a_damaged_blob_is_found_before_it_is_run() {
 async fn garbage_collection_takes_only_what_nobody_wants() {
     let world = World::new();
     let (shared, own) = (tar(&[("shared", FILE, "x")]), tar(&[("own", FILE, "y")]));
-    world.import_layers("kept:1", &[shared.clone()]).await.unwrap();
+    world.import_layers("kept:1", std::slice::from_ref(&shared)).await.unwrap();
     world.import_layers("gone:1", &[shared, own]).await.unwrap();
     world.ensure("kept:1").await.unwrap();
     let held = world.ensure("gone:1").await.unwrap();
