@@ -12,10 +12,13 @@ fn main() {
     println!("cargo::rerun-if-changed=sample/main.rs");
     let variable = |name: &str| env::var(name).unwrap_or_else(|error| panic!("cargo sets {name}: {error}"));
     let out = PathBuf::from(variable("OUT_DIR")).join("sample");
+    // Set by cargo when another linker is configured for this target.
+    let linker = env::var("RUSTC_LINKER").map(|linker| format!("-Clinker={linker}"));
     let status = Command::new(variable("RUSTC"))
         .args(["--edition", "2024", "--crate-name", "sample", "--target", &variable("TARGET")])
         .args(["-C", "target-feature=+crt-static", "-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols"])
         .args(["-C", "codegen-units=1", "-C", "lto=fat", "-C", "relocation-model=static"])
+        .args(linker)
         .arg("-o")
         .arg(&out)
         .arg("sample/main.rs")
