@@ -9,12 +9,15 @@ import json
 import os
 import pathlib
 import signal
+import ssl
 import subprocess
 import tempfile
 import threading
 import time
 
 BINARY = os.environ.get("COVE_BIN", "target/debug/cove")
+SUBSCRIPTION = "00000000-0000-0000-0000-0000000000aa"
+TENANT = "00000000-0000-0000-0000-0000000000bb"
 START_WITHIN_SECONDS = 60
 STOP_WITHIN_SECONDS = 60
 
@@ -80,10 +83,34 @@ class Server:
                 ready.set()
         ready.set()  # it ended; start() sees that
 
+    def call(self, method, path, body=None, headers=None):
+        """A request to the API that no client would make: status and JSON."""
+        context = ssl.create_default_context(cafile=self.ca)
+        address = self.api.removeprefix("https://")
+        connection = http.client.HTTPSConnection(address, context=context, timeout=60)
+        try:
+            connection.request(method, path, body=body, headers=headers or {})
+            answer = connection.getresponse()
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None
+        finally:
+            connection.close()
+
+    def delete_apps(self):
+        """Deletes every app that a failed test left: replicas outlive their server on purpose."""
+        apps = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.App/containerApps"
+        version = "?api-version=2025-07-01"
+        for app in self.call("GET", apps + version)[1]["value"]:
+            self.call("DELETE", app["id"] + version)
+        until("all apps are gone", lambda: self.call("GET", apps + version)[1]["value"] == [])
+
     def stop(self):
         """Ends it as an operator would; kills it when it does not go."""
         if self._process is None:
             return
+        if self._process.poll() is None and self.api:
+            with contextlib.suppress(OSError, AssertionError, LookupError, TypeError, ValueError):
+                self.delete_apps()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
