@@ -2,7 +2,7 @@
 //!
 //! [`decide`] takes one decision from configuration, state and readings; the other modules say when to read
 //! ([`cadence`]), what an http or tcp reading is ([`measure`]), what cpu and memory propose ([`resource`]) and what jobs
-//! do ([`job`]). [`vectors`] checks all of it against a file of expected decisions.
+//! do ([`job`]), what is wrong with a user's properties ([`validate`]). [`vectors`] checks all of it against a file of expected decisions.
 //!
 //! **Invariant:** nothing here reads a clock, a metric, a file or the environment; the `autoscaler` crate does.
 
@@ -18,6 +18,7 @@ pub mod resource;
 mod revision;
 mod settings;
 mod state;
+pub mod validate;
 pub mod vectors;
 
 pub use config::{DEFAULT_CONCURRENCY, DEFAULT_RULE_NAME, Fallback, FallbackBehavior, Rule, RuleKind, ScaleConfig};

@@ -106,6 +106,7 @@ fn run_one(vector: Vector) -> VectorResult {
         "metric" => others::metric(given),
         "job" => others::job(given),
         "execution" => others::execution(given),
+        "validate" => others::validate(given),
         other => Err(Unsupported::new(format!("vectors of kind `{other}`"))),
     };
     let outcome = match got {

@@ -1,6 +1,8 @@
-//! Vectors of metrics, cpu and memory proposals, jobs and executions.
+//! Vectors of metrics, cpu and memory proposals, jobs, executions and validation.
 //!
 //! **Invariant:** a field that is not understood makes the vector unsupported; none is skipped.
+
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,6 +12,7 @@ use super::decisions::{at, duration};
 use crate::job::{Execution, JobConfig, JobReading, JobStrategy, MultipleScalers, executions_to_start};
 use crate::measure::{arrivals_in_window, load_reading};
 use crate::resource::{ReplicaPhase, ReplicaSample, ResourceTarget, propose};
+use crate::validate::Surroundings;
 use crate::{Reading, RuleKind, ScaleSettings};
 
 /// A cpu or memory proposal.
@@ -204,4 +207,45 @@ pub(super) fn execution(given: Value) -> Result<Value, Unsupported> {
     };
     let (status, run) = execution.status();
     Ok(json!({ "status": status, "run": run }))
+}
+
+/// What is wrong with scale properties.
+pub(super) fn validate(given: Value) -> Result<Value, Unsupported> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Given {
+        kind: Option<String>,
+        #[serde(default)]
+        ingress: bool,
+        revisions_mode: Option<String>,
+        #[serde(default)]
+        dapr_actors: bool,
+        #[serde(default)]
+        secrets: BTreeSet<String>,
+        #[serde(default)]
+        scale: Value,
+    }
+    let given: Given = serde_json::from_value(given)?;
+    let is_job = match given.kind.as_deref() {
+        None | Some("app") => false,
+        Some("job") => true,
+        Some(other) => return Err(Unsupported::new(format!("validation of a `{other}`"))),
+    };
+    let multiple_revisions = given.revisions_mode.is_some_and(|mode| !mode.eq_ignore_ascii_case("single"));
+    let around = Surroundings {
+        is_job,
+        has_ingress: given.ingress,
+        multiple_revisions,
+        dapr_actors: given.dapr_actors,
+        secrets: given.secrets,
+    };
+    let found = crate::validate::validate(&given.scale, &around);
+    let errors: BTreeSet<String> = found.errors.iter().map(|finding| format!("{:?}", finding.code)).collect();
+    let warnings: BTreeSet<String> = found.warnings.iter().map(|finding| format!("{:?}", finding.code)).collect();
+    let mut effective = json!({ "rules": found.rules });
+    if let Some((min, max)) = found.limits {
+        effective["minReplicas"] = min.into();
+        effective["maxReplicas"] = max.into();
+    }
+    Ok(json!({ "ok": errors.is_empty(), "errors": errors, "warnings": warnings, "effective": effective }))
 }

@@ -27,7 +27,7 @@ fn the_vectors_pass() {
         metric 5/27
         resource 11/11
         timeline 9/9
-        validate 0/18
+        validate 18/18
     "#]]
     .assert_eq(&table);
 }
