@@ -55,3 +55,60 @@ pub fn render(view: &RevisionView<'_>) -> Value {
         "properties": properties,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use cove_model::{ResourceId, RevisionName, RevisionProvisioning, RevisionRunning};
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::container_app::{PutContext, parse_put};
+
+    #[test]
+    fn a_revision_says_what_it_runs_and_why_it_failed() {
+        let id = ResourceId::resource("s1", "MyRG", "Microsoft.App/containerApps", "web").unwrap();
+        let environment = "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/e";
+        let body = json!({ "location": "local", "properties": {
+            "environmentId": environment,
+            "configuration": { "ingress": { "external": false } },
+            "template": { "containers": [{ "name": "web", "image": "nginx" }] },
+        } });
+        let app = parse_put(&body, &PutContext { id: &id, known_secrets: &BTreeSet::new() }).unwrap().app;
+        let at = Timestamp::from_second(0).unwrap();
+        let revision = Revision {
+            name: RevisionName::new("web--v1").unwrap(),
+            app: id,
+            number: 1,
+            template: app.template,
+            ingress: app.ingress,
+            is_active: true,
+            created_at: at,
+            activated_at: at,
+            restart_generation: 0,
+        };
+        let status = RevisionStatus {
+            provisioning: RevisionProvisioning::Failed,
+            running: RevisionRunning::Failed,
+            message: Some("the image was not found".to_owned()),
+            ..RevisionStatus::default()
+        };
+        let labels = ["blue".to_owned()];
+        let view = RevisionView {
+            revision: &revision,
+            status: &status,
+            default_domain: "e.localhost",
+            labels: &labels,
+            last_active_at: None,
+        };
+        let shown = render(&view);
+        let properties = &shown["properties"];
+        assert_eq!(shown["id"].as_str().unwrap().rsplit('/').next(), Some("web--v1"));
+        assert_eq!(properties["fqdn"], "web--v1.internal.e.localhost");
+        assert_eq!(properties["provisioningError"], "the image was not found");
+        assert_eq!(properties["template"]["containers"][0]["resources"]["cpu"], 0.5);
+        assert_eq!(properties["labels"], json!(["blue"]));
+        assert!(!shown.to_string().contains("null"));
+    }
+}
