@@ -1,0 +1,94 @@
+//! `cove serve`: the platform in the foreground.
+//!
+//! Flags lie over the environment, which lies over the file. One line on stdout says that it is ready; everything else
+//! it has to say goes to stderr.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use cove_server::{ClockKind, Config, Endpoints, Options, config::HumanSize};
+
+use crate::{failure::Failure, place::DataDir, text};
+
+/// Log filter when `COVE_LOG` is not set.
+const LOG_DEFAULT: &str = "info";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    data_dir: DataDir,
+    /// Address of the API over TLS; port 0 takes any free one [default: 127.0.0.1:8443].
+    #[arg(long, value_name = "ADDRESS")]
+    api: Option<SocketAddr>,
+    /// Address of the apps over HTTP [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    /// Address of the apps over HTTPS [default: 127.0.0.1:8444].
+    #[arg(long, value_name = "ADDRESS")]
+    https: Option<SocketAddr>,
+    /// Suffix of host names: apps are `<app>.<environment>.<domain>` [default: localhost].
+    #[arg(long)]
+    domain: Option<String>,
+    /// Source of time; a virtual clock stands still until `cove clock advance`.
+    #[arg(long, value_enum, default_value_t = ClockArg::Real)]
+    clock: ClockArg,
+    /// Keep no created-not-started replicas for apps at zero: less memory, slower wakes.
+    #[arg(long)]
+    no_slots: bool,
+    /// How log lines are written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ClockArg {
+    Real,
+    Virtual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+    start_log(args.log_format);
+    let mut config = Config::load(args.config.as_deref())?;
+    config.api.bind = args.api.unwrap_or(config.api.bind);
+    config.ingress.http = args.http.unwrap_or(config.ingress.http);
+    config.ingress.https = args.https.unwrap_or(config.ingress.https);
+    if let Some(domain) = args.domain {
+        config.ingress.domain = domain;
+    }
+    if args.no_slots {
+        config.runtime.slot_memory = HumanSize(0);
+    }
+    let clock = match args.clock {
+        ClockArg::Real => ClockKind::Real,
+        ClockArg::Virtual => ClockKind::Virtual,
+    };
+    let options = Options { config, data_dir: args.data_dir.path(), clock, shim_program: None };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(cove_server::run_until_signal(options, ready))?;
+    Ok(())
+}
+
+fn ready(endpoints: &Endpoints) {
+    let Endpoints { api, http, https, .. } = endpoints;
+    text::out(&format!("cove ready api={api} http={http} https={https}\n"));
+}
+
+fn start_log(format: LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = std::env::var("COVE_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = EnvFilter::new(filter.as_deref().unwrap_or(LOG_DEFAULT));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // a second log of the same process is a programming error of a test only: the first one goes on
+    let _set = match format {
+        LogFormat::Text => log.with_ansi(text::stderr_is_terminal()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+}

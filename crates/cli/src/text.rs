@@ -1,0 +1,27 @@
+//! Writing to the terminal: data to stdout, the rest to stderr.
+//!
+//! **Invariant:** a closed pipe ends nothing with a panic: what cannot be written is dropped.
+
+use std::io::{IsTerminal as _, Write as _};
+
+/// Writes data.
+pub(crate) fn out(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _closed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Writes what is not data, one line.
+pub(crate) fn err(line: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _closed = writeln!(stderr, "{line}");
+}
+
+/// Whether people read stdout.
+pub(crate) fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Whether people read stderr.
+pub(crate) fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
