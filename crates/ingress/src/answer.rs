@@ -71,6 +71,9 @@ pub(crate) enum Refusal {
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]
     RequestBodyFailed,
+    /// The client left while its request was held; nobody reads this.
+    #[error("the client closed the connection")]
+    ClientGone,
     /// A bug of ours.
     #[error("the ingress failed on this request; see the server's log")]
     Internal,
@@ -97,6 +100,7 @@ impl Refusal {
             Self::UpstreamClosed => (StatusCode::BAD_GATEWAY, "upstream-closed"),
             Self::UpstreamInvalid => (StatusCode::BAD_GATEWAY, "upstream-invalid"),
             Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
+            Self::ClientGone => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }

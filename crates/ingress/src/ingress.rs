@@ -71,6 +71,9 @@ pub enum IngressError {
     /// TLS settings that rustls refuses.
     #[error("failed to set up TLS")]
     Tls(#[source] rustls::Error),
+    /// The router or an accept loop panicked; the log says where.
+    #[error("a part of the ingress ended unexpectedly")]
+    TaskFailed,
     /// A listener without an address.
     #[error("failed to read a listener's address")]
     Listener(#[source] std::io::Error),
@@ -163,7 +166,10 @@ impl Ingress {
     }
 
     /// Serves until `shutdown`, then drains within `drain_grace`.
-    pub async fn run(self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// [`IngressError::TaskFailed`], also after a drain, when a part that nothing works without ended by itself.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), IngressError> {
         let handle = self.handle();
         let tasks = &self.doors.proxy.shared.tasks;
         tasks.spawn(ROUTER, route(Arc::clone(&self.doors.proxy), self.endpoints));
@@ -178,11 +184,13 @@ impl Ingress {
             }
         }
         let failed = tasks.shutdown_token();
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = failed.cancelled() => {}
-        }
+        let result = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            // also after `IngressHandle::shutdown`, which asked for it
+            () = failed.cancelled() => if self.doors.drain.is_cancelled() { Ok(()) } else { Err(IngressError::TaskFailed) },
+        };
         handle.shutdown(self.doors.proxy.shared.config.drain_grace).await;
+        result
     }
 }
 

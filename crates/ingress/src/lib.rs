@@ -24,3 +24,4 @@ mod websocket;
 
 pub use config::IngressConfig;
 pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};
+pub use listen::bind;

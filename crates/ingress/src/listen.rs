@@ -15,19 +15,34 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    io::{Guarded, Protocol, sniff},
+    io::{Guarded, Protocol, Socket, sniff},
     proxy::{Client, Proxy, Side},
 };
 
 const CONNECTION: TaskKind =
     TaskKind { name: "ingress-connection", on_error: OnError::Log, on_cancel: OnCancel::Abort };
+
+/// Connections that may wait in the kernel until they are accepted; beyond it a client's first try is dropped for a second.
+const BACKLOG: u32 = 4096;
+
+/// Binds a socket for [`crate::IngressListeners`] with a queue that is long enough for a burst.
+///
+/// # Errors
+/// The address is taken or not of this machine.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // a restart must not wait for the last server's connections to be forgotten
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// What accept loops share.
 pub(crate) struct Doors {
@@ -75,7 +90,8 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "failed to set nodelay");
     }
-    let client = Client { peer: peer.ip().to_canonical(), side };
+    let stream = Socket::new(stream);
+    let client = Client { peer: peer.ip().to_canonical(), side, socket: stream.clone() };
     let config = &doors.proxy.shared.config;
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side == Side::Https {
@@ -114,10 +130,11 @@ async fn serve<S>(doors: &Doors, stream: Guarded<S>, protocol: Protocol, client:
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let proxy = Arc::clone(&doors.proxy);
+    let (proxy, peer) = (Arc::clone(&doors.proxy), client.peer);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let proxy = Arc::clone(&proxy);
-        async move { Ok::<_, std::convert::Infallible>(proxy.serve(client, request).await) }
+        let client = client.clone();
+        async move { Ok::<_, std::convert::Infallible>(proxy.serve(&client, request).await) }
     });
     let config = &doors.proxy.shared.config;
     let io = TokioIo::new(stream);
@@ -158,6 +175,6 @@ where
         }
     };
     if let Err(error) = result {
-        tracing::debug!(peer = %client.peer, %error, "a connection ended with an error");
+        tracing::debug!(%peer, %error, "a connection ended with an error");
     }
 }

@@ -126,11 +126,6 @@ impl Pool {
     pub(crate) fn open(&self) {
         self.lock().is_closed = false;
     }
-
-    #[cfg(test)]
-    pub(crate) fn idle_count(&self) -> usize {
-        self.lock().idle.len()
-    }
 }
 
 /// Opens a connection to a replica.

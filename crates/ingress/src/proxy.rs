@@ -23,6 +23,7 @@ use crate::{
     body::{Held, RequestBody, ResponseBody},
     gate::{GateShared, Ticket},
     headers::{self, Via},
+    io::Socket,
     routes::{AppGates, Gates, Snapshot},
     upgrade,
     upstream::{self, Answered},
@@ -59,10 +60,11 @@ pub(crate) enum Side {
 }
 
 /// A client's end of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) peer: IpAddr,
     pub(crate) side: Side,
+    pub(crate) socket: Socket,
 }
 
 /// Where a request goes, or the answer that it gets right away.
@@ -75,7 +77,7 @@ impl Proxy {
     /// Answers one request.
     pub(crate) async fn serve(
         self: Arc<Self>,
-        client: Client,
+        client: &Client,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let accepted_at = self.shared.clock.now();
@@ -108,7 +110,12 @@ impl Proxy {
 
     fn refuse(&self, refusal: &Refusal, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         tracing::debug!(reason = refusal.status().1, "request refused");
-        refusal.response(request.method(), request.headers())
+        let mut response = refusal.response(request.method(), request.headers());
+        if response.status() == StatusCode::BAD_REQUEST && request.version() != Version::HTTP_2 {
+            // who sends this may mean the next bytes differently than we do
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     /// Refuses what must not be passed on; gives the host that the request names.
@@ -123,7 +130,7 @@ impl Proxy {
         headers::requested_host(request.uri(), request.headers()).map(str::to_owned)
     }
 
-    fn target(&self, client: Client, host: &str, request: &Request<Incoming>) -> Result<Target, Refusal> {
+    fn target(&self, client: &Client, host: &str, request: &Request<Incoming>) -> Result<Target, Refusal> {
         let environment = match client.side {
             Side::Internal => (self.environment_of)(client.peer),
             Side::Http | Side::Https => None,
@@ -175,7 +182,7 @@ impl Proxy {
     /// Sends an admitted request and passes the answer back.
     async fn pass(
         self: &Arc<Self>,
-        client: Client,
+        client: &Client,
         host: &str,
         ticket: Ticket,
         request: Request<Incoming>,
@@ -186,7 +193,7 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         self.prepare(client, host, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol));
         let body = RequestBody::new(body);
-        let answered = upstream::send(&self.shared, &ticket, head, body, deadline).await?;
+        let answered = upstream::send(&self.shared, &ticket, &client.socket, (head, body), deadline).await?;
         self.note_wake(&ticket, &answered);
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
@@ -203,7 +210,7 @@ impl Proxy {
     }
 
     /// Makes the client's head into the one for the replica.
-    fn prepare(&self, client: Client, host: &str, head: &mut Parts, upgrade: Option<&HeaderValue>) {
+    fn prepare(&self, client: &Client, host: &str, head: &mut Parts, upgrade: Option<&HeaderValue>) {
         headers::remove_hop_by_hop(&mut head.headers);
         // the client is told to go on when its body is first read, which is when a replica wants it
         head.headers.remove(header::EXPECT);

@@ -14,6 +14,7 @@ use crate::{
     answer::Refusal,
     body::RequestBody,
     gate::{GateShared, Lease, Ticket},
+    io::Socket,
     pool::{self, Connection},
 };
 
@@ -36,15 +37,15 @@ const STALE_TRIES_MAX: u32 = 1;
 pub(crate) async fn send(
     shared: &GateShared,
     ticket: &Ticket,
-    mut head: Parts,
-    body: RequestBody,
+    client: &Socket,
+    (mut head, body): (Parts, RequestBody),
     deadline: Instant,
 ) -> Result<Answered, Refusal> {
     let mut connects_failed = 0;
     let mut stale = 0;
     let mut woken_at = None;
     loop {
-        let lease = ticket.lease(deadline).await?;
+        let lease = ticket.lease(client, deadline).await?;
         woken_at = woken_at.or(lease.woken_at);
         let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take() } else { None };
         let mut connection = match idle {

@@ -9,10 +9,11 @@ use std::sync::atomic::Ordering;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Gate, Grant, Replica};
-use crate::answer::Refusal;
+use crate::{answer::Refusal, io::Socket};
 
-/// A waiting request repeats its wish for a replica this often, in case the wish got lost.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// A waiting request looks whether its client is still there, and repeats its wish for a replica in case it got lost, this
+/// often.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// An open request.
 pub(crate) struct Ticket {
@@ -38,11 +39,11 @@ impl Ticket {
     /// Leases a replica, waiting in line if need be. Cancel-safe: a dropped wait gives its place or its lease back.
     ///
     /// # Errors
-    /// A [`Refusal`] when the line is full, the revision cannot run, or nothing came until its deadline.
-    pub(crate) async fn lease(&self, deadline: Instant) -> Result<Lease, Refusal> {
+    /// A [`Refusal`] when the line is full, the revision cannot run, nothing came until its deadline, or the client left.
+    pub(crate) async fn lease(&self, client: &Socket, deadline: Instant) -> Result<Lease, Refusal> {
         match self.gate.lease_or_wait()? {
             Ok(lease) => Ok(lease),
-            Err(waiting) => waiting.grant(deadline).await,
+            Err(waiting) => waiting.grant(client, deadline).await,
         }
     }
 }
@@ -65,13 +66,15 @@ impl Waiting {
         Self { gate, place, receiver }
     }
 
-    async fn grant(mut self, deadline: Instant) -> Result<Lease, Refusal> {
+    async fn grant(mut self, client: &Socket, deadline: Instant) -> Result<Lease, Refusal> {
         loop {
             let ask_again_at = (Instant::now() + ASK_AGAIN_AFTER).min(deadline);
             match tokio::time::timeout_at(ask_again_at, &mut self.receiver).await {
                 Ok(Ok(grant)) => return grant,
                 Ok(Err(_closed)) => return Err(Refusal::Internal),
                 Err(_late) if Instant::now() >= deadline => return Err(Refusal::ActivationTimeout),
+                // seen here only behind a body that nobody reads yet; without one the connection notices by itself
+                Err(_late) if client.is_closed_by_client() => return Err(Refusal::ClientGone),
                 Err(_late) => self.gate.ask_again(),
             }
         }

@@ -13,18 +13,23 @@ use std::{
 
 use bytes::Bytes;
 use cove_base::{Board, Clock};
-use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources};
+use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources, bind};
 use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, Transport};
 use cove_traffic::{
     AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, RouteTable, WakeObservation, WeightedRevision,
 };
+use futures_util::Stream;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -48,10 +53,15 @@ pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     .await;
 }
 
-pub(crate) type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A body that comes frame by frame.
+pub(crate) fn streamed(frames: impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static) -> Body {
+    StreamBody::new(frames).boxed_unsync()
+}
 
 pub(crate) fn text(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).boxed()
+    Full::new(text.into()).boxed_unsync()
 }
 
 pub(crate) fn revision(app: &str, suffix: &str) -> RevisionKey {
@@ -121,8 +131,7 @@ impl World {
     }
 
     pub(crate) async fn with(config: IngressConfig) -> Self {
-        let bind = || TcpListener::bind("127.0.0.1:0");
-        let (http, https, internal) = (bind().await.unwrap(), bind().await.unwrap(), bind().await.unwrap());
+        let [http, https, internal] = [(); 3].map(|()| bind("127.0.0.1:0".parse().unwrap()).unwrap());
         let addresses = [&http, &https, &internal].map(|listener| listener.local_addr().unwrap());
         let routes = watch::Sender::new(Arc::new(RouteTable::default()));
         let endpoints = Board::default();
@@ -229,7 +238,7 @@ impl Backend {
         F: Fn(TcpStream) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&connections);
