@@ -127,6 +127,37 @@ impl Entry {
         record
     }
 
+    /// Decides as if the cool-down had just ended and nothing had arrived since: what a test or a benchmark asks for.
+    /// Open requests still keep it running.
+    pub(crate) fn end_cooldown(
+        &mut self,
+        now: Timestamp,
+        load: &RevisionLoad,
+        existing: Option<u32>,
+    ) -> Arc<DecisionRecord> {
+        let settings = &self.config.settings;
+        for (rule, reading) in self.config.rules.iter().zip(&mut self.readings) {
+            if matches!(rule.kind, RuleKind::Http | RuleKind::Tcp) {
+                *reading = load_reading(0, load.open, settings.load_sampling);
+            }
+        }
+        self.arrivals_seen = load.arrivals_total;
+        self.sampled_at = Some(now);
+        let long_ago = settings.cooldown_period.saturating_add(SignedDuration::from_secs(1));
+        let ended = now.saturating_sub(long_ago).unwrap_or(Timestamp::MIN);
+        self.state.last_active = self.state.last_active.map(|last| last.min(ended));
+        let input = Input {
+            now,
+            readings: &self.readings,
+            existing: existing.unwrap_or(self.state.current),
+            in_flight: load.open,
+            hold: Hold::None,
+        };
+        let record = self.take(decide(&self.config, &self.state, &input));
+        self.schedule(now);
+        record
+    }
+
     /// Activates it because a request arrived; `None` where that changes nothing.
     pub(crate) fn activate(&mut self, now: Timestamp, open: u64) -> Option<Arc<DecisionRecord>> {
         let decision = activate(&self.config, &self.state, now, open)?;
@@ -182,7 +213,9 @@ fn read_load(
     now: Timestamp,
 ) -> Reading {
     let passed = sampled_at.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
-    load_reading(load.arrivals_total.saturating_sub(seen), load.open, passed.max(settings.load_sampling))
+    // A counter below its last value was started anew: all of it is new.
+    let arrived = load.arrivals_total.checked_sub(seen).unwrap_or(load.arrivals_total);
+    load_reading(arrived, load.open, passed.max(settings.load_sampling))
 }
 
 fn not_built(kind: &ScaleRuleKind) -> Option<Arc<str>> {

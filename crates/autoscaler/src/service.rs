@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** no lock is held while a source is called or across an await.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::ports::{BoxError, Deps};
+use crate::ports::{BoxError, Deps, ExistingSource, LoadSource};
 use crate::saver;
 use crate::table::{Activation, Message, RevisionScale, Table};
 
@@ -40,9 +41,17 @@ pub struct Service {
 }
 
 /// Asks the autoscaler; cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
+    load: LoadSource,
+    existing: ExistingSource,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -75,6 +84,22 @@ impl Handle {
         activation
     }
 
+    /// Decides now as if the cool-down of a revision had ended and nothing had arrived since; open requests keep it
+    /// running. Says whether its count is zero. For tests and benchmarks; the decision is recorded like any other.
+    pub fn end_cooldown(&self, revision: &RevisionKey) -> bool {
+        let load = (self.load)(revision);
+        let existing = (self.existing)(revision);
+        let now = self.shared.clock.now();
+        let count = self.shared.table().end_cooldown(revision, now, &load, existing);
+        self.shared.rearm.notify_one();
+        if count != Some(0) {
+            return false;
+        }
+        let open = (self.load)(revision).open;
+        // the same second look as after a tick to zero: a request may have come in between
+        open == 0 || self.shared.table().activate(revision, now, open) != Activation::Activated
+    }
+
     /// Count, last activity, next tick and decisions of an active revision.
     pub fn scale_of(&self, revision: &RevisionKey) -> Option<RevisionScale> {
         self.shared.table().scale_of(revision)
@@ -102,7 +127,11 @@ impl Service {
 
     /// A handle to it.
     pub fn handle(&self) -> Handle {
-        Handle { shared: Arc::clone(&self.shared) }
+        Handle {
+            shared: Arc::clone(&self.shared),
+            load: Arc::clone(&self.deps.load),
+            existing: Arc::clone(&self.deps.existing),
+        }
     }
 
     /// Runs until `shutdown`, then writes down what changed.

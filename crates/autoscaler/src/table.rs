@@ -242,6 +242,24 @@ impl Table {
         to_zero
     }
 
+    /// Takes a decision as if the cool-down were over; gives the count, `None` for an unknown revision.
+    pub(crate) fn end_cooldown(
+        &mut self,
+        key: &RevisionKey,
+        now: Timestamp,
+        load: &RevisionLoad,
+        existing: Option<u32>,
+    ) -> Option<u32> {
+        let entry = self.entries.get_mut(key)?;
+        let before = entry.next;
+        let record = entry.end_cooldown(now, load, existing);
+        let next = entry.next;
+        self.arm(before, next, key);
+        let count = record.decision.new;
+        self.note(key, record);
+        Some(count)
+    }
+
     /// Revisions that wait at zero for a request.
     pub(crate) fn sleeping(&self) -> Vec<RevisionKey> {
         self.entries.iter().filter(|(_, entry)| entry.sleeps()).map(|(key, _)| key.clone()).collect()

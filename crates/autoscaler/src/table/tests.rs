@@ -74,6 +74,18 @@ fn a_late_tick_divides_by_the_time_that_passed() {
 }
 
 #[test]
+fn a_counter_that_starts_anew_is_not_a_pause() {
+    let mut table = table(0, &[revision("web--v1", Scale { min_replicas: 1, ..Scale::default() }, true)]);
+    let web = key("web--v1");
+    for (now, arrivals_total) in [(15, 10_000), (30, 15 * 30)] {
+        assert_eq!(table.take_due(at(now)).len(), 1);
+        table.tick(&web, at(now), &RevisionLoad { arrivals_total, ..RevisionLoad::default() }, None);
+    }
+    let scale = table.scale_of(&web).unwrap();
+    assert_eq!(scale.decisions.last().unwrap().record.decision.want, Some(3));
+}
+
+#[test]
 fn without_ingress_or_rule_it_ends_at_zero_and_no_request_starts_it() {
     let mut table = table(0, &[revision("web--v1", Scale::default(), false)]);
     let mut now = 0;

@@ -1,0 +1,295 @@
+//! Configuration of the server: `cove.toml`, then `COVE_<SECTION>__<KEY>` of the environment, then flags.
+//!
+//! Unknown keys are errors. Durations are written `"90s"`, sizes `"64MiB"`.
+//!
+//! **Invariant:** this is the only place that reads the environment and the configuration file.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[api]`
+    pub api: ApiConfig,
+    /// `[ingress]`
+    pub ingress: IngressSection,
+    /// `[runtime]`
+    pub runtime: RuntimeConfig,
+    /// `[logs]`
+    pub logs: LogsConfig,
+    /// `[controller]`
+    pub controller: ControllerSection,
+    /// `[autoscaler]`: timings of every revision; see the scaling page of the guide.
+    pub autoscaler: cove_autoscaler::Config,
+}
+
+/// `[api]`: the ARM API, login and metadata.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Address of the API over TLS. Default `127.0.0.1:8443`; port 0 takes any free one.
+    pub bind: SocketAddr,
+    /// Further names in the API's certificate, for clients on other machines. Default none.
+    pub host_names: Vec<String>,
+    /// Seconds that clients wait between two polls of an operation. Default `1`.
+    pub retry_after: u32,
+    /// Who may log in; needed when `bind` is not a loopback address. Default none: anybody on this machine.
+    pub clients: Vec<ClientConfig>,
+}
+
+/// A service principal of this server.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// Application id, as in `az login --service-principal -u`.
+    pub client_id: String,
+    /// Its secret.
+    pub secret: String,
+}
+
+/// `[ingress]`: the way to the apps.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IngressSection {
+    /// Plain HTTP. Default `127.0.0.1:8080`.
+    pub http: SocketAddr,
+    /// HTTPS. Default `127.0.0.1:8444`.
+    pub https: SocketAddr,
+    /// Suffix of environments' domains: apps are `<app>.<environment>.<domain>`. Default `localhost`.
+    pub domain: String,
+    /// Longest time from a request's head to its response's, waking included. Default `"240s"`, Azure's.
+    pub request_timeout: HumanDuration,
+    /// Requests held at once over all apps; more are answered 503. Default `10000`.
+    pub held_requests_max: usize,
+    /// Requests held at once for one revision. Default `1000`.
+    pub held_per_revision_max: usize,
+    /// Redirect plain HTTP of apps without `allowInsecure` to HTTPS, as Azure does. Default `false`.
+    pub redirect_http: bool,
+}
+
+/// `[runtime]`: replicas on this machine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// Memory for created-not-started slots of apps at zero. Default `"512MiB"`; `"0"` turns slots off.
+    pub slot_memory: HumanSize,
+    /// Network namespaces kept ready. Default `16`.
+    pub network_pool: usize,
+    /// Registries that are spoken to without TLS, `host:port`. Loopback ones always are. Default none.
+    pub insecure_registries: Vec<String>,
+}
+
+/// `[logs]`: console and system logs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogsConfig {
+    /// Days that logs are kept, 1..=730. Default `30`, as a new Log Analytics workspace.
+    pub retention_days: u16,
+}
+
+/// `[controller]`: rollouts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControllerSection {
+    /// How long a new revision may take to become ready before it has failed. Default `"10m"`.
+    pub provisioning_deadline: HumanDuration,
+    /// How long a replica that leaves may finish its open requests before SIGTERM. Default `"30s"`.
+    pub drain_period: HumanDuration,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { bind: loopback(8443), host_names: Vec::new(), retry_after: 1, clients: Vec::new() }
+    }
+}
+
+impl Default for IngressSection {
+    fn default() -> Self {
+        Self {
+            http: loopback(8080),
+            https: loopback(8444),
+            domain: "localhost".into(),
+            request_timeout: HumanDuration(Duration::from_secs(240)),
+            held_requests_max: 10_000,
+            held_per_revision_max: 1000,
+            redirect_http: false,
+        }
+    }
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self { slot_memory: HumanSize(512 << 20), network_pool: 16, insecure_registries: Vec::new() }
+    }
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        Self { retention_days: 30 }
+    }
+}
+
+impl Default for ControllerSection {
+    fn default() -> Self {
+        Self {
+            provisioning_deadline: HumanDuration(Duration::from_secs(600)),
+            drain_period: HumanDuration(Duration::from_secs(30)),
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A duration written as text: `"90s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HumanDuration(pub Duration);
+
+/// A size written as text: `"64MiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HumanSize(pub u64);
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        cove_base::parse_duration(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a duration such as \"90s\" or \"5m\"")))
+    }
+}
+
+impl Serialize for HumanDuration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}ms", self.0.as_millis()))
+    }
+}
+
+impl<'de> Deserialize<'de> for HumanSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        cove_base::parse_size(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a size such as \"64MiB\"")))
+    }
+}
+
+impl Serialize for HumanSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}B", self.0))
+    }
+}
+
+impl Config {
+    /// Reads a file (or none) and lays the environment's `COVE_…__…` variables over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has an unknown key, or a value does not fit; the message says which.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("failed to read the configuration `{}`", path.display()))?,
+            None => String::new(),
+        };
+        Self::parse(&text, std::env::vars())
+            .with_context(|| file.map_or_else(|| "configuration".to_owned(), |path| format!("in `{}`", path.display())))
+    }
+
+    fn parse(text: &str, variables: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+        let mut table: toml::Table = toml::from_str(text)?;
+        for (name, value) in variables {
+            let Some((section, key)) = name.strip_prefix("COVE_").and_then(|name| name.split_once("__")) else {
+                continue;
+            };
+            let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
+            let entry = table.entry(section).or_insert_with(|| toml::Table::new().into());
+            let toml::Value::Table(section) = entry else { bail!("`{name}`: that section is not a table") };
+            // numbers, booleans and lists as TOML writes them; everything else is text
+            let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+            let value = parsed.and_then(|mut table| table.remove("value")).unwrap_or(toml::Value::String(value));
+            section.insert(key, value);
+        }
+        let config: Self = table.try_into()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What no type can say.
+    ///
+    /// # Errors
+    /// With the rule that is broken.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if !is_loopback(self.api.bind.ip()) && self.api.clients.is_empty() {
+            bail!(
+                "the API would listen on {} for everybody: set `[[api.clients]]` with `client_id` and `secret`, or bind it to 127.0.0.1",
+                self.api.bind
+            );
+        }
+        if self.api.clients.iter().any(|client| client.client_id.is_empty() || client.secret.len() < 8) {
+            bail!("each of `[[api.clients]]` needs a `client_id` and a `secret` of at least 8 characters");
+        }
+        if !(1..=730).contains(&self.logs.retention_days) {
+            bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);
+        }
+        Ok(())
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.is_loopback()
+}
+
+/// The data directory without `--data-dir`: `/var/lib/cove` as root, else `$XDG_DATA_HOME/cove`.
+#[must_use]
+pub fn default_data_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/cove");
+    }
+    let home = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
+        .unwrap_or_else(|| PathBuf::from("."));
+    home.join("cove")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variables = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+        Config::parse(text, variables).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let text = "[ingress]\nrequest_timeout = \"90s\"\n[api]\nretry_after = 5\n";
+        let config =
+            parse(text, &[("COVE_API__RETRY_AFTER", "0"), ("COVE_INGRESS__DOMAIN", "apps.test"), ("PATH", "/")]);
+        let config = config.unwrap();
+        assert_eq!(config.api.retry_after, 0);
+        assert_eq!(config.ingress.domain, "apps.test");
+        assert_eq!(config.ingress.request_timeout.0, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_remedy() {
+        for (text, says) in [
+            ("[ingres]\n", "unknown field `ingres`"),
+            ("[api]\nbind = \"0.0.0.0:8443\"\n", "set `[[api.clients]]`"),
+            ("[logs]\nretention_days = 0\n", "use 1 to 730"),
+            ("[ingress]\nrequest_timeout = \"soon\"\n", "not a duration"),
+        ] {
+            let error = parse(text, &[]).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Who is who on the replicas' network: the environment of an address, the apps of an environment.
+//!
+//! DNS and the internal side of the ingress ask here. Filled from the driver's observations and the route table.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use cove_model::{ReplicaName, ResourceId, RevisionKey};
+use cove_runtime::Runtime;
+use cove_traffic::RouteTable;
+use tokio::sync::watch;
+
+/// Answers by address; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    inner: Arc<RwLock<Inner>>,
+    routes: watch::Receiver<Arc<RouteTable>>,
+    gateway: Ipv4Addr,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    addresses: HashMap<IpAddr, ResourceId>,
+    of_revision: BTreeMap<RevisionKey, Vec<(ReplicaName, IpAddr)>>,
+}
+
+impl Directory {
+    pub(crate) fn new(routes: watch::Receiver<Arc<RouteTable>>, gateway: Ipv4Addr) -> Self {
+        Self { inner: Arc::default(), routes, gateway }
+    }
+
+    /// Follows the driver's observations; ends only when dropped.
+    pub(crate) async fn follow(self, runtime: Arc<dyn Runtime>) {
+        let mut changes = runtime.observations().subscribe();
+        loop {
+            for revision in changes.next().await {
+                let seen = runtime.observations().get(&revision).unwrap_or_default();
+                let addresses = seen
+                    .iter()
+                    .filter_map(|replica| Some((replica.name.clone(), IpAddr::from(replica.address?))))
+                    .collect::<Vec<_>>();
+                let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+                for (_, old) in inner.of_revision.remove(&revision).unwrap_or_default() {
+                    inner.addresses.remove(&old);
+                }
+                for (_, address) in &addresses {
+                    inner.addresses.insert(*address, revision.app.clone());
+                }
+                if !addresses.is_empty() {
+                    inner.of_revision.insert(revision, addresses);
+                }
+            }
+        }
+    }
+
+    /// The environment of the replica with this address.
+    pub(crate) fn environment_of(&self, address: IpAddr) -> Option<ResourceId> {
+        let app = self.inner.read().unwrap_or_else(PoisonError::into_inner).addresses.get(&address).cloned()?;
+        self.routes.borrow().hosts.values().find(|route| route.app == app).map(|route| route.environment.clone())
+    }
+
+    /// What a name means to a replica: every app of its environment is reached at the gateway, where the ingress listens.
+    pub(crate) fn lookup(&self, client: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
+        if self.routes.borrow().app(name).is_some() {
+            return Some(self.gateway);
+        }
+        let environment = self.environment_of(client.into())?;
+        let routes = self.routes.borrow();
+        let is_app = routes.hosts.values().any(|route| route.environment == environment && route.app.name() == name);
+        is_app.then_some(self.gateway)
+    }
+}

@@ -1,0 +1,236 @@
+//! What only Cove has, under `/cove/v1`: wakes, executed plans, scaling explained, the virtual clock, images.
+//!
+//! Answers are JSON objects with a `value` list, errors have ARM's envelope, as on the rest of the API.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use camino::Utf8PathBuf;
+use cove_autoscaler::KeptDecision;
+use cove_base::Clock;
+use cove_images::ImageStore;
+use cove_model::{ResourceId, RevisionKey};
+use cove_monitor::Monitor;
+use cove_runtime::Runtime;
+use cove_store::Store;
+use jiff::SignedDuration;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What the extensions read.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) store: Store,
+    pub(crate) monitor: Monitor,
+    pub(crate) autoscaler: cove_autoscaler::Handle,
+    pub(crate) images: ImageStore,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) clock: Clock,
+}
+
+/// Wakes given when no limit is asked for, and at most.
+const WAKES_DEFAULT: u32 = 100;
+const WAKES_MAX: u32 = 10_000;
+
+pub(crate) fn router(context: Context) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/wakes", get(wakes))
+        .route("/plans", get(plans))
+        .route("/scale/explain", get(explain))
+        .route("/scale/zero", post(scale_to_zero))
+        .route("/clock", get(clock))
+        .route("/clock/advance", post(advance))
+        .route("/images", get(images))
+        .route("/images/import", post(import))
+        .with_state(Arc::new(context))
+}
+
+/// An error in ARM's envelope.
+struct Failed(StatusCode, &'static str, String);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Self(status, code, message) = self;
+        (status, Json(json!({"error": {"code": code, "message": message}}))).into_response()
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Failed {
+    tracing::error!(%error, "an extension could not answer");
+    Failed(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "InternalServerError",
+        "the server could not answer; its log says why".into(),
+    )
+}
+
+fn app_id(text: &str) -> Result<ResourceId, Failed> {
+    ResourceId::parse(text).map_err(|error| Failed(StatusCode::BAD_REQUEST, "InvalidResourceId", error.to_string()))
+}
+
+#[derive(Deserialize)]
+struct AppQuery {
+    app: String,
+}
+
+#[derive(Deserialize)]
+struct WakesQuery {
+    app: Option<String>,
+    limit: Option<u32>,
+}
+
+async fn health(State(context): State<Arc<Context>>) -> Json<Value> {
+    let capabilities = context.runtime.capabilities();
+    let slots: u32 = context
+        .runtime
+        .observations()
+        .snapshot()
+        .iter()
+        .flat_map(|(_, replicas)| replicas.iter())
+        .map(|replica| u32::from(replica.phase == cove_model::ReplicaPhase::Prepared))
+        .sum();
+    Json(json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "now": context.clock.now(),
+        "virtualClock": context.clock.is_virtual(),
+        "slots": slots,
+        "runtime": capabilities,
+    }))
+}
+
+async fn wakes(State(context): State<Arc<Context>>, Query(query): Query<WakesQuery>) -> Result<Json<Value>, Failed> {
+    let limit = query.limit.unwrap_or(WAKES_DEFAULT).min(WAKES_MAX);
+    let rows = context.monitor.wakes(query.app, limit).await.map_err(internal)?;
+    let value: Vec<Value> = rows
+        .into_iter()
+        .map(|row| {
+            let mut value = serde_json::to_value(&row.wake).unwrap_or_default();
+            value["app"] = row.app.into();
+            value["revision"] = row.wake.revision.name.as_str().into();
+            value
+        })
+        .collect();
+    Ok(Json(json!({"value": value})))
+}
+
+async fn plans(State(context): State<Arc<Context>>, Query(query): Query<AppQuery>) -> Result<Json<Value>, Failed> {
+    let plans = context.store.plans(&app_id(&query.app)?).map_err(internal)?;
+    let value: Vec<Value> = plans
+        .into_iter()
+        .map(|plan| json!({"at": plan.at, "generation": plan.generation, "actions": plan.actions}))
+        .collect();
+    Ok(Json(json!({"value": value})))
+}
+
+/// The active revisions of an app.
+fn active_revisions(context: &Context, app: &ResourceId) -> Result<Vec<RevisionKey>, Failed> {
+    if context.store.resource(app).map_err(internal)?.is_none() {
+        return Err(Failed(StatusCode::NOT_FOUND, "ResourceNotFound", format!("the app `{app}` was not found")));
+    }
+    let rows = context.store.revisions(app).map_err(internal)?;
+    Ok(rows.into_iter().filter(|row| row.revision.is_active).map(|row| row.revision.key()).collect())
+}
+
+async fn explain(State(context): State<Arc<Context>>, Query(query): Query<AppQuery>) -> Result<Json<Value>, Failed> {
+    let mut value = Vec::new();
+    for revision in active_revisions(&context, &app_id(&query.app)?)? {
+        let Some(scale) = context.autoscaler.scale_of(&revision) else { continue };
+        value.push(json!({
+            "revision": revision.name,
+            "current": scale.current,
+            "lastActive": scale.last_active,
+            "nextTick": scale.next_tick,
+            "limits": {"min": scale.config.min_replicas, "max": scale.config.max_replicas},
+            "decisions": scale.decisions.iter().map(decision).collect::<Vec<_>>(),
+        }));
+    }
+    Ok(Json(json!({"value": value})))
+}
+
+fn decision(kept: &KeptDecision) -> Value {
+    json!({"since": kept.since, "at": kept.record.decision.at, "times": kept.times, "record": &*kept.record})
+}
+
+async fn scale_to_zero(
+    State(context): State<Arc<Context>>,
+    Query(query): Query<AppQuery>,
+) -> Result<Json<Value>, Failed> {
+    let mut value = Vec::new();
+    for revision in active_revisions(&context, &app_id(&query.app)?)? {
+        let is_done = context.autoscaler.end_cooldown(&revision);
+        value.push(json!({"revision": revision.name, "isAtZero": is_done}));
+    }
+    Ok(Json(json!({"value": value})))
+}
+
+async fn clock(State(context): State<Arc<Context>>) -> Json<Value> {
+    Json(json!({"now": context.clock.now(), "virtual": context.clock.is_virtual()}))
+}
+
+#[derive(Deserialize)]
+struct Advance {
+    /// `5m`, `90s`, …
+    by: String,
+}
+
+async fn advance(State(context): State<Arc<Context>>, Json(advance): Json<Advance>) -> Result<Json<Value>, Failed> {
+    let by = cove_base::parse_duration(&advance.by).and_then(|by| SignedDuration::try_from(by).ok());
+    let Some(by) = by else {
+        let message = format!("`{}` is not a duration; write `90s`, `5m` or `2h`", advance.by);
+        return Err(Failed(StatusCode::BAD_REQUEST, "InvalidDuration", message));
+    };
+    match context.clock.advance(by) {
+        Some(now) => Ok(Json(json!({"now": now, "virtual": true}))),
+        None => {
+            let message = "the server runs on the real clock; start it with `cove serve --clock virtual`";
+            Err(Failed(StatusCode::CONFLICT, "ClockIsReal", message.into()))
+        }
+    }
+}
+
+async fn images(State(context): State<Arc<Context>>) -> Json<Value> {
+    let value: Vec<Value> = context
+        .images
+        .list()
+        .into_iter()
+        .map(|image| {
+            json!({
+                "name": image.name,
+                "digest": image.digest.as_str(),
+                "sizeBytes": image.size_bytes,
+                "updatedAt": image.updated_at,
+            })
+        })
+        .collect();
+    Json(json!({"value": value}))
+}
+
+#[derive(Deserialize)]
+struct Import {
+    /// Path on the server's machine: an OCI layout or a `docker save` archive.
+    path: Utf8PathBuf,
+    /// Name to give, when the archive has none or another is wanted.
+    name: Option<String>,
+}
+
+async fn import(State(context): State<Arc<Context>>, Json(import): Json<Import>) -> Result<Json<Value>, Failed> {
+    let refused = |message: String| Failed(StatusCode::BAD_REQUEST, "InvalidImage", message);
+    let name = import
+        .name
+        .map(|name| name.parse())
+        .transpose()
+        .map_err(|error: cove_images::InvalidImageRef| refused(error.to_string()))?;
+    let names = context.images.import(&import.path, name.as_ref()).await.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        refused(format!("{error}{cause}"))
+    })?;
+    Ok(Json(json!({"value": names.iter().map(ToString::to_string).collect::<Vec<_>>()})))
+}

@@ -1,0 +1,26 @@
+//! Library of `cove serve`: reads configuration, opens the stores, wires the services, drains.
+//!
+//! Services know nothing of each other. Here they get each other's boards, channels and closures; this is the only crate
+//! that depends on all of them.
+//!
+//! **Invariant:** stopping the server stops no replica. **Invariant:** nothing is reached from outside loopback unless
+//! clients are configured.
+
+mod api_listener;
+pub mod config;
+mod directory;
+mod extensions;
+mod logs;
+mod ports;
+mod serve;
+mod tls;
+mod wakes;
+
+pub use config::Config;
+pub use serve::{ClockKind, Endpoints, Options, Server, network_config, run_until_signal};
+
+/// Installs what all programs of this workspace need once per process: the TLS provider.
+pub fn install_crypto() {
+    // a second call finds it installed already
+    let _already = rustls::crypto::ring::default_provider().install_default();
+}

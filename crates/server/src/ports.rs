@@ -1,0 +1,29 @@
+//! What the autoscaler keeps in the store.
+
+use cove_autoscaler::{BoxError, CountStore, SavedCount, ScaleState};
+use cove_model::RevisionKey;
+use cove_store::{CountRow, Store};
+use tokio::runtime::Handle;
+
+/// The store, as the autoscaler sees it. Called on blocking threads only.
+pub(crate) struct StoredCounts {
+    pub(crate) store: Store,
+    pub(crate) runtime: Handle,
+}
+
+impl CountStore for StoredCounts {
+    fn load(&self) -> Result<Vec<(RevisionKey, ScaleState)>, BoxError> {
+        let rows = self.store.counts()?;
+        rows.into_iter().map(|row| Ok((row.revision, serde_json::from_value(row.state)?))).collect()
+    }
+
+    fn save(&self, batch: &[SavedCount]) -> Result<(), BoxError> {
+        let mut rows = Vec::new();
+        for (revision, state) in batch {
+            // a forgotten revision's row goes with the revision itself
+            let Some(state) = state else { continue };
+            rows.push(CountRow { revision: revision.clone(), state: serde_json::to_value(state)? });
+        }
+        Ok(self.runtime.block_on(self.store.save_counts(rows))?)
+    }
+}

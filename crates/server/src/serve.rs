@@ -1,0 +1,584 @@
+//! Opens, wires, runs and drains one server.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use axum::Router;
+use camino::Utf8PathBuf;
+use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
+use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
+use cove_images::{ImageStore, RegistryConfig, StoreConfig};
+use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources};
+use cove_monitor::{Monitor, MonitorConfig};
+use cove_network::{
+    Network, NetworkConfig,
+    dns::{DnsConfig, DnsServer},
+};
+use cove_runtime::Runtime;
+use cove_runtime_oci::{OciConfig, OciRuntime};
+use cove_store::Store;
+use cove_traffic::RouteTable;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api_listener,
+    config::Config,
+    directory::Directory,
+    extensions,
+    logs::MonitorStreams,
+    ports::StoredCounts,
+    tls::{AppCertificates, Authority},
+    wakes,
+};
+
+/// Longest that loops get to write down what is left when the server stops.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long finished operations can be asked for.
+const OPERATIONS_KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
+
+const ESSENTIAL: TaskKind = TaskKind { name: "service", on_error: OnError::Shutdown, on_cancel: OnCancel::Wait };
+const HELPER: TaskKind = TaskKind { name: "helper", on_error: OnError::Log, on_cancel: OnCancel::Abort };
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Configuration, flags laid over it already.
+    pub config: Config,
+    /// State, images, logs, certificates.
+    pub data_dir: PathBuf,
+    /// Real or virtual time.
+    pub clock: ClockKind,
+    /// Program and first arguments of the helper process; `None`: this very program.
+    pub shim_program: Option<Vec<String>>,
+}
+
+/// Where the server gets its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClockKind {
+    /// The machine's.
+    #[default]
+    Real,
+    /// Stands still until advanced.
+    Virtual,
+}
+
+/// Where a running server is reached: the content of `endpoints.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// ARM API, login, registry.
+    pub api: String,
+    /// Apps over HTTP.
+    pub http: String,
+    /// Apps over HTTPS.
+    pub https: String,
+    /// Certificate that clients must trust.
+    pub ca: PathBuf,
+    /// Process id of the server.
+    pub pid: u32,
+    /// Managed-identity endpoint over plain HTTP.
+    pub identity: String,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    endpoints: Endpoints,
+    tasks: Tasks,
+    ingress: IngressHandle,
+    ingress_stop: CancellationToken,
+    drain_grace: Duration,
+    network: Arc<Network>,
+    runtime: Arc<OciRuntime>,
+}
+
+/// The network of a data directory: its name is made from the directory's path, so that servers do not meet.
+///
+/// # Errors
+/// When the path cannot be resolved.
+pub fn network_config(data_dir: &Path) -> anyhow::Result<NetworkConfig> {
+    let path = fs::canonicalize(data_dir).with_context(|| format!("failed to resolve `{}`", data_dir.display()))?;
+    let hash =
+        path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    Ok(NetworkConfig::new(path.join("network"), format!("{:06x}", hash >> 40)))
+}
+
+/// What is opened before services are made.
+struct Opened {
+    store: Store,
+    monitor: Monitor,
+    network: Arc<Network>,
+    images: ImageStore,
+    runtime: Arc<OciRuntime>,
+    authority: Arc<Authority>,
+}
+
+/// Sockets of the server.
+struct Sockets {
+    api: TcpListener,
+    identity: TcpListener,
+    http: TcpListener,
+    https: TcpListener,
+}
+
+/// Values that services share.
+struct Shared {
+    clock: Clock,
+    tasks: Tasks,
+    routes: watch::Sender<Arc<RouteTable>>,
+    directory: Directory,
+    autoscaler: cove_autoscaler::Handle,
+}
+
+impl Server {
+    /// Opens everything and starts every service; ready when this returns.
+    ///
+    /// # Errors
+    /// With what is wrong and what would be right: a port in use, a second server, no root, a missing kernel part.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        crate::install_crypto();
+        options.config.check()?;
+        let tasks = Tasks::new(CancellationToken::new());
+        fs::create_dir_all(&options.data_dir)
+            .with_context(|| format!("failed to create `{}`", options.data_dir.display()))?;
+        let opened = open(&options, &tasks).await?;
+        let sockets = bind(&options.config).await?;
+        wire(&options, opened, sockets, tasks).await
+    }
+
+    /// Where it is reached.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// Cancelled when something essential failed or shutdown began.
+    #[must_use]
+    pub fn ended(&self) -> CancellationToken {
+        self.tasks.shutdown_token()
+    }
+
+    /// Stops accepting, lets open requests finish, writes what is left. Replicas go on.
+    pub async fn shutdown(self) {
+        self.ingress.shutdown(self.drain_grace).await;
+        self.ingress_stop.cancel();
+        if !self.tasks.drain(STOP_LIMIT).await {
+            tracing::warn!("some services did not stop in time");
+        }
+        self.network.close().await;
+        drop(self.runtime);
+    }
+}
+
+async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
+    let data_dir = &options.data_dir;
+    let store = Store::open(data_dir).map_err(with_causes)?;
+    let authority = Arc::new(Authority::open(data_dir)?);
+    let monitor_config = MonitorConfig {
+        dir: data_dir.join("logs"),
+        source_dir: data_dir.join("console"),
+        retention_days: options.config.logs.retention_days,
+    };
+    let (monitor, service) = Monitor::open(monitor_config).map_err(with_causes)?;
+    let stop = tasks.shutdown_token();
+    tasks.spawn_fallible(ESSENTIAL, async move { service.run(stop).await });
+
+    let mut network_config = network_config(data_dir)?;
+    network_config.pool_size = options.config.runtime.network_pool;
+    let network = Network::open(network_config.clone()).await.map_err(with_causes).context("network of replicas")?;
+    for warning in &network.capabilities().warnings {
+        tracing::warn!("{warning}");
+    }
+    let images_config = StoreConfig {
+        insecure_registries: options.config.runtime.insecure_registries.clone(),
+        ..StoreConfig::default()
+    };
+    let images =
+        ImageStore::open(&utf8(data_dir.join("images"))?, images_config).map_err(with_causes).context("images")?;
+    let mut oci =
+        OciConfig::new(utf8(data_dir.join("replicas"))?, utf8(data_dir.join("console"))?, network_config.name);
+    if let Some(program) = &options.shim_program {
+        oci.shim_program.clone_from(program);
+    }
+    let runtime = OciRuntime::open(oci, images.clone(), Arc::clone(&network), monitor.events())
+        .await
+        .map_err(with_causes)
+        .context("runtime")?;
+    Ok(Opened { store, monitor, network, images, runtime, authority })
+}
+
+/// An error with its causes in one line; `anyhow` prints causes only in its alternate form.
+fn with_causes(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    anyhow::Error::new(error)
+}
+
+fn utf8(path: PathBuf) -> anyhow::Result<Utf8PathBuf> {
+    Utf8PathBuf::from_path_buf(path)
+        .map_err(|path| anyhow::anyhow!("`{}` is not UTF-8; choose another --data-dir", path.display()))
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Sockets> {
+    let listen = |address: SocketAddr, what: &'static str| async move {
+        TcpListener::bind(address).await.with_context(|| {
+            format!("failed to listen on {address} for {what}; is another server running? --{what} chooses another address, port 0 any free one")
+        })
+    };
+    Ok(Sockets {
+        api: listen(config.api.bind, "api").await?,
+        identity: listen(SocketAddr::from(([127, 0, 0, 1], 0)), "identity").await?,
+        http: listen(config.ingress.http, "http").await?,
+        https: listen(config.ingress.https, "https").await?,
+    })
+}
+
+async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
+    let clock = match options.clock {
+        ClockKind::Real => Clock::real(),
+        ClockKind::Virtual => Clock::virtual_at(Timestamp::now()),
+    };
+    let endpoints = endpoints_of(&sockets, &opened.authority, &options.config)?;
+    let desired = Board::default();
+    let replica_endpoints = Board::default();
+    let routes = watch::Sender::new(Arc::new(RouteTable::default()));
+    let scaled = watch::Sender::new(Arc::new(Vec::new()));
+    let directory = Directory::new(routes.subscribe(), opened.network.gateway());
+    let runtime: Arc<dyn Runtime> = opened.runtime.clone();
+    tasks.spawn(HELPER, directory.clone().follow(Arc::clone(&runtime)));
+
+    // the ingress and the autoscaler need each other: the ingress asks through a cell that is filled right below
+    let activate = Arc::new(std::sync::OnceLock::<cove_autoscaler::Handle>::new());
+    let https_port = sockets.https.local_addr()?.port();
+    let (ingress, seen_wakes) = {
+        let certificates = AppCertificates::new(Arc::clone(&opened.authority), {
+            let routes = routes.subscribe();
+            move |host| routes.borrow().app(host).is_some()
+        })?;
+        let sources = IngressSources {
+            routes: routes.subscribe(),
+            endpoints: replica_endpoints.clone(),
+            activate: Arc::new({
+                let activate = Arc::clone(&activate);
+                move |revision| {
+                    if let Some(autoscaler) = activate.get() {
+                        autoscaler.activate(revision);
+                    }
+                }
+            }),
+            clock: clock.clone(),
+            certificates: Some(Arc::new(certificates)),
+            environment_of: Arc::new({
+                let directory = directory.clone();
+                move |address| directory.environment_of(address)
+            }),
+            random: Arc::new(rand::random),
+        };
+        let listeners = IngressListeners {
+            http: vec![sockets.http],
+            https: vec![sockets.https],
+            internal: internal_listener(&opened.network).await.into_iter().collect(),
+        };
+        Ingress::new(ingress_config(&options.config, https_port), sources, listeners).map_err(with_causes)?
+    };
+    let ingress_handle = ingress.handle();
+    let controller = {
+        let config = controller_config(options);
+        let deps = cove_controller::Deps {
+            store: opened.store.clone(),
+            runtime: Arc::clone(&runtime),
+            clock: clock.clone(),
+            desired: desired.clone(),
+            endpoints: replica_endpoints,
+            routes: routes.clone(),
+            drained: ingress_handle.drained(),
+            open: None,
+            scaled: scaled.clone(),
+            events: opened.monitor.events(),
+        };
+        cove_controller::Controller::new(config, deps)
+    };
+    let autoscaler =
+        autoscaler_service(options, &opened, &clock, &desired, &scaled, &ingress_handle, &controller.handle());
+    let autoscaler_handle = autoscaler.handle();
+    let _first = activate.set(autoscaler_handle.clone());
+
+    let shared = Shared { clock, tasks: tasks.clone(), routes, directory, autoscaler: autoscaler_handle };
+    let stop = tasks.shutdown_token();
+    tasks.spawn_fallible(ESSENTIAL, {
+        let stop = stop.clone();
+        async move { autoscaler.run(stop).await }
+    });
+    tasks.spawn(ESSENTIAL, {
+        let stop = stop.clone();
+        async move { controller.run(stop).await }
+    });
+    tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone()));
+    start_dns(&opened.network, &shared).await;
+    let api = api_router(options, &opened, &shared, runtime).await?;
+    start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
+    tasks.spawn(HELPER, prune(opened.store.clone()));
+
+    // the ingress ends before everything else, while replicas, counts and logs are still served
+    let ingress_stop = CancellationToken::new();
+    tokio::spawn(ingress.run(ingress_stop.clone()));
+    write_endpoints(&options.data_dir, &endpoints)?;
+    Ok(Server {
+        endpoints,
+        tasks,
+        ingress: ingress_handle,
+        ingress_stop,
+        drain_grace: IngressConfig::default().drain_grace,
+        network: opened.network,
+        runtime: opened.runtime,
+    })
+}
+
+fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
+    let section = &config.ingress;
+    IngressConfig {
+        request_timeout: section.request_timeout.0,
+        held_total_max: section.held_requests_max,
+        held_per_revision_max: section.held_per_revision_max,
+        redirect_http: section.redirect_http,
+        https_port: Some(https_port),
+        ..IngressConfig::default()
+    }
+}
+
+fn controller_config(options: &Options) -> cove_controller::Config {
+    let section = &options.config.controller;
+    let signed = |span: Duration| jiff::SignedDuration::try_from(span).unwrap_or(jiff::SignedDuration::MAX);
+    cove_controller::Config {
+        slot_budget_bytes: options.config.runtime.slot_memory.0,
+        settings: cove_reconcile::Settings {
+            provisioning_deadline: signed(section.provisioning_deadline.0),
+            drain_period: signed(section.drain_period.0),
+            ..cove_reconcile::Settings::default()
+        },
+        name_seed: rand::random(),
+    }
+}
+
+fn autoscaler_service(
+    options: &Options,
+    opened: &Opened,
+    clock: &Clock,
+    desired: &Board<cove_model::RevisionKey, cove_model::DesiredCount>,
+    scaled: &watch::Sender<Arc<Vec<cove_scaling::ScaledRevision>>>,
+    ingress: &IngressHandle,
+    controller: &cove_controller::Handle,
+) -> cove_autoscaler::Service {
+    let deps = cove_autoscaler::Deps {
+        clock: clock.clone(),
+        revisions: scaled.subscribe(),
+        load: Arc::new({
+            let ingress = ingress.clone();
+            move |revision| ingress.load(revision)
+        }),
+        existing: Arc::new({
+            let controller = controller.clone();
+            move |revision| controller.existing(revision)
+        }),
+        desired: desired.clone(),
+        counts: Some(Arc::new(StoredCounts {
+            store: opened.store.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        })),
+        decisions: None,
+        events: opened.monitor.events(),
+    };
+    cove_autoscaler::Service::new(options.config.autoscaler.clone(), deps)
+}
+
+/// Replicas reach apps at the gateway's port 80; without it they reach apps only by the outer address.
+async fn internal_listener(network: &Network) -> Option<TcpListener> {
+    let address = SocketAddr::from((network.gateway(), 80));
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%address, %error, "apps cannot reach each other: something else listens on port 80 of all addresses");
+            None
+        }
+    }
+}
+
+async fn start_dns(network: &Network, shared: &Shared) {
+    let directory = shared.directory.clone();
+    let mut config = DnsConfig::new(network.gateway(), Arc::new(move |client, name| directory.lookup(client, name)));
+    config.subnet = Some(network.subnet());
+    match DnsServer::bind(config).await {
+        Ok(server) => {
+            let stop = shared.tasks.shutdown_token();
+            shared.tasks.spawn(HELPER, server.run(stop));
+        }
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "replicas have no DNS"),
+    }
+}
+
+/// The router of what only Cove has.
+struct CoveExtensions(Router);
+
+impl Extensions for CoveExtensions {
+    fn router(&self) -> Router {
+        self.0.clone()
+    }
+}
+
+async fn api_router(
+    options: &Options,
+    opened: &Opened,
+    shared: &Shared,
+    runtime: Arc<dyn Runtime>,
+) -> anyhow::Result<(Router, Router)> {
+    let context = extensions::Context {
+        store: opened.store.clone(),
+        monitor: opened.monitor.clone(),
+        autoscaler: shared.autoscaler.clone(),
+        images: opened.images.clone(),
+        runtime,
+        clock: shared.clock.clone(),
+    };
+    let api = &options.config.api;
+    let auth = if api.clients.is_empty() {
+        Auth::OpenLoopback { allow_anonymous: true }
+    } else {
+        let client = |client: &crate::config::ClientConfig| Client {
+            client_id: client.client_id.clone(),
+            secret: client.secret.clone(),
+        };
+        Auth::Clients(api.clients.iter().map(client).collect())
+    };
+    let config = cove_control_plane::Config {
+        domain: options.config.ingress.domain.clone(),
+        auth,
+        host_names: api.host_names.clone(),
+        retry_after_secs: api.retry_after,
+        ..cove_control_plane::Config::default()
+    };
+    debug_assert!(shared.routes.receiver_count() > 0, "the ingress reads the routes");
+    let plane = ControlPlane::new(
+        config,
+        opened.store.clone(),
+        shared.clock.clone(),
+        Arc::new(MonitorStreams(opened.monitor.clone())),
+        Arc::new(CoveExtensions(extensions::router(context))),
+        shared.tasks.shutdown_token(),
+    )
+    .await
+    .map_err(with_causes)?;
+    let registry = opened.images.registry(RegistryConfig::default());
+    let router = cove_control_plane::router(plane.clone()).merge(registry);
+    Ok((router, cove_control_plane::identity_router(plane)))
+}
+
+fn start_api(
+    options: &Options,
+    opened: &Opened,
+    api: TcpListener,
+    identity: TcpListener,
+    (router, identity_router): (Router, Router),
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    let mut names = vec!["localhost".to_owned()];
+    names.extend(options.config.api.host_names.iter().cloned());
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    let bound = api.local_addr()?;
+    if !bound.ip().is_unspecified() && !addresses.contains(&bound.ip()) {
+        addresses.push(bound.ip());
+    }
+    for name in &names {
+        opened.images.add_registry_host(format!("{name}:{}", bound.port()));
+    }
+    opened.images.add_registry_host(format!("127.0.0.1:{}", bound.port()));
+    let certificate = opened.authority.certify(&names, &addresses)?;
+    let mut tls = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certificate)));
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let stop = tasks.shutdown_token();
+    tasks.spawn(ESSENTIAL, api_listener::serve(api, TlsAcceptor::from(Arc::new(tls)), router, stop.clone()));
+    tasks.spawn_fallible(HELPER, async move {
+        axum::serve(identity, identity_router).with_graceful_shutdown(stop.cancelled_owned()).await
+    });
+    Ok(())
+}
+
+async fn prune(store: Store) {
+    let mut every = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        every.tick().await;
+        let before = Timestamp::now().saturating_sub(OPERATIONS_KEPT).unwrap_or(Timestamp::MIN);
+        if let Err(error) = store.prune_operations(before).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "old operations were not forgotten");
+        }
+    }
+}
+
+fn endpoints_of(sockets: &Sockets, authority: &Authority, config: &Config) -> anyhow::Result<Endpoints> {
+    let url = |scheme: &str, address: SocketAddr| {
+        if address.ip().is_loopback() || address.ip().is_unspecified() {
+            format!("{scheme}://localhost:{}", address.port())
+        } else {
+            format!("{scheme}://{address}")
+        }
+    };
+    let api = match config.api.host_names.first() {
+        Some(name) => format!("https://{name}:{}", sockets.api.local_addr()?.port()),
+        None => url("https", sockets.api.local_addr()?),
+    };
+    Ok(Endpoints {
+        api,
+        http: url("http", sockets.http.local_addr()?),
+        https: url("https", sockets.https.local_addr()?),
+        ca: fs::canonicalize(authority.ca_path())?,
+        pid: std::process::id(),
+        identity: url("http", sockets.identity.local_addr()?),
+    })
+}
+
+fn write_endpoints(data_dir: &Path, endpoints: &Endpoints) -> anyhow::Result<()> {
+    let path = data_dir.join("endpoints.json");
+    let temporary = data_dir.join("endpoints.json.tmp");
+    let text = serde_json::to_string_pretty(endpoints)?;
+    fs::write(&temporary, text + "\n")
+        .and_then(|()| fs::rename(&temporary, &path))
+        .with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+/// Runs a server until SIGTERM or SIGINT, then drains; a second signal ends at once.
+///
+/// # Errors
+/// When it cannot start, or an essential part failed while it ran.
+pub async fn run_until_signal(options: Options, ready: impl FnOnce(&Endpoints)) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(options).await?;
+    ready(server.endpoints());
+    let ended = server.ended();
+    let failed = tokio::select! {
+        () = ended.cancelled() => true,
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    tracing::info!("draining; a second signal ends at once");
+    tokio::select! {
+        () = server.shutdown() => {}
+        _ = terminate.recv() => tracing::warn!("ended at once by a second signal"),
+        _ = interrupt.recv() => tracing::warn!("ended at once by a second signal"),
+    }
+    if failed {
+        bail!("an essential part of the server failed; its log says which");
+    }
+    Ok(())
+}
