@@ -87,6 +87,11 @@ impl<K: Clone + Ord + Hash, V: Clone + PartialEq> Board<K, V> {
         old
     }
 
+    /// Tells readers to look at a key again though its value is the same: something beside the board changed.
+    pub fn touch(&self, key: &K) {
+        lock(&self.inner).tell(key);
+    }
+
     /// Notices from now on; every key that is on the board already counts as changed.
     #[must_use]
     pub fn subscribe(&self) -> Changes<K> {

@@ -1,0 +1,379 @@
+//! Control groups of replicas, on cgroup v2, v1 and the hybrid of both.
+//!
+//! Written by hand and not with libcontainer's manager: that one attaches to every controller there is, one kernel-wide
+//! wait each, on the path where a request is waiting. Here only the controllers whose limits we set are used, and the
+//! process that will become the container is attached while its helper is still idle.
+//!
+//! **Invariant:** paths are relative (`cove-<name>/<helper>/c0`); nothing outside `cove-<name>` is ever written to but
+//! the list of enabled controllers above it.
+//! **Invariant:** [`Cgroups::remove`] ends whatever still runs inside.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Processes and threads a container may have.
+pub(crate) const PIDS_MAX: u32 = 4096;
+
+/// Length of a CPU period, microseconds.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Controllers that limits need; `devices` (v1) keeps device nodes of other kinds shut.
+const V1_CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "devices"];
+const V2_CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// Device nodes a container may use (v1): null, zero, full, random, urandom, tty, ptmx, pts, and making any node.
+const DEVICES_ALLOWED: [&str; 10] = [
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+/// The control groups of this machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Cgroups {
+    kind: Kind,
+    /// Controllers that are not there.
+    pub(crate) missing: Vec<&'static str>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Mount point per controller; controllers mounted together share one.
+    V1(BTreeMap<&'static str, PathBuf>),
+    /// Mount point.
+    V2(PathBuf),
+}
+
+impl Cgroups {
+    /// Finds the hierarchies mounted at or below `root` (`/sys/fs/cgroup`).
+    ///
+    /// # Errors
+    /// When mounts cannot be read, or there is no hierarchy at all.
+    pub(crate) fn detect(root: &Path) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut v1 = BTreeMap::new();
+        let mut v2 = None;
+        for line in mounts.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+            if !point.starts_with(root) {
+                continue;
+            }
+            let mut right = right.split(' ');
+            let kind = right.next();
+            let options = right.nth(1).unwrap_or("");
+            if kind == Some("cgroup2") && point == root {
+                v2 = Some(point);
+            } else if kind == Some("cgroup") {
+                for name in V1_CONTROLLERS {
+                    if options.split(',').any(|option| option == name) {
+                        v1.entry(name).or_insert_with(|| point.clone());
+                    }
+                }
+            }
+        }
+        if let Some(root) = v2 {
+            let available = fs::read_to_string(root.join("cgroup.controllers"))?;
+            let missing =
+                V2_CONTROLLERS.into_iter().filter(|name| !available.split_whitespace().any(|a| a == *name)).collect();
+            return Ok(Self { kind: Kind::V2(root), missing });
+        }
+        if v1.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cgroup is mounted at {}", root.display())));
+        }
+        let missing = V1_CONTROLLERS.into_iter().filter(|name| !v1.contains_key(name)).collect();
+        Ok(Self { kind: Kind::V1(v1), missing })
+    }
+
+    /// Mounts the same hierarchies below `dir` and gives them as found there.
+    ///
+    /// Their names there are not those of controllers: libcontainer looks for mounts that end in those.
+    pub(crate) fn bind_to(&self, dir: &Path) -> io::Result<Self> {
+        let bind = |from: &Path, name: &str| -> io::Result<PathBuf> {
+            let to = dir.join(format!("cove-{name}"));
+            fs::create_dir_all(&to)?;
+            mount(Some(from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            Ok(to)
+        };
+        let kind = match &self.kind {
+            Kind::V2(root) => Kind::V2(bind(root, "v2")?),
+            Kind::V1(mounts) => {
+                let mut bound: BTreeMap<&Path, PathBuf> = BTreeMap::new();
+                let mut all = BTreeMap::new();
+                for (name, point) in mounts {
+                    if !bound.contains_key(point.as_path()) {
+                        bound.insert(point, bind(point, name)?);
+                    }
+                    all.insert(*name, bound[point.as_path()].clone());
+                }
+                Kind::V1(all)
+            }
+        };
+        Ok(Self { kind, missing: self.missing.clone() })
+    }
+
+    /// `v1` or `v2`.
+    pub(crate) fn version(&self) -> &'static str {
+        match self.kind {
+            Kind::V1(_) => "v1",
+            Kind::V2(_) => "v2",
+        }
+    }
+
+    fn mounts(&self) -> Vec<&PathBuf> {
+        match &self.kind {
+            Kind::V1(mounts) => {
+                let mut all: Vec<_> = mounts.values().collect();
+                all.sort();
+                all.dedup();
+                all
+            }
+            Kind::V2(root) => vec![root],
+        }
+    }
+
+    fn controller(&self, name: &str, path: &str) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::V1(mounts) => mounts.get(name).map(|mount| mount.join(path)),
+            Kind::V2(root) => Some(root.join(path)),
+        }
+    }
+
+    /// What a container should see under `/sys/fs/cgroup`: name below it (empty for v2) and folder here.
+    pub(crate) fn views(&self, path: &str) -> Vec<(&'static str, PathBuf)> {
+        match &self.kind {
+            Kind::V1(mounts) => mounts
+                .iter()
+                .filter(|(name, _)| **name != "devices")
+                .map(|(name, mount)| (*name, mount.join(path)))
+                .collect(),
+            Kind::V2(root) => vec![("", root.join(path))],
+        }
+    }
+
+    /// Makes a group with all above it; an existing one is fine.
+    pub(crate) fn create(&self, path: &str) -> io::Result<()> {
+        for mount in self.mounts() {
+            let mut folder = mount.clone();
+            for part in path.split('/') {
+                if let Kind::V2(_) = self.kind {
+                    for name in V2_CONTROLLERS {
+                        // The one that cannot be enabled is reported by the limit that needs it.
+                        let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{name}"));
+                    }
+                }
+                folder.push(part);
+                match fs::create_dir(&folder) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(&folder, &error)),
+                    _ => {}
+                }
+            }
+        }
+        self.write("pids", path, "pids.max", &PIDS_MAX.to_string())?;
+        if let (Kind::V1(mounts), Some(folder)) = (&self.kind, self.controller("devices", path))
+            && mounts.contains_key("devices")
+        {
+            fs::write(folder.join("devices.deny"), "a").map_err(|error| at(&folder, &error))?;
+            for rule in DEVICES_ALLOWED {
+                fs::write(folder.join("devices.allow"), rule).map_err(|error| at(&folder, &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a process into a group. On v1 this waits for the kernel once per hierarchy.
+    pub(crate) fn attach(&self, path: &str, pid: Pid) -> io::Result<()> {
+        for mount in self.mounts() {
+            let file = mount.join(path).join("cgroup.procs");
+            fs::write(&file, pid.to_string()).map_err(|error| at(&file, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Limits memory, bytes; swap does not come on top where the kernel can count it.
+    pub(crate) fn limit_memory(&self, path: &str, bytes: u64) -> io::Result<()> {
+        match self.kind {
+            Kind::V1(_) => {
+                self.write("memory", path, "memory.limit_in_bytes", &bytes.to_string())?;
+                if let Some(folder) = self.controller("memory", path) {
+                    let _ = fs::write(folder.join("memory.memsw.limit_in_bytes"), bytes.to_string());
+                }
+            }
+            Kind::V2(_) => {
+                self.write("memory", path, "memory.max", &bytes.to_string())?;
+                if let Some(folder) = self.controller("memory", path) {
+                    let _ = fs::write(folder.join("memory.swap.max"), "0");
+                    let _ = fs::write(folder.join("memory.oom.group"), "1");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Limits CPU, thousandths of a core.
+    pub(crate) fn limit_cpu(&self, path: &str, milli: u32) -> io::Result<()> {
+        let quota = (u64::from(milli) * CPU_PERIOD_US / 1000).max(1000);
+        match self.kind {
+            Kind::V1(_) => self.write("cpu", path, "cpu.cfs_quota_us", &quota.to_string()),
+            Kind::V2(_) => self.write("cpu", path, "cpu.max", &format!("{quota} {CPU_PERIOD_US}")),
+        }
+    }
+
+    /// How many processes of a group the kernel has killed for want of memory.
+    pub(crate) fn oom_kills(&self, path: &str) -> u64 {
+        let file = match self.kind {
+            Kind::V1(_) => "memory.oom_control",
+            Kind::V2(_) => "memory.events",
+        };
+        let Some(folder) = self.controller("memory", path) else { return 0 };
+        fs::read_to_string(folder.join(file))
+            .ok()
+            .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+            .unwrap_or(0)
+    }
+
+    /// A missing controller is no error: [`Cgroups::missing`] says so once, at the start.
+    fn write(&self, controller: &str, path: &str, file: &str, value: &str) -> io::Result<()> {
+        if self.missing.contains(&controller) {
+            return Ok(());
+        }
+        let Some(folder) = self.controller(controller, path) else { return Ok(()) };
+        let file = folder.join(file);
+        fs::write(&file, value).map_err(|error| at(&file, &error))
+    }
+
+    /// Ends every process in a group and below it.
+    pub(crate) fn kill(&self, path: &str) {
+        for mount in self.mounts() {
+            let folder = mount.join(path);
+            if let Kind::V2(_) = self.kind
+                && fs::write(folder.join("cgroup.kill"), "1").is_ok()
+            {
+                continue;
+            }
+            for folder in subtree(&folder) {
+                let Ok(list) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
+                for pid in list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+    }
+
+    /// Whether no process is in the group or below it.
+    fn is_empty(&self, path: &str) -> bool {
+        self.mounts().into_iter().flat_map(|mount| subtree(&mount.join(path))).all(|folder| {
+            fs::read_to_string(folder.join("cgroup.procs")).is_ok_and(|list| list.trim().is_empty()) || !folder.exists()
+        })
+    }
+
+    /// Removes a group and all below it after ending what runs there; blocks for at most `limit`.
+    ///
+    /// # Errors
+    /// When something is still alive after `limit` (a process stuck in the kernel), or the kernel refuses.
+    pub(crate) fn remove(&self, path: &str, limit: Duration) -> io::Result<()> {
+        let deadline = std::time::Instant::now() + limit;
+        self.kill(path);
+        while !self.is_empty(path) {
+            if std::time::Instant::now() >= deadline {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("processes in cgroup `{path}` do not end"),
+                ));
+            }
+            // The kernel gives no event for this on v1; tear-down is on nobody's path.
+            let _ = nix::poll::poll(&mut [], 2_u16);
+            self.kill(path);
+        }
+        let mut result = Ok(());
+        for mount in self.mounts() {
+            for folder in subtree(&mount.join(path)) {
+                match fs::remove_dir(&folder) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(at(&folder, &error)),
+                    _ => {}
+                }
+            }
+        }
+        result
+    }
+
+    /// Names of the groups right below `path`.
+    pub(crate) fn children(&self, path: &str) -> Vec<String> {
+        let mut names: Vec<_> = self
+            .mounts()
+            .into_iter()
+            .filter_map(|mount| fs::read_dir(mount.join(path)).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// A folder and all below it, the deepest first.
+fn subtree(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    if let Ok(entries) = fs::read_dir(folder) {
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            all.extend(subtree(&entry.path()));
+        }
+    }
+    all.push(folder.to_owned());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Removes its group also when the test fails.
+    struct Group<'a>(&'a Cgroups, String);
+    impl Drop for Group<'_> {
+        fn drop(&mut self) {
+            let _ = self.0.remove(&self.1, Duration::from_secs(5));
+        }
+    }
+
+    #[test]
+    fn a_group_is_made_limited_killed_and_removed() {
+        let cgroups = Cgroups::detect(Path::new("/sys/fs/cgroup")).unwrap();
+        let group = Group(&cgroups, format!("cove-test-cgroup-{}", std::process::id()));
+        let leaf = format!("{}/h1/c0", group.1);
+        cgroups.create(&leaf).unwrap();
+        cgroups.create(&leaf).unwrap();
+        cgroups.limit_memory(&leaf, 64 << 20).unwrap();
+        cgroups.limit_cpu(&leaf, 250).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        cgroups.attach(&leaf, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
+        assert!(!cgroups.is_empty(&group.1));
+        assert_eq!(cgroups.children(&group.1), ["h1"]);
+        let waiter = std::thread::spawn(move || child.wait().unwrap());
+        cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
+        assert!(!waiter.join().unwrap().success());
+        assert!(cgroups.mounts().iter().all(|mount| !mount.join(&group.1).exists()));
+    }
+}

@@ -1,0 +1,22 @@
+//! Replicas as OCI containers on this host; one small helper process per replica.
+//!
+//! [`OciRuntime`] is the driver inside the server: it fetches images, takes networks, hands replicas to helpers, probes
+//! them and reports what it sees. A helper ([`shim`]) is a process of its own that owns one replica's containers, so the
+//! server may stop, crash and come back without any container noticing.
+//!
+//! ```text
+//! server ── driver ──socket── zygote ──fork── helper (one per replica) ── first process of each container
+//!              └────────────────socket──────────┘
+//! ```
+//!
+//! **Invariant:** what a helper needs to go on is in its memory and its replica's folder, never in the server.
+
+mod cgroup;
+mod driver;
+mod probe;
+mod protocol;
+mod seccomp;
+pub mod shim;
+
+pub use driver::{OciConfig, OciRuntime, OpenError};
+pub use probe::{Probe, probe};

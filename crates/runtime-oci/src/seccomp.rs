@@ -1,0 +1,176 @@
+//! The seccomp filter of containers: an allow list, and a notice of every `listen`.
+//!
+//! Compiled once, in the zygote, and inherited: compiling it per container (as libseccomp-based runtimes do) costs more
+//! than all the rest of a start. `listen` is answered through the filter's notification descriptor, so the platform
+//! learns that a port opens without polling for it; the call itself goes on unchanged.
+//!
+//! **Invariant:** what is not in the table fails with `EPERM`; `clone3` with `ENOSYS`, so that the C library falls back
+//! to `clone`, whose flags can be looked at.
+//! **Invariant:** a process of another architecture is killed.
+
+#![expect(unsafe_code, reason = "seccomp and its ioctls have no safe wrapper")]
+
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+/// Flags of `clone` that make namespaces: refused.
+const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+
+/// `AF_VSOCK`: reaches the hypervisor, refused.
+const AF_VSOCK: u64 = 40;
+
+/// `personality` values that are harmless: Linux, 32 bit, no randomisation is not among them.
+const PERSONALITIES: [u64; 4] = [0x0, 0x0008, 0x2_0000, 0xffff_ffff];
+
+/// A compiled filter.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter {
+    with_notice: BpfProgram,
+    without_notice: BpfProgram,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilterError {
+    #[error("there is no system call table for this architecture")]
+    Architecture,
+    #[error("failed to compile the seccomp filter")]
+    Compile(#[from] seccompiler::BackendError),
+}
+
+impl Filter {
+    /// Compiles the filter for this machine.
+    pub(crate) fn compile() -> Result<Self, FilterError> {
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Architecture)?;
+        let condition = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value);
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+        for call in table::ALLOWED.iter().chain(table::ALLOWED_NEW).chain(table::ALLOWED_HERE) {
+            rules.insert(*call, Vec::new());
+        }
+        let no_namespaces = condition(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
+        rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_namespaces])?]);
+        let no_vsock = condition(0, SeccompCmpOp::Ne, AF_VSOCK)?;
+        rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![no_vsock])?]);
+        let mut personalities = Vec::new();
+        for value in PERSONALITIES {
+            personalities.push(SeccompRule::new(vec![condition(0, SeccompCmpOp::Eq, value)?])?);
+        }
+        rules.insert(libc::SYS_personality, personalities);
+        let allow =
+            SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM.unsigned_abs()), SeccompAction::Allow, arch)?;
+        let allow: BpfProgram = allow.try_into()?;
+        let prologue = |notify: bool| {
+            let mut program = vec![load(ARCH_OFFSET), jump_unless(audit_arch(arch), 5), load(NR_OFFSET)];
+            program.push(jump_unless(number(libc::SYS_clone3), 1));
+            program.push(answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()));
+            program.push(jump_unless(if notify { number(libc::SYS_listen) } else { u32::MAX }, 1));
+            program.push(answer(libc::SECCOMP_RET_USER_NOTIF));
+            program.extend(allow.iter().cloned());
+            program
+        };
+        Ok(Self { with_notice: prologue(true), without_notice: prologue(false) })
+    }
+
+    /// Installs the filter on this thread for good; gives the descriptor that tells of `listen`, if the kernel has that.
+    pub(crate) fn install(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        match set(&self.with_notice, flags) {
+            // SAFETY: a non-negative answer with this flag is a new descriptor that is ours.
+            Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+            Err(_) => set(&self.without_notice, 0).map(|_| None),
+        }
+    }
+}
+
+const ARCH_OFFSET: u32 = 4;
+const NR_OFFSET: u32 = 0;
+
+fn audit_arch(arch: TargetArch) -> u32 {
+    match arch {
+        TargetArch::x86_64 => 0xc000_003e,
+        TargetArch::aarch64 => 0xc000_00b7,
+        TargetArch::riscv64 => 0xc000_00f3,
+    }
+}
+
+fn number(call: libc::c_long) -> u32 {
+    u32::try_from(call).expect("system call numbers are small and not negative")
+}
+
+fn load(offset: u32) -> sock_filter {
+    sock_filter { code: 0x20, jt: 0, jf: 0, k: offset }
+}
+
+fn jump_unless(value: u32, skip: u8) -> sock_filter {
+    sock_filter { code: 0x15, jt: 0, jf: skip, k: value }
+}
+
+fn answer(value: u32) -> sock_filter {
+    sock_filter { code: 0x06, jt: 0, jf: 0, k: value }
+}
+
+fn set(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<i32> {
+    let length = u16::try_from(program.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the seccomp filter is too long"))?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel copies `program` and what it points to, both live until the call returns, and changes neither.
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    i32::try_from(answer).ok().filter(|answer| *answer >= 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// Whether the kernel can tell of system calls.
+pub(crate) fn has_notices() -> bool {
+    let mut sizes = libc::seccomp_notif_sizes { seccomp_notif: 0, seccomp_notif_resp: 0, seccomp_data: 0 };
+    // SAFETY: the kernel writes three numbers into `sizes`, which is that large.
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes) };
+    answer == 0
+}
+
+const NOTIF_RECV: libc::c_ulong = 0xc050_2100;
+const NOTIF_SEND: libc::c_ulong = 0xc018_2101;
+
+/// Takes one notice and lets the call go on; `false` when the caller is gone already.
+pub(crate) fn let_go_on(listener: &OwnedFd) -> io::Result<bool> {
+    // SAFETY: all bit patterns, zeros included, are valid for these plain kernel structures.
+    let mut request: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills in the structure that the ioctl is defined for.
+    if unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_RECV, &raw mut request) } != 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ENOENT) { Ok(false) } else { Err(error) };
+    }
+    let mut response = libc::seccomp_notif_resp {
+        id: request.id,
+        val: 0,
+        error: 0,
+        flags: libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE.try_into().unwrap_or(1),
+    };
+    // SAFETY: the kernel reads the structure that the ioctl is defined for.
+    if unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_SEND, &raw mut response) } != 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ENOENT) { Ok(false) } else { Err(error) };
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_compiles_and_fits() {
+        let filter = Filter::compile().unwrap();
+        assert!(filter.with_notice.len() < 4096, "the kernel takes 4096 instructions at most");
+        assert_eq!(filter.with_notice.len(), filter.without_notice.len());
+        assert!(has_notices());
+    }
+}

@@ -1,0 +1,118 @@
+//! Commands run in a container that runs.
+//!
+//! The driver makes pipes or a terminal and sends the container's ends along, so no byte of a session goes through the
+//! helper; it only starts the command and tells how it ended.
+//!
+//! **Invariant:** at most [`EXECS_MAX`] at a time; the kernel ends them with the container.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    rc::Rc,
+};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::{
+    carrier::{Answer, Carrier, Order, kill},
+    container::{Container, state_dir},
+    zygote::Env,
+};
+use crate::protocol::pair;
+
+/// Most commands at a time in one replica.
+pub(super) const EXECS_MAX: usize = 32;
+
+/// A command on its way or running.
+#[derive(Debug)]
+pub(super) struct Exec {
+    pub(super) id: u64,
+    pub(super) carrier: Option<Carrier>,
+    pub(super) pid: Option<Pid>,
+    container: String,
+    process: Utf8PathBuf,
+    state: Utf8PathBuf,
+    tty: bool,
+    stdio: Vec<OwnedFd>,
+}
+
+/// What a carrier's answer means.
+#[derive(Debug)]
+pub(super) enum Step {
+    Nothing,
+    Started(Pid),
+    Failed(String),
+}
+
+impl Exec {
+    pub(super) fn begin(
+        env: &Rc<Env>,
+        dir: &Utf8Path,
+        container: &Container,
+        id: u64,
+        (command, tty): (&[String], bool),
+        stdio: Vec<OwnedFd>,
+    ) -> Result<Self, String> {
+        let bundle = container.bundle.as_ref().ok_or("the container is not running")?;
+        let words = |error: io::Error| format!("failed to run the command: {error}");
+        let config = std::fs::read(bundle.dir.join("config.json")).map_err(words)?;
+        let config: Value = serde_json::from_slice(&config).map_err(|error| words(error.into()))?;
+        let mut process = config["process"].clone();
+        process["args"] = command.into();
+        if tty && let Some(env) = process["env"].as_array_mut() {
+            env.push("TERM=xterm".into());
+        }
+        let path = dir.join(format!("exec-{id}.json"));
+        crate::protocol::write_atomically(&path, process.to_string().as_bytes()).map_err(words)?;
+        let carrier = Carrier::fork(env, &container.cgroup).map_err(words)?;
+        let state = state_dir(dir);
+        Ok(Self { id, carrier: Some(carrier), pid: None, container: container.id(), process: path, state, tty, stdio })
+    }
+
+    /// The carrier has something to say.
+    pub(super) fn carrier_answers(&mut self, network: &OwnedFd) -> Step {
+        let Some(carrier) = &self.carrier else { return Step::Nothing };
+        match carrier.answer() {
+            Ok(Some(Answer::Attached)) => match self.order(network) {
+                Ok(()) => Step::Nothing,
+                Err(error) => Step::Failed(format!("failed to run the command: {error}")),
+            },
+            Ok(Some(Answer::Made { pid })) => {
+                self.carrier = None;
+                self.pid = Some(Pid::from_raw(pid));
+                Step::Started(Pid::from_raw(pid))
+            }
+            Ok(Some(Answer::Failed { message })) => Step::Failed(message),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::Nothing,
+            Ok(None) => Step::Failed("the process that runs the command ended".to_owned()),
+            Err(error) => Step::Failed(error.to_string()),
+        }
+    }
+
+    fn order(&mut self, network: &OwnedFd) -> io::Result<()> {
+        let Some(carrier) = &self.carrier else { return Ok(()) };
+        let (_ours, channel) = pair()?;
+        let mut fds = vec![network.as_raw_fd()];
+        fds.extend(self.stdio.iter().map(AsRawFd::as_raw_fd));
+        fds.push(channel.as_raw_fd());
+        let (process, state) = (self.process.clone(), self.state.clone());
+        carrier.order(&Order::Exec { id: self.container.clone(), process, state, tty: self.tty }, &fds)?;
+        // Only the command may hold its ends, or its peer never sees their end.
+        self.stdio.clear();
+        Ok(())
+    }
+
+    pub(super) fn end(&self) {
+        for pid in [self.pid, self.carrier.as_ref().map(|carrier| carrier.pid)].into_iter().flatten() {
+            kill(pid);
+        }
+    }
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.process);
+    }
+}

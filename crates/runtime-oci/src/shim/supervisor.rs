@@ -1,0 +1,536 @@
+//! The life of one replica: makes all its containers, starts them in order, restarts and ends them.
+//!
+//! One loop over one `poll`: every event changes a container's state, then [`Supervisor::advance`] does whatever the
+//! states as a whole ask for. There is no other path, so a late or repeated order does no harm.
+//!
+//! **Invariant:** nothing here waits but the one `poll`.
+//! **Invariant:** the state in the replica's folder is at most one event older than what peers were told.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use cove_model::{ReplicaPhase, ReplicaPhases};
+use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::Signal,
+        signalfd::SignalFd,
+        socket::{AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use super::{
+    bundle::make_shared,
+    carrier::{Carrier, own},
+    container::{Container, Run, state_dir},
+    exec::{EXECS_MAX, Exec, Step},
+    zygote::Env,
+};
+use crate::protocol::{
+    FromShim, SOCKET_FILE, SPEC_FILE, STATE_FILE, ShimSpec, ShimState, ToShim, receive, send, write_atomically,
+};
+
+/// Most drivers connected at once: the one that was there, and the one that is opened after it.
+const PEERS_MAX: usize = 4;
+
+/// CPU limits apply this long after the start even if the replica never became ready.
+const BOOST_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between SIGTERM and SIGKILL for a container that is restarted, and for a helper that gets SIGTERM itself.
+const RESTART_GRACE: Duration = Duration::from_secs(30);
+
+/// Ends of processes that nobody asked about yet.
+const STRAYS_MAX: usize = 64;
+
+pub(super) struct Supervisor {
+    env: Rc<Env>,
+    dir: Utf8PathBuf,
+    spec: ShimSpec,
+    network: OwnedFd,
+    signals: SignalFd,
+    socket: OwnedFd,
+    peers: Vec<OwnedFd>,
+    containers: Vec<Container>,
+    execs: Vec<Exec>,
+    strays: VecDeque<(Pid, i32)>,
+    phase: ReplicaPhase,
+    phases: ReplicaPhases,
+    failure: Option<(String, String)>,
+    is_start_asked: bool,
+    boost_until: Option<Instant>,
+    is_limited: bool,
+    kill_at: Option<Instant>,
+    last: Option<ShimState>,
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Socket,
+    Peer(usize),
+    Carrier(usize),
+    Channel(usize),
+    Listener(usize),
+    Output(usize, usize),
+    Exec(usize),
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        env: Rc<Env>,
+        dir: Utf8PathBuf,
+        network: OwnedFd,
+        signals: SignalFd,
+        connection: OwnedFd,
+        carrier: Carrier,
+    ) -> io::Result<Self> {
+        let spec: ShimSpec = serde_json::from_slice(&std::fs::read(dir.join(SPEC_FILE))?)?;
+        let socket = bind_socket(&dir)?;
+        let containers = spec
+            .containers
+            .iter()
+            .enumerate()
+            .map(|(index, container)| Container::new(index, container.clone(), &spec.cgroup, &spec.log_dir))
+            .collect();
+        let phases = ReplicaPhases { network_at: Some(spec.network_at), ..ReplicaPhases::default() };
+        let mut this = Self {
+            env,
+            dir,
+            spec,
+            network,
+            signals,
+            socket,
+            peers: vec![connection],
+            containers,
+            execs: Vec::new(),
+            strays: VecDeque::new(),
+            phase: ReplicaPhase::Preparing,
+            phases,
+            failure: None,
+            is_start_asked: false,
+            boost_until: None,
+            is_limited: false,
+            kill_at: None,
+            last: None,
+        };
+        this.prepare(carrier);
+        Ok(this)
+    }
+
+    fn prepare(&mut self, carrier: Carrier) {
+        let made = std::fs::create_dir_all(state_dir(&self.dir)).and_then(|()| make_shared(&self.dir, &self.spec));
+        if let Err(error) = made {
+            self.fail("ContainerCannotRun", format!("failed to make the replica's files: {error}"));
+            return;
+        }
+        let mut carrier = Some(carrier);
+        for index in 0..self.containers.len() {
+            let is_attached = carrier.is_some();
+            let begun = self.containers[index].begin(&self.env, carrier.take());
+            match begun {
+                Err(error) => self.fail("ContainerCannotRun", error.to_string()),
+                Ok(()) if is_attached => self.order(index),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    fn order(&mut self, index: usize) {
+        let ordered = self.containers[index].order(&self.env, &self.dir, &self.spec, &self.network);
+        if let Err(message) = ordered {
+            self.cannot_make(index, message);
+        }
+    }
+
+    fn cannot_make(&mut self, index: usize, message: String) {
+        let container = &mut self.containers[index];
+        container.could_not_be_made(message.clone());
+        if self.phase == ReplicaPhase::Preparing {
+            let name = self.containers[index].spec.name.clone();
+            self.fail("ContainerCannotRun", format!("container `{name}`: {message}"));
+        } else if !self.is_ending() {
+            self.containers[index].back_off(Instant::now());
+        }
+    }
+
+    fn fail(&mut self, reason: &str, message: String) {
+        self.failure.get_or_insert((reason.to_owned(), message));
+        self.stop(Duration::ZERO);
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, ReplicaPhase::Stopping) || self.failure.is_some()
+    }
+
+    /// Runs until nothing of the replica is left.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        loop {
+            self.advance(Instant::now());
+            self.tell();
+            if matches!(self.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed) {
+                return Ok(());
+            }
+            for (source, flags) in self.wait()? {
+                self.handle(source, flags);
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Vec<(Source, PollFlags)>> {
+        let mut sources = vec![(Source::Signals, self.signals.as_fd()), (Source::Socket, self.socket.as_fd())];
+        sources.extend(self.peers.iter().enumerate().map(|(index, peer)| (Source::Peer(index), peer.as_fd())));
+        for (index, container) in self.containers.iter().enumerate() {
+            if let Run::Making { carrier, .. } = &container.run {
+                sources.push((Source::Carrier(index), carrier.socket.as_fd()));
+            }
+            sources.extend(container.channel.iter().map(|fd| (Source::Channel(index), fd.as_fd())));
+            sources.extend(container.listener.iter().map(|fd| (Source::Listener(index), fd.as_fd())));
+            for (stream, output) in container.outputs.iter().enumerate() {
+                sources.extend(output.iter().map(|file| (Source::Output(index, stream), file.as_fd())));
+            }
+        }
+        for (index, exec) in self.execs.iter().enumerate() {
+            sources.extend(exec.carrier.iter().map(|carrier| (Source::Exec(index), carrier.socket.as_fd())));
+        }
+        let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().filter(|flags| !flags.is_empty());
+        // The last first: removing one then leaves the numbers of those before it as they are.
+        Ok(sources.iter().zip(&fds).rev().filter_map(|((source, _), fd)| Some((*source, ready(fd)?))).collect())
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let boost = self.boost_until.filter(|_| !self.is_limited);
+        let due = self.containers.iter().filter_map(Container::wake_at).chain(boost).chain(self.kill_at).min();
+        let Some(due) = due else { return PollTimeout::NONE };
+        let wait = due.saturating_duration_since(Instant::now());
+        // One more millisecond, so that it is due when we wake.
+        PollTimeout::try_from(wait.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn handle(&mut self, source: Source, flags: PollFlags) {
+        match source {
+            Source::Signals => self.take_signals(),
+            Source::Socket => self.accept(),
+            Source::Peer(index) => self.take_orders(index),
+            Source::Carrier(index) => {
+                let answer = self.containers[index].carrier_answers(&self.dir);
+                match answer {
+                    Ok(true) => self.order(index),
+                    Ok(false) => self.take_stray(index),
+                    Err(message) => self.cannot_make(index, message),
+                }
+            }
+            Source::Channel(index) => self.containers[index].init_says(),
+            Source::Listener(index) => {
+                if self.containers[index].listens(!flags.contains(PollFlags::POLLIN)) {
+                    self.phases.listening_at.get_or_insert_with(Timestamp::now);
+                }
+            }
+            Source::Output(index, stream) => self.containers[index].read_output(stream),
+            Source::Exec(index) => self.exec_answers(index),
+        }
+    }
+
+    /// Does what the states as a whole ask for.
+    fn advance(&mut self, now: Instant) {
+        self.take_exits(now);
+        if self.is_ending() {
+            self.end(now);
+            return;
+        }
+        for container in &mut self.containers {
+            if container.kill_at.is_some_and(|at| at <= now) {
+                container.kill_at = None;
+                container.kill(&self.env);
+            }
+        }
+        for index in 0..self.containers.len() {
+            if let Run::Backoff { until } = self.containers[index].run
+                && until <= now
+            {
+                let begun = self.containers[index].begin(&self.env, None);
+                if let Err(error) = begun {
+                    self.cannot_make(index, error.to_string());
+                }
+            }
+        }
+        if self.phase == ReplicaPhase::Preparing && self.containers.iter().all(|c| matches!(c.run, Run::Made { .. })) {
+            self.phase = ReplicaPhase::Prepared;
+            self.phases.root_at = Some(Timestamp::now());
+        }
+        if self.is_start_asked && matches!(self.phase, ReplicaPhase::Prepared | ReplicaPhase::Running) {
+            self.start_due(now);
+        }
+        if !self.is_limited && self.boost_until.is_some_and(|until| until <= now) {
+            self.limit_cpu();
+        }
+    }
+
+    fn start_due(&mut self, now: Instant) {
+        if self.phase == ReplicaPhase::Prepared {
+            self.phase = ReplicaPhase::Running;
+            self.boost_until = Some(now + BOOST_LIMIT);
+        }
+        let init_runs = self.containers.iter().any(|c| c.spec.is_init && !matches!(c.run, Run::Done));
+        for index in 0..self.containers.len() {
+            let container = &mut self.containers[index];
+            if container.spec.is_init != init_runs || matches!(container.run, Run::Done) {
+                continue;
+            }
+            if let Run::Made { .. } = container.run {
+                let at = Timestamp::now();
+                match container.start(at) {
+                    Ok(()) => {
+                        if !init_runs {
+                            self.phases.started_at.get_or_insert(at);
+                        }
+                    }
+                    Err(error) => {
+                        container.kill(&self.env);
+                        container.could_not_be_made(format!("failed to start the container: {error}"));
+                        container.back_off(now);
+                    }
+                }
+            }
+            if init_runs {
+                return;
+            }
+        }
+    }
+
+    fn take_exits(&mut self, now: Instant) {
+        let is_ending = self.is_ending();
+        for container in &mut self.containers {
+            let Some(exit) = container.drained(&self.env, now) else { continue };
+            let is_over = is_ending || (container.spec.is_init && exit.code == 0);
+            if !is_over {
+                container.back_off(now);
+            }
+        }
+    }
+
+    fn end(&mut self, now: Instant) {
+        if self.kill_at.is_some_and(|at| at <= now) {
+            self.kill_at = None;
+            for container in &mut self.containers {
+                container.kill(&self.env);
+            }
+        }
+        let is_over = self.containers.iter().all(|container| matches!(container.run, Run::Done));
+        if is_over {
+            for exec in &self.execs {
+                exec.end();
+            }
+            self.phase = if self.failure.is_some() { ReplicaPhase::Failed } else { ReplicaPhase::Stopped };
+        }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        let at = Instant::now() + grace;
+        self.kill_at = Some(self.kill_at.map_or(at, |old| old.min(at)));
+        if matches!(self.phase, ReplicaPhase::Stopping) {
+            return;
+        }
+        if self.failure.is_none() {
+            self.phase = ReplicaPhase::Stopping;
+        }
+        for container in &mut self.containers {
+            container.terminate();
+        }
+    }
+
+    fn limit_cpu(&mut self) {
+        self.is_limited = true;
+        for container in &self.containers {
+            // A host without the controller is reported by the driver's capabilities.
+            let _ = self.env.cgroups.limit_cpu(&container.cgroup, container.spec.cpu_milli);
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if i32::try_from(info.ssi_signo).is_ok_and(|signal| signal == Signal::SIGTERM as i32) {
+                self.stop(RESTART_GRACE);
+            }
+        }
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.child_ended(pid, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.child_ended(pid, 128 + signal as i32),
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn child_ended(&mut self, pid: Pid, code: i32) {
+        if let Some(container) = self.containers.iter_mut().find(|container| container.pid() == Some(pid)) {
+            container.exited(code);
+        } else if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
+            let exec = self.execs.remove(index);
+            self.broadcast(&FromShim::ExecEnded { id: exec.id, code, error: None });
+        } else {
+            if self.strays.len() >= STRAYS_MAX {
+                self.strays.pop_front();
+            }
+            self.strays.push_back((pid, code));
+        }
+    }
+
+    /// The first process of a container may end before its carrier has told its number.
+    fn take_stray(&mut self, index: usize) {
+        let Some(pid) = self.containers[index].pid() else { return };
+        if let Some(at) = self.strays.iter().position(|(stray, _)| *stray == pid)
+            && let Some((_, code)) = self.strays.remove(at)
+        {
+            self.containers[index].exited(code);
+        }
+    }
+
+    fn accept(&mut self) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let Ok(fd) = accept4(self.socket.as_raw_fd(), flags) else { return };
+        if self.peers.len() >= PEERS_MAX {
+            self.peers.remove(0);
+        }
+        self.peers.push(own(fd));
+        self.last = None;
+    }
+
+    fn take_orders(&mut self, index: usize) {
+        let Some(peer) = self.peers.get(index) else { return };
+        match receive::<ToShim>(peer.as_raw_fd(), MsgFlags::MSG_DONTWAIT) {
+            Ok(Some((order, fds))) => self.take_order(order, fds),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Ok(None) | Err(_) => drop(self.peers.remove(index)),
+        }
+    }
+
+    fn take_order(&mut self, order: ToShim, fds: Vec<OwnedFd>) {
+        match order {
+            ToShim::Assign { .. } => {}
+            ToShim::Start { asked_at } => {
+                self.is_start_asked = true;
+                self.phases.asked_at.get_or_insert(asked_at);
+            }
+            ToShim::Ready { at } => {
+                self.phases.ready_at.get_or_insert(at);
+                if !self.is_limited {
+                    self.limit_cpu();
+                }
+            }
+            ToShim::Stop { grace_ms } => {
+                let is_slot = matches!(self.phase, ReplicaPhase::Preparing | ReplicaPhase::Prepared);
+                self.stop(if is_slot { Duration::ZERO } else { Duration::from_millis(grace_ms) });
+            }
+            ToShim::Restart { container, restarts, reason, message } => {
+                let running = self.containers.iter_mut().find(|c| c.spec.name == container);
+                if let Some(running) = running
+                    && running.status.restarts == restarts
+                    && running.kill_at.is_none()
+                    && matches!(running.run, Run::Running { .. })
+                {
+                    running.end_because(reason, message, Instant::now() + RESTART_GRACE);
+                }
+            }
+            ToShim::Exec { id, container, command, tty } => self.exec(id, &container, (&command, tty), fds),
+            ToShim::ExecEnd { id } => {
+                if let Some(exec) = self.execs.iter().find(|exec| exec.id == id) {
+                    exec.end();
+                }
+            }
+        }
+    }
+
+    fn exec(&mut self, id: u64, name: &str, command: (&[String], bool), stdio: Vec<OwnedFd>) {
+        let running = |c: &&Container| c.spec.name == name && matches!(c.run, Run::Running { .. });
+        let begun = match self.containers.iter().find(running) {
+            _ if self.execs.len() >= EXECS_MAX => {
+                Err(format!("{EXECS_MAX} commands run in this replica; end one first"))
+            }
+            None => Err(format!("container `{name}` is not running")),
+            Some(container) => Exec::begin(&self.env, &self.dir, container, id, command, stdio),
+        };
+        match begun {
+            Ok(exec) => self.execs.push(exec),
+            Err(error) => self.broadcast(&FromShim::ExecEnded { id, code: 126, error: Some(error) }),
+        }
+    }
+
+    fn exec_answers(&mut self, index: usize) {
+        let Some(exec) = self.execs.get_mut(index) else { return };
+        let id = exec.id;
+        match exec.carrier_answers(&self.network) {
+            Step::Nothing => {}
+            Step::Failed(error) => {
+                drop(self.execs.remove(index));
+                self.broadcast(&FromShim::ExecEnded { id, code: 126, error: Some(error) });
+            }
+            Step::Started(pid) => {
+                self.broadcast(&FromShim::ExecStarted { id });
+                if let Some(at) = self.strays.iter().position(|(stray, _)| *stray == pid)
+                    && let Some((_, code)) = self.strays.remove(at)
+                {
+                    drop(self.execs.remove(index));
+                    self.broadcast(&FromShim::ExecEnded { id, code, error: None });
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> ShimState {
+        ShimState {
+            phase: self.phase,
+            failure: self.failure.clone(),
+            containers: self.containers.iter().map(|container| container.status.clone()).collect(),
+            phases: self.phases.clone(),
+            is_start_asked: self.is_start_asked,
+        }
+    }
+
+    /// Tells peers and disk what changed.
+    fn tell(&mut self) {
+        let state = self.state();
+        if self.last.as_ref() == Some(&state) {
+            return;
+        }
+        self.broadcast(&FromShim::State(Box::new(state.clone())));
+        if let Ok(text) = serde_json::to_vec(&state) {
+            // A full disk: the next driver learns the state from the socket; only the end of all would be lost.
+            let _ = write_atomically(&self.dir.join(STATE_FILE), &text);
+        }
+        self.last = Some(state);
+    }
+
+    /// A peer that does not read its messages is dropped; it connects again and gets the newest state.
+    fn broadcast(&mut self, message: &FromShim) {
+        self.peers.retain(|peer| send(peer.as_raw_fd(), message, &[], MsgFlags::MSG_DONTWAIT).is_ok());
+    }
+}
+
+/// Binds from inside the folder, as socket paths are short.
+fn bind_socket(dir: &Utf8Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    let folder = File::open(dir)?;
+    let _ = std::fs::remove_file(dir.join(SOCKET_FILE));
+    bind(fd.as_raw_fd(), &UnixAddr::new(format!("/proc/self/fd/{}/{SOCKET_FILE}", folder.as_raw_fd()).as_str())?)?;
+    listen(&fd, Backlog::new(8)?)?;
+    Ok(fd)
+}

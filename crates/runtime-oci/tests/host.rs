@@ -1,0 +1,188 @@
+//! The driver on this host: real containers of the built-in sample image. Needs root and the kernel parts that
+//! `cove doctor` lists.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use cove_images::{ImageStore, SAMPLE_IMAGE, StoreConfig};
+use cove_model::{
+    Bytes, Container, EnvValue, EnvVar, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources,
+    RevisionKey, RevisionName, Scale, SystemEvent, Template,
+};
+use cove_network::{Network, NetworkConfig};
+use cove_runtime::{ReplicaSpec, Runtime};
+use cove_runtime_oci::{OciConfig, OciRuntime};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Longest wait for anything; the machine may be busy with other tests.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A driver with its own network and folders, all of it removed at the end.
+struct Host {
+    dir: tempfile::TempDir,
+    name: String,
+    network: Arc<Network>,
+    images: ImageStore,
+    runtime: Option<Arc<OciRuntime>>,
+    events: mpsc::Receiver<SystemEvent>,
+}
+
+impl Host {
+    async fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::tempdir().unwrap();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("r{:04x}{number:x}", std::process::id() & 0xffff);
+        let mut config = NetworkConfig::new(dir.path().join("network"), &name);
+        config.pool_size = 2;
+        let network = Network::open(config).await.unwrap();
+        let images =
+            ImageStore::open(Utf8Path::from_path(dir.path()).unwrap().join("images").as_path(), StoreConfig::default())
+                .unwrap();
+        let mut host = Self { dir, name, network, images, runtime: None, events: mpsc::channel(1).1 };
+        host.open().await;
+        host
+    }
+
+    async fn open(&mut self) {
+        let (sender, events) = mpsc::channel(1000);
+        let path = |name: &str| Utf8Path::from_path(self.dir.path()).unwrap().join(name);
+        let mut config = OciConfig::new(path("runtime"), path("logs"), &self.name);
+        config.shim_program = vec![env!("CARGO_BIN_EXE_cove-shim").to_owned()];
+        config.helpers_spare = 2;
+        let runtime = OciRuntime::open(config, self.images.clone(), Arc::clone(&self.network), sender).await.unwrap();
+        self.runtime = Some(runtime);
+        self.events = events;
+    }
+
+    fn runtime(&self) -> &OciRuntime {
+        self.runtime.as_ref().unwrap()
+    }
+
+    fn log_path(&self, replica: &ReplicaName, container: &str) -> Utf8PathBuf {
+        Utf8Path::from_path(self.dir.path()).unwrap().join(format!("logs/{replica}/{container}.log"))
+    }
+
+    /// Waits until the replica is as wanted.
+    async fn wait(&self, name: &ReplicaName, wanted: impl Fn(&ReplicaObservation) -> bool) -> ReplicaObservation {
+        let mut changes = self.runtime().observations().subscribe();
+        let find = async {
+            loop {
+                let all = self.runtime().observations().snapshot();
+                let found = all.iter().flat_map(|(_, all)| all.iter()).find(|seen| seen.name == *name);
+                if let Some(found) = found.filter(|seen| wanted(seen)) {
+                    return found.clone();
+                }
+                changes.next().await;
+            }
+        };
+        match timeout(LIMIT, find).await {
+            Ok(found) => found,
+            Err(_) => panic!("{name}: {:?}", self.runtime().observations().snapshot()),
+        }
+    }
+
+    async fn finish(mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.purge().await;
+        }
+        self.network.purge().await.unwrap();
+    }
+}
+
+impl Drop for Host {
+    /// Also when the test failed.
+    fn drop(&mut self) {
+        let Some(runtime) = self.runtime.take() else { return };
+        let network = Arc::clone(&self.network);
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                runtime.purge().await;
+                let _ = network.purge().await;
+            });
+        });
+    }
+}
+
+fn container(name: &str, env: &[(&str, &str)]) -> Container {
+    Container {
+        name: name.to_owned(),
+        image: SAMPLE_IMAGE.to_owned(),
+        command: Vec::new(),
+        args: Vec::new(),
+        env: env
+            .iter()
+            .map(|(name, value)| EnvVar { name: (*name).to_owned(), value: EnvValue::Plain((*value).to_owned()) })
+            .collect(),
+        resources: Resources { cpu: MilliCpu(500), memory: Bytes(128 << 20), ephemeral_storage: Bytes(1 << 30) },
+        probes: Vec::new(),
+        volume_mounts: Vec::new(),
+    }
+}
+
+fn spec(name: &str, containers: Vec<Container>) -> ReplicaSpec {
+    let app = ResourceId::resource("s", "rg", "Microsoft.App/containerApps", "web").unwrap();
+    ReplicaSpec {
+        name: ReplicaName::new(name).unwrap(),
+        revision: RevisionKey { app, name: RevisionName::of("web", "v1").unwrap() },
+        environment: ResourceId::resource("s", "rg", "Microsoft.App/managedEnvironments", "env").unwrap(),
+        environment_domain: "env.localhost".to_owned(),
+        restart_generation: 0,
+        template: Arc::new(Template {
+            init_containers: Vec::new(),
+            containers,
+            volumes: Vec::new(),
+            scale: Scale::default(),
+            termination_grace_period_secs: 30,
+        }),
+        target_port: Some(80),
+        secrets: BTreeMap::new(),
+        platform_env: BTreeMap::new(),
+        logins: Vec::new(),
+    }
+}
+
+async fn get(seen: &ReplicaObservation, port: u16, path: &str) -> String {
+    let ask = async {
+        let mut stream = TcpStream::connect((seen.address.unwrap(), port)).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text).await;
+        text
+    };
+    timeout(LIMIT, ask).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_prepared_started_and_stopped() {
+    let host = Host::new().await;
+    let order = spec("web--v1-a", vec![container("main", &[])]);
+    let name = order.name.clone();
+    host.runtime().prepare(order).unwrap();
+    let slot = host.wait(&name, |seen| seen.phase == ReplicaPhase::Prepared).await;
+    assert!(!slot.is_ready && slot.started_at.is_none());
+    host.runtime().start(&name).unwrap();
+    let seen = host.wait(&name, |seen| seen.is_ready).await;
+    let page = get(&seen, 80, "/healthz").await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    let phases = host.runtime().phases(&name).unwrap();
+    assert!(phases.listening_at.is_some() && phases.ready_at.is_some(), "{phases:?}");
+    host.runtime().stop(&name, Duration::from_secs(20));
+    host.wait(&name, |seen| seen.phase == ReplicaPhase::Stopped).await;
+    let log = std::fs::read_to_string(host.log_path(&name, "main")).unwrap();
+    assert!(log.contains(" stdout F "), "{log}");
+    host.finish().await;
+}
