@@ -125,7 +125,12 @@ impl World {
 
     /// A world with the group `MyRG` and the environment `env`.
     pub(super) async fn with_environment() -> Self {
-        let world = Self::new().await;
+        Self::with_environment_and(Config { retry_after_secs: 0, ..Config::default() }).await
+    }
+
+    /// The same with other settings.
+    pub(super) async fn with_environment_and(config: Config) -> Self {
+        let world = Self::with(config).await;
         assert_eq!(world.put(RG, json!({"location": "eastus"})).await.status, 201);
         let env = format!("{RG}/providers/Microsoft.App/managedEnvironments/env");
         assert_eq!(world.put(&env, json!({"location": "eastus", "properties": {}})).await.status, 201);
