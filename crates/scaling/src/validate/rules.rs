@@ -155,7 +155,7 @@ fn whole_rule(scaler: &str, metadata: &Map<String, Value>, place: &str, findings
     let has = |key: &str| metadata.get(key).map(plain).is_some_and(|value| !value.is_empty());
     let message = match scaler {
         "cpu" | "memory" if has("value") && !metadata.get("value").is_some_and(is_amount) => {
-            "value must be a whole number of at least 1, as a quantity (`500m`, `200Mi`) for AverageValue"
+            "value must be a whole number of at least 1, or a quantity (`500m`, `200Mi`) for AverageValue"
         }
         "azure-servicebus" if has("queueName") == has("topicName") => "give either queueName or topicName",
         "azure-servicebus" if has("topicName") && !has("subscriptionName") => "a topic needs a subscriptionName",

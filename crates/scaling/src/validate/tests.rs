@@ -32,28 +32,28 @@ fn every_mistake_is_reported_at_once() {
         scale,
         &Surroundings::default(),
         &expect![[r#"
-        MinReplicasOutOfRange at minReplicas: minReplicas must be a whole number, 0 to 1000
-        MaxReplicasOutOfRange at maxReplicas: maxReplicas must be a whole number, 1 to 1000
-        PollingIntervalInvalid at pollingInterval: pollingInterval must be a whole number of seconds, at least 1
-        CooldownPeriodInvalid at cooldownPeriod: cooldownPeriod must be a whole number of seconds, at least 0
-        RuleNameMissing at rules[0]: a scale rule needs a name
-        RuleNameMissing at rules[8]: a scale rule needs a name
-        RuleTypeMissing at rules[8]: it needs one of http, tcp, custom and azureQueue
-        TcpConcurrencyInvalid at rules[0].tcp: concurrentConnections must be a whole number, at least 1
-        CustomTypeMissing at rules[2].custom: a custom rule needs a type, such as `redis`
-        CustomTypeReserved at rules[1].custom: `http` is a rule of its own, not a custom type
-        CustomTypeUnknown at rules[3].custom: `abacus` is not a known scaler
-        MetadataInvalid at rules[4].custom: a topic needs a subscriptionName
-        MetadataInvalid at rules[5].custom: type is `Percent`; expected one of Utilization, AverageValue
-        MetadataInvalid at rules[5].custom: value must be a whole number, at least 1
-        MetadataInvalid at rules[6].azureQueue: azureQueue needs a queueName
-        MetadataInvalid at rules[6].azureQueue: queueLength must be a whole number, at least 1
-        MetadataInvalid at rules[7].custom: consumerGroup is missing
-        AuthSecretNotFound at rules[6].azureQueue: there is no secret `no`
-        AuthTriggerParameterMissing at rules[6].azureQueue: an auth entry needs a triggerParameter
-        (UnknownMetadataKey) at rules[0].tcp: `x` is not read; known: concurrentConnections, concurrentRequests
-        (UnknownMetadataKey) at rules[7].custom: `lag` is not read by `kafka`
-    "#]],
+            MinReplicasOutOfRange at minReplicas: minReplicas must be a whole number, 0 to 1000
+            MaxReplicasOutOfRange at maxReplicas: maxReplicas must be a whole number, 1 to 1000
+            PollingIntervalInvalid at pollingInterval: pollingInterval must be a whole number of seconds, at least 1
+            CooldownPeriodInvalid at cooldownPeriod: cooldownPeriod must be a whole number of seconds, at least 0
+            RuleNameMissing at rules[0]: a scale rule needs a name
+            RuleNameMissing at rules[8]: a scale rule needs a name
+            RuleTypeMissing at rules[8]: it needs one of http, tcp, custom and azureQueue
+            TcpConcurrencyInvalid at rules[0].tcp: concurrentConnections must be a whole number, at least 1
+            CustomTypeMissing at rules[2].custom: a custom rule needs a type, such as `redis`
+            CustomTypeReserved at rules[1].custom: `http` is a rule of its own, not a custom type
+            CustomTypeUnknown at rules[3].custom: `abacus` is not a known scaler
+            MetadataInvalid at rules[4].custom: a topic needs a subscriptionName
+            MetadataInvalid at rules[5].custom: type is `Percent`; expected one of Utilization, AverageValue
+            MetadataInvalid at rules[5].custom: value must be a whole number of at least 1, or a quantity (`500m`, `200Mi`) for AverageValue
+            MetadataInvalid at rules[6].azureQueue: azureQueue needs a queueName
+            MetadataInvalid at rules[6].azureQueue: queueLength must be a whole number, at least 1
+            MetadataInvalid at rules[7].custom: consumerGroup is missing
+            AuthSecretNotFound at rules[6].azureQueue: there is no secret `no`
+            AuthTriggerParameterMissing at rules[6].azureQueue: an auth entry needs a triggerParameter
+            (UnknownMetadataKey) at rules[0].tcp: `x` is not read; known: concurrentConnections, concurrentRequests
+            (UnknownMetadataKey) at rules[7].custom: `lag` is not read by `kafka`
+        "#]],
     );
 }
 
