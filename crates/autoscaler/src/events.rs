@@ -51,6 +51,17 @@ impl Subject {
         self.event(at, EventKind::Warning, "ScaledObjectCheckFailed", message)
     }
 
+    /// At zero nothing would ever start it again.
+    pub(crate) fn no_way_to_start(&self, at: Timestamp, config: &ScaleConfig) -> SystemEvent {
+        let message = format!(
+            "`{}` has neither ingress nor a scale rule and minReplicas 0: it goes to zero after {} s and nothing starts \
+             it again; add a rule, enable ingress or set minReplicas to 1",
+            self.revision.name,
+            config.settings.cooldown_period.as_secs()
+        );
+        self.event(at, EventKind::Warning, "ScaledObjectCheckFailed", message)
+    }
+
     /// A count changed.
     pub(crate) fn rescaled(&self, decision: &Decision, config: &ScaleConfig) -> SystemEvent {
         let (from, to, why) = (decision.current, decision.new, why(decision, config));

@@ -157,6 +157,9 @@ impl Table {
         let mut events = Vec::new();
         if reason == "started" {
             events.push(entry.subject.started(now, &entry.config));
+            if entry.config.rules.is_empty() && entry.config.min_replicas == 0 {
+                events.push(entry.subject.no_way_to_start(now, &entry.config));
+            }
         }
         events.extend(entry.unreadable().map(|(rule, scaler)| entry.subject.not_built(now, rule, scaler)));
         events.into_iter().for_each(|event| self.tell(Message::Event(Box::new(event))));

@@ -95,6 +95,10 @@ fn without_ingress_or_rule_it_ends_at_zero_and_no_request_starts_it() {
         round(&mut table, now);
     }
     assert_eq!(now, 330, "a decision every 30 s, 300 s exceeded");
+    let (outbox, _) = table.take_outbox();
+    let warned =
+        |message: &Message| matches!(message, Message::Event(event) if event.message.contains("nothing starts"));
+    assert!(outbox.iter().any(warned), "{outbox:?}");
     assert_eq!(table.activate(&key("web--v1"), at(400), 1), Activation::NotByRequest);
 }
 
