@@ -269,28 +269,33 @@ async fn profile_states(plane: ControlPlane, call: Call) -> Answer {
     Ok(answer::json(200, &list::render(states.collect(), None)))
 }
 
-/// The cores that apps of an environment may take at most: what their limits add up to. There is no quota, so the limit
-/// says as much.
+/// The cores that running replicas of an environment may use. Cove sets no quota: the limit is what the machine has.
 async fn usages(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
     let mut cores = 0.0;
     for app in apps::in_environment(&plane, &row.id)? {
-        let app = apps::model(&app)?;
-        let per_replica: f64 = app.template.containers.iter().map(|container| container.resources.cpu.cores()).sum();
-        cores += per_replica * f64::from(app.template.scale.min_replicas);
+        for revision in plane.store().revisions(&app.id)? {
+            let containers = &revision.revision.template.containers;
+            let per_replica: f64 = containers.iter().map(|container| container.resources.cpu.cores()).sum();
+            cores += per_replica * f64::from(revision.status.replicas);
+        }
     }
-    let usage = usage("ManagedEnvironmentConsumptionCores", "Managed Environment Consumption Cores", cores, 1_000_000);
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let name = "ManagedEnvironmentConsumptionCores";
+    let usage = usage(name, "Managed Environment Consumption Cores", cores, machine);
     Ok(answer::json(200, &list::render(vec![usage], None)))
 }
 
 async fn location_usages(plane: ControlPlane, call: Call) -> Answer {
     let count = plane.store().resources(KIND, Some(&call.subscription_id()?))?.len();
     let count = u32::try_from(count).unwrap_or(u32::MAX);
-    let usage = usage("ManagedEnvironmentCount", "Managed Environment Count", f64::from(count), 10_000);
+    // no quota: the largest number that clients read as an integer
+    let limit = usize::try_from(i32::MAX).unwrap_or(usize::MAX);
+    let usage = usage("ManagedEnvironmentCount", "Managed Environment Count", f64::from(count), limit);
     Ok(answer::json(200, &list::render(vec![usage], None)))
 }
 
-fn usage(name: &str, shown: &str, value: f64, limit: u32) -> Value {
+fn usage(name: &str, shown: &str, value: f64, limit: usize) -> Value {
     json!({ "unit": "Count", "currentValue": value, "limit": limit, "name": { "value": name, "localizedValue": shown } })
 }
 

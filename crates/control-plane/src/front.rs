@@ -3,6 +3,8 @@
 //! **Invariant:** a handler runs in a task of its own, so that a client that goes away leaves no write half done.
 //! **Invariant:** nothing is read beyond [`BODY_MAX`] bytes; nothing but a stream lasts longer than the request timeout.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     body::Body,
@@ -15,6 +17,7 @@ use cove_arm::ArmError;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     answer::{self, with_header},
@@ -74,9 +77,9 @@ async fn envelope(State(plane): State<ControlPlane>, mut request: Request, next:
     let path = request.uri().path().to_owned();
     let response = match admit(&plane, &request) {
         Err(error) => answer::error(&error, retry_after),
-        Ok(permit) => {
+        Ok(place) => {
+            request.extensions_mut().insert(place);
             let answered = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await;
-            drop(permit);
             answered.unwrap_or_else(|_| {
                 tracing::error!(request_id = ids.request, %method, path, "a request panicked");
                 answer::error(&ArmError::internal(&ids.request), retry_after)
@@ -88,11 +91,18 @@ async fn envelope(State(plane): State<ControlPlane>, mut request: Request, next:
     ids.write(response)
 }
 
-fn admit(plane: &ControlPlane, request: &Request) -> Result<tokio::sync::OwnedSemaphorePermit, ArmError> {
+/// A place among the requests that are worked on; free again when the last clone is dropped.
+#[derive(Clone, Debug)]
+struct Place {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+fn admit(plane: &ControlPlane, request: &Request) -> Result<Place, ArmError> {
     check_host(plane, request)?;
-    std::sync::Arc::clone(plane.requests()).try_acquire_owned().map_err(|_| {
+    let permit = Arc::clone(plane.requests()).try_acquire_owned().map_err(|_| {
         ArmError::too_many_requests("The server is working on as many requests as it can; try again soon.")
-    })
+    })?;
+    Ok(Place { _permit: Arc::new(permit) })
 }
 
 /// Errors that a library answered in its own words get ARM's envelope.
@@ -193,9 +203,16 @@ async fn answer_one(plane: ControlPlane, request: Request, is_identity_only: boo
         check_subscription(&plane, &names)?;
     }
     let body = read_body(body).await?;
+    // the place is given back when the work ends, not when its client leaves
+    let place = parts.extensions.get::<Place>().cloned();
     let call = call_of(parts, path, names, query, body, caller);
     let request_id = call.request_id.clone();
-    match tokio::spawn(handler(plane, call)).await {
+    let work = handler(plane, call);
+    let task = tokio::spawn(async move {
+        let _place = place;
+        work.await
+    });
+    match task.await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(refusal)) => Err(refusal.into_arm(&request_id)),
         Err(join) => {

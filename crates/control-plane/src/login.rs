@@ -130,7 +130,7 @@ impl Form {
         let scope = scopes.filter(|scope| !scope.is_empty() && !OPENID_SCOPES.contains(scope)).map(|scope| {
             scope.strip_suffix("/.default").or_else(|| scope.strip_suffix("/user_impersonation")).unwrap_or(scope)
         });
-        let resource = self.get("resource").or(scope.into_iter().next());
+        let resource = self.get("resource").or_else(|| scope.into_iter().next());
         resource.map_or_else(|| format!("{origin}/"), |text| text.chars().take(512).collect())
     }
 
@@ -324,7 +324,7 @@ async fn managed_identity(plane: ControlPlane, call: Call) -> Answer {
         return refused(400, "The parameter 'resource' is missing.");
     };
     let audience = resource.strip_suffix("/.default").unwrap_or(resource);
-    let client = call.query("client_id").or(call.query("clientid")).unwrap_or("system-assigned");
+    let client = call.query("client_id").or_else(|| call.query("clientid")).unwrap_or("system-assigned");
     let who = Who::client(&client.chars().take(128).collect::<String>());
     let now = Timestamp::now();
     let mut claims =

@@ -1,7 +1,7 @@
 //! Log streams of apps and environments, and the seams to what other services answer.
 //!
 //! A stream sends a line per log line, JSON or text, and an empty line after a silence, so that a client that went away is
-//! noticed by the failing write; clients skip empty lines.
+//! noticed by the failing write; clients skip empty lines. A followed container's stream ends soon after its replica.
 //!
 //! **Invariant:** a stream holds no request's place and ends with the server.
 
@@ -14,7 +14,7 @@ use cove_model::{EventKind, ReplicaName, ResourceId, RevisionName, SystemEvent};
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use http::{HeaderValue, Method, header};
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
@@ -157,7 +157,13 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
         return Err(ArmError::new(404, "ContainerNotFound", message).into());
     }
     // the lines of a replica that is gone are still there, but there will be no more
-    let is_there = plane.store().replicas(&revision.key())?.iter().any(|found| found.name == replica);
+    let key = revision.key();
+    let store = plane.store().clone();
+    let lives = move |replica: &ReplicaName| {
+        store.replicas(&key).is_ok_and(|found| found.iter().any(|found| found.name == *replica))
+    };
+    let is_there = lives(&replica);
+    let ours = replica.clone();
     let query = ConsoleQuery {
         app: app.id,
         revision: revision.name.clone(),
@@ -169,11 +175,20 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
     let as_text = asked.as_text;
     let lines =
         plane.streams().console(query).map(move |line| if as_text { text_line(&line) } else { json_line(&line) });
-    respond(&plane, lines.boxed(), as_text)
+    respond(&plane, lines.boxed(), as_text, Box::new(move || lives(&ours)))
+}
+
+/// A line as `az` prints it: the time first, for people.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ConsoleLine<'a> {
+    time_stamp: String,
+    log: &'a str,
 }
 
 fn json_line(line: &LogLine) -> String {
-    json!({ "TimeStamp": line.at.to_string(), "Log": line.text }).to_string()
+    serde_json::to_string(&ConsoleLine { time_stamp: line.at.to_string(), log: &line.text })
+        .expect("text is plain JSON")
 }
 
 /// A carriage return would move the terminal's cursor in the middle of a stream; a line is one line.
@@ -196,37 +211,60 @@ fn events(plane: &ControlPlane, call: &Call, scope: ResourceId) -> Answer {
     let asked = Asked::of(call)?;
     let query = SystemQuery { scope, tail: asked.tail, follow: asked.follow };
     let lines = plane.streams().system(query).map(|event| event_line(&event));
-    respond(plane, lines.boxed(), false)
+    respond(plane, lines.boxed(), false, Box::new(|| true))
+}
+
+/// An event with the fields of Azure's system log.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct EventLine<'a> {
+    time_stamp: String,
+    r#type: &'a str,
+    environment_name: &'a str,
+    container_app_name: &'a str,
+    revision_name: &'a str,
+    replica_name: &'a str,
+    container_name: &'a str,
+    msg: &'a str,
+    reason: &'a str,
+    event_source: &'a str,
+    count: u32,
+}
+
+/// The name at the end of a resource id.
+fn last_name(id: Option<&str>) -> &str {
+    id.and_then(|id| id.rsplit('/').next()).unwrap_or("")
 }
 
 fn event_line(event: &SystemEvent) -> String {
-    let name = |id: &Option<String>| id.as_deref().and_then(|id| id.rsplit('/').next()).unwrap_or("").to_owned();
-    let kind = match event.kind {
-        EventKind::Normal => "Normal",
-        EventKind::Warning => "Warning",
+    let line = EventLine {
+        time_stamp: event.at.to_string(),
+        r#type: match event.kind {
+            EventKind::Normal => "Normal",
+            EventKind::Warning => "Warning",
+        },
+        environment_name: last_name(event.environment.as_deref()),
+        container_app_name: last_name(event.app.as_deref()),
+        revision_name: event.revision.as_deref().unwrap_or(""),
+        replica_name: event.replica.as_deref().unwrap_or(""),
+        container_name: event.container.as_deref().unwrap_or(""),
+        msg: &event.message,
+        reason: &event.reason,
+        event_source: &event.source,
+        count: 1,
     };
-    json!({
-        "TimeStamp": event.at.to_string(),
-        "Type": kind,
-        "EnvironmentName": name(&event.environment),
-        "ContainerAppName": name(&event.app),
-        "RevisionName": event.revision.as_deref().unwrap_or(""),
-        "ReplicaName": event.replica.as_deref().unwrap_or(""),
-        "ContainerName": event.container.as_deref().unwrap_or(""),
-        "Msg": event.message,
-        "Reason": event.reason,
-        "EventSource": event.source,
-        "Count": 1,
-    })
-    .to_string()
+    serde_json::to_string(&line).expect("text is plain JSON")
 }
 
-/// A chunked answer of lines, with heartbeats; ends when the lines or the server do.
-fn respond(plane: &ControlPlane, lines: BoxStream<'static, String>, as_text: bool) -> Answer {
+/// Whether more lines can come; asked at each heartbeat.
+type GoesOn = Box<dyn Fn() -> bool + Send>;
+
+/// A chunked answer of lines, with heartbeats; ends when the lines, what writes them, or the server do.
+fn respond(plane: &ControlPlane, lines: BoxStream<'static, String>, as_text: bool, goes_on: GoesOn) -> Answer {
     let permit = Arc::clone(plane.open_streams())
         .try_acquire_owned()
         .map_err(|_| ArmError::too_many_requests("Too many log streams are open; close some and try again."))?;
-    let body = Body::from_stream(with_heartbeat(plane.clone(), lines, permit));
+    let body = Body::from_stream(with_heartbeat(plane.clone(), lines, goes_on, permit));
     let mut response = Response::new(body);
     let kind = if as_text { "text/plain; charset=utf-8" } else { "application/json; charset=utf-8" };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -237,16 +275,22 @@ fn respond(plane: &ControlPlane, lines: BoxStream<'static, String>, as_text: boo
 fn with_heartbeat(
     plane: ControlPlane,
     lines: BoxStream<'static, String>,
+    goes_on: GoesOn,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    futures_util::stream::unfold((plane, lines, permit), |(plane, mut lines, permit)| async move {
+    futures_util::stream::unfold((plane, lines, goes_on, permit), |(plane, mut lines, goes_on, permit)| async move {
         let line = tokio::select! {
             biased;
             () = plane.shutdown().cancelled() => return None,
             line = lines.next() => line?,
-            () = tokio::time::sleep(plane.config().heartbeat) => String::new(),
+            () = tokio::time::sleep(plane.config().heartbeat) => {
+                if !goes_on() {
+                    return None;
+                }
+                String::new()
+            }
         };
-        Some((Ok(Bytes::from(line + "\n")), (plane, lines, permit)))
+        Some((Ok(Bytes::from(line + "\n")), (plane, lines, goes_on, permit)))
     })
 }
 

@@ -7,7 +7,7 @@ use cove_model::{
     RevisionProvisioning, RevisionStatus,
 };
 use cove_store::OperationStatus;
-use expect_test::expect;
+use expect_test::expect_file;
 use http::{Method, Request};
 use serde_json::{Value, json};
 
@@ -21,84 +21,7 @@ async fn revision_names(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn an_app_is_made_and_its_operation_ends_when_the_controller_says_so() {
     let world = World::with_environment().await;
-    expect![[r#"
-        PUT /subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/web
-        201
-        azure-asyncoperation: https://localhost:8443/subscriptions/00000000-0000-0000-0000-0000000000aa/providers/Microsoft.App/locations/local/containerappOperationStatuses/<guid>?api-version=2025-07-01&azureAsyncOperation=true
-        retry-after: 0
-        {
-          "id": "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/web",
-          "identity": {
-            "type": "None"
-          },
-          "location": "East US",
-          "name": "web",
-          "properties": {
-            "configuration": {
-              "activeRevisionsMode": "Single",
-              "ingress": {
-                "allowInsecure": false,
-                "exposedPort": 0,
-                "external": true,
-                "fqdn": "web.env.localhost",
-                "targetPort": 8080,
-                "traffic": [
-                  {
-                    "latestRevision": true,
-                    "weight": 100
-                  }
-                ],
-                "transport": "Auto"
-              },
-              "maxInactiveRevisions": 100
-            },
-            "customDomainVerificationId": "<hex>",
-            "environmentId": "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/env",
-            "eventStreamEndpoint": "https://localhost:8443/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/containerApps/web/eventstream",
-            "latestReadyRevisionName": "",
-            "latestRevisionFqdn": "web--v1.env.localhost",
-            "latestRevisionName": "web--v1",
-            "managedEnvironmentId": "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/env",
-            "outboundIpAddresses": [
-              "127.0.0.1"
-            ],
-            "provisioningState": "InProgress",
-            "runningStatus": "Progressing",
-            "template": {
-              "containers": [
-                {
-                  "image": "nginx",
-                  "imageType": "ContainerImage",
-                  "name": "web",
-                  "resources": {
-                    "cpu": 0.25,
-                    "ephemeralStorage": "1Gi",
-                    "memory": "0.5Gi"
-                  }
-                }
-              ],
-              "revisionSuffix": "v1",
-              "scale": {
-                "cooldownPeriod": 300,
-                "maxReplicas": 10,
-                "minReplicas": 0,
-                "pollingInterval": 30
-              },
-              "terminationGracePeriodSeconds": 30
-            },
-            "workloadProfileName": "Consumption"
-          },
-          "systemData": {
-            "createdAt": "2026-01-01T00:00:00Z",
-            "createdBy": "anonymous",
-            "createdByType": "User",
-            "lastModifiedAt": "2026-01-01T00:00:00Z",
-            "lastModifiedBy": "anonymous",
-            "lastModifiedByType": "User"
-          },
-          "type": "Microsoft.App/containerApps"
-        }
-    "#]].assert_eq(&world.transcript(Method::PUT, WEB, app_body("nginx", "v1")).await);
+    expect_file!["golden/app_create.txt"].assert_eq(&world.transcript(Method::PUT, WEB, app_body("nginx", "v1")).await);
     let made = world.put(WEB, app_body("nginx", "v1")).await;
     let link = made.header("azure-asyncoperation").to_owned();
     assert!(link.contains("/containerappOperationStatuses/"));

@@ -98,6 +98,21 @@ async fn a_followed_stream_beats_and_ends_with_the_server() {
 }
 
 #[tokio::test]
+async fn a_followed_stream_ends_after_its_replica() {
+    let config = Config { heartbeat: Duration::from_millis(20), ..Config::default() };
+    let world = with_app(World::with_environment_and(config).await).await;
+    let id = ResourceId::parse(WEB).unwrap();
+    let key = world.store.revision(&id, "web--v1").unwrap().unwrap().revision.key();
+    let path = stream("web--v1-a", "follow=true");
+    let followed = world.get(&path);
+    let gone = world.store.set_replicas(key, vec![]);
+    let both = async { futures_util::join!(followed, gone) };
+    let (answered, written) = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+    written.unwrap();
+    assert!(answered.text.starts_with("{\"TimeStamp\""));
+}
+
+#[tokio::test]
 async fn system_events_are_json_of_one_line() {
     let world = world().await;
     for path in [
