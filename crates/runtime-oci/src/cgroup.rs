@@ -314,6 +314,13 @@ impl Cgroups {
         result
     }
 
+    /// Removes a group that holds nothing; one that does stays.
+    pub(crate) fn remove_if_empty(&self, path: &str) {
+        for mount in self.mounts() {
+            let _ = fs::remove_dir(mount.join(path));
+        }
+    }
+
     /// Names of the groups right below `path`.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         let mut names: Vec<_> = self

@@ -378,6 +378,12 @@ impl OciRuntime {
         Ok(Arc::new(Self { inner }))
     }
 
+    /// Why a replica could not be made or ended without its own doing: reason and words.
+    #[must_use]
+    pub fn failure(&self, name: &ReplicaName) -> Option<(String, String)> {
+        lock(&self.inner.state).replicas.get(name)?.failure.clone()
+    }
+
     /// Ends every replica and removes all that was made: processes, cgroups, folders. For tests and `cove purge`.
     pub async fn purge(&self) {
         adopt::purge(&self.inner).await;

@@ -55,7 +55,12 @@ pub(super) fn run(env: &Rc<Env>, connection: OwnedFd, cgroup: &str) -> io::Resul
     }
     kill(carrier.pid);
     let _ = waitpid(carrier.pid, None);
-    env.cgroups.remove(cgroup, Duration::from_secs(5))
+    let removed = env.cgroups.remove(cgroup, Duration::from_secs(5));
+    // The last helper of a driver that is gone takes the driver's own group along.
+    if let Some((parent, _)) = cgroup.rsplit_once('/') {
+        env.cgroups.remove_if_empty(parent);
+    }
+    removed
 }
 
 fn set_up() -> io::Result<SignalFd> {
