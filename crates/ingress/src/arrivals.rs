@@ -103,7 +103,10 @@ mod tests {
         let mut arrivals = Arrivals::default();
         for second in 0..100 {
             arrivals.record(at(second * 1000));
-            assert_eq!(arrivals.between(at(second * 1000 - 14_990), at(second * 1000 + 10)), 15.min(second as u64 + 1));
+            assert_eq!(
+                arrivals.between(at(second * 1000 - 14_990), at(second * 1000 + 10)),
+                15.min(u64::try_from(second).unwrap() + 1)
+            );
         }
         arrivals.record(at(1_000_000));
         assert_eq!(arrivals.between(at(985_000), at(1_000_010)), 1);

@@ -19,6 +19,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Forwarding fields that only a trusted proxy may set.
@@ -57,7 +58,10 @@ pub(crate) fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderVal
     if version != Version::HTTP_11 || !lists(headers, header::CONNECTION, "upgrade") {
         return None;
     }
-    headers.get(header::UPGRADE).cloned()
+    let protocol = headers.get(header::UPGRADE)?;
+    // HTTP/2 is for us to speak: behind an upgrade to it requests would pass unseen
+    let is_http2 = protocol.to_str().is_ok_and(|list| list.to_ascii_lowercase().contains("h2c"));
+    (!is_http2).then(|| protocol.clone())
 }
 
 fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
@@ -83,7 +87,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
         headers.remove(name);
     }
     if let Entry::Occupied(te) = headers.entry(header::TE) {

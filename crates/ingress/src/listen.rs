@@ -13,6 +13,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -55,6 +56,9 @@ pub(crate) struct Doors {
 
 /// Takes connections from a listener until drain.
 pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side) {
+    if let Err(error) = keep_alive(&listener) {
+        tracing::warn!(%error, "failed to turn TCP keep-alive on: clients that vanish may stay counted as open");
+    }
     let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
     loop {
         let permit = tokio::select! {
@@ -85,13 +89,22 @@ pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side)
     }
 }
 
-async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side: Side, _permit: OwnedSemaphorePermit) {
+/// Lets the kernel find out that a client vanished: an idle WebSocket would keep its replica for ever. Connections inherit
+/// it from their listener.
+fn keep_alive(listener: &TcpListener) -> nix::Result<()> {
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(listener, sockopt::TcpKeepCount, &4)
+}
+
+async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side: Side, permit: OwnedSemaphorePermit) {
     let _tracked = doors.proxy.connections.token();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "failed to set nodelay");
     }
     let stream = Socket::new(stream);
-    let client = Client { peer: peer.ip().to_canonical(), side, socket: stream.clone() };
+    let client = Client { peer: peer.ip().to_canonical(), side, socket: stream.clone(), permit: Arc::new(permit) };
     let config = &doors.proxy.shared.config;
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side == Side::Https {

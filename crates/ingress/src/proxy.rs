@@ -13,7 +13,7 @@ use hyper::{
     upgrade::{OnUpgrade, on},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -65,6 +65,8 @@ pub(crate) struct Client {
     pub(crate) peer: IpAddr,
     pub(crate) side: Side,
     pub(crate) socket: Socket,
+    /// Its share of the allowed connections, also after an upgrade.
+    pub(crate) permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// Where a request goes, or the answer that it gets right away.
@@ -162,7 +164,7 @@ impl Proxy {
             // a route that was published a moment ago must not be missed
             let table = self.routes.borrow().clone();
             let last = self.snapshot.load();
-            if !table.hosts.contains_key(name) && environment.is_none() {
+            if last.is_of(&table) {
                 return None;
             }
             find(&self.gates.snapshot(&table, &last))
@@ -197,7 +199,7 @@ impl Proxy {
         self.note_wake(&ticket, &answered);
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
-            return upgrade::switch(self, ticket, answered, client_side);
+            return upgrade::switch(self, client, ticket, answered, client_side);
         }
         let Answered { response, lease, connection, .. } = answered;
         let (mut head, incoming) = response.into_parts();

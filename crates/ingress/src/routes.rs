@@ -28,12 +28,19 @@ impl AppGates {
 /// What requests look their host up in.
 #[derive(Default)]
 pub(crate) struct Snapshot {
+    /// What it was made of.
+    table: Arc<RouteTable>,
     hosts: HashMap<String, Arc<AppGates>>,
     /// Environment and app name: what `http://<app>` means inside an environment.
     short_names: HashMap<(ResourceId, String), Arc<AppGates>>,
 }
 
 impl Snapshot {
+    /// It was made of this very table.
+    pub(crate) fn is_of(&self, table: &Arc<RouteTable>) -> bool {
+        Arc::ptr_eq(&self.table, table)
+    }
+
     /// The app of a host name as [`cove_traffic::host_name`] gives it.
     pub(crate) fn host(&self, host: &str) -> Option<&Arc<AppGates>> {
         self.hosts.get(host)
@@ -90,8 +97,8 @@ impl Gates {
     }
 
     /// The snapshot of a route table; what did not change is taken from the last one.
-    pub(crate) fn snapshot(&self, table: &RouteTable, last: &Snapshot) -> Snapshot {
-        let mut snapshot = Snapshot::default();
+    pub(crate) fn snapshot(&self, table: &Arc<RouteTable>, last: &Snapshot) -> Snapshot {
+        let mut snapshot = Snapshot { table: Arc::clone(table), ..Snapshot::default() };
         for (host, route) in &table.hosts {
             let same = last.hosts.get(host).filter(|app| Arc::ptr_eq(&app.route, route) || app.route == *route);
             let app = same.map_or_else(|| self.app_gates(route), Arc::clone);

@@ -21,7 +21,7 @@ use crate::{
     body::ResponseBody,
     gate::{Lease, Ticket},
     headers,
-    proxy::Proxy,
+    proxy::{Client, Proxy},
     upstream::Answered,
     websocket::{Frames, GOING_AWAY},
 };
@@ -42,9 +42,10 @@ type Writer = WriteHalf<TokioIo<Upgraded>>;
 /// [`Refusal::UpstreamInvalid`] when the answer names no protocol.
 pub(crate) fn switch(
     proxy: &Arc<Proxy>,
+    client: &Client,
     ticket: Ticket,
     answered: Answered,
-    client: OnUpgrade,
+    client_side: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let Answered { mut response, lease, .. } = answered;
     let protocol = headers::upgrade(response.version(), response.headers()).ok_or(Refusal::UpstreamInvalid)?;
@@ -55,16 +56,17 @@ pub(crate) fn switch(
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.insert(header::UPGRADE, protocol);
     let proxy_of_task = Arc::clone(proxy);
-    let tracked = proxy.tunnels.token();
+    let (tracked, permit) = (proxy.tunnels.token(), Arc::clone(&client.permit));
     proxy.shared.tasks.spawn(TUNNEL, async move {
-        let ends =
-            tokio::time::timeout(proxy_of_task.shared.config.connect_timeout, async { tokio::try_join!(client, app) });
+        let ends = tokio::time::timeout(proxy_of_task.shared.config.connect_timeout, async {
+            tokio::try_join!(client_side, app)
+        });
         match ends.await {
             Ok(Ok((client, app))) => tunnel(&proxy_of_task, &lease, client, app, is_websocket).await,
             Ok(Err(error)) => tracing::debug!(%error, "an upgrade was not completed"),
             Err(_late) => tracing::debug!("an upgrade was not completed in time"),
         }
-        drop((ticket, lease, tracked));
+        drop((ticket, lease, tracked, permit));
     });
     Ok(Response::from_parts(head, ResponseBody::empty()))
 }

@@ -85,10 +85,10 @@ mod tests {
             stream.push(0x82);
             let mask = if masked { 0x80 } else { 0 };
             match payload {
-                0..126 => stream.push(mask | payload as u8),
+                0..126 => stream.push(mask | u8::try_from(payload).unwrap()),
                 126..65_536 => {
                     stream.push(mask | 126);
-                    stream.extend_from_slice(&(payload as u16).to_be_bytes());
+                    stream.extend_from_slice(&u16::try_from(payload).unwrap().to_be_bytes());
                 }
                 _ => {
                     stream.push(mask | 127);

@@ -73,7 +73,7 @@ async fn answering() -> Backend {
 /// only when the ingress says that nothing is open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_are_replaced_under_load_without_a_lost_request() {
-    const TOTAL: usize = 20_000;
+    const TOTAL: usize = 10_000;
     let world = World::start().await;
     let v1 = revision("web", "v1");
     world.route("web", route("web"));

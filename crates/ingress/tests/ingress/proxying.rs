@@ -79,6 +79,12 @@ async fn heads_are_made_safe() {
              x-forwarded-host: web.env.localhost\nx-forwarded-proto: http\nabcde",
         ),
         (
+            "GET / HTTP/1.1\r\nhost: web.env.localhost\r\nconnection: close, upgrade, http2-settings\r\n\
+             upgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n",
+            "GET / HTTP/1.1\nhost: web.env.localhost\nx-forwarded-for: 127.0.0.1\n\
+             x-forwarded-host: web.env.localhost\nx-forwarded-proto: http\n",
+        ),
+        (
             "GET / HTTP/1.0\r\nhost: web.env.localhost\r\n\r\n",
             "GET / HTTP/1.1\nhost: web.env.localhost\nx-forwarded-for: 127.0.0.1\n\
              x-forwarded-host: web.env.localhost\nx-forwarded-proto: http\n",

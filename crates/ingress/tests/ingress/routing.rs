@@ -1,10 +1,17 @@
 //! Which app, which revision, which replica; and who is refused.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use cove_ingress::IngressConfig;
 use cove_model::ResourceId;
 use cove_traffic::{AppRoute, AppRouteState, WeightedRevision};
+use http::Response;
+use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::world::{Backend, World, environment, get, raw, reason, revision, route};
+use crate::world::{Backend, World, endpoints, environment, get, raw, reason, revision, route, soon, text, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_leads_to_its_app() {
@@ -85,4 +92,46 @@ async fn weights_split_requests() {
     let share = world.handle.load(&v2).arrivals_total;
     assert!((38..=42).contains(&share), "20 % of 200 were {share}");
     assert_eq!(share + world.handle.load(&v1).arrivals_total, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_least_busy_replica_is_chosen_and_the_oldest_of_equals() {
+    let (gate, arrived) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let backend = |name: &'static str| {
+        let (gate, arrived) = (Arc::clone(&gate), Arc::clone(&arrived));
+        Backend::http(move |request| {
+            let (gate, arrived) = (Arc::clone(&gate), Arc::clone(&arrived));
+            async move {
+                if request.uri() == "/slow" {
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    gate.acquire().await.unwrap().forget();
+                }
+                Response::new(text(name))
+            }
+        })
+    };
+    let (young, middle, old) = (backend("young").await, backend("middle").await, backend("old").await);
+    let v1 = revision("web", "v1");
+    let world = World::start().await;
+    world.route("web", route("web"));
+    let mut endpoints = endpoints(&v1, &[young.address, middle.address, old.address], &[]);
+    for (endpoint, order) in endpoints.ready.iter_mut().zip([30, 20, 10]) {
+        endpoint.order = order;
+    }
+    world.endpoints.set(v1.clone(), endpoints);
+    let mut slow = JoinSet::new();
+    for (busy, expected) in ["old", "middle", "young", "old"].into_iter().enumerate() {
+        for _ in 0..3 {
+            assert_eq!(get(world.http, "web.env.localhost").await, (200, expected.into()), "an idle app stays packed");
+        }
+        let address = world.http;
+        slow.spawn(async move {
+            raw(address, "GET /slow HTTP/1.1\r\nhost: web.env.localhost\r\nconnection: close\r\n\r\n").await
+        });
+        until("the slow one to arrive", || arrived.load(Ordering::SeqCst) == busy + 1).await;
+    }
+    gate.add_permits(4);
+    while let Some(answer) = soon("an answer", slow.join_next()).await {
+        assert!(answer.unwrap().starts_with("HTTP/1.1 200 "));
+    }
 }
