@@ -384,6 +384,11 @@ impl OciRuntime {
         lock(&self.inner.state).replicas.get(name)?.failure.clone()
     }
 
+    /// Waits until as many helpers as configured wait for a replica; the caller sets a limit. For measurements.
+    pub async fn helpers_full(&self) {
+        self.inner.helpers.full(self.inner.config.helpers_spare).await;
+    }
+
     /// Ends every replica and removes all that was made: processes, cgroups, folders. For tests and `cove purge`.
     pub async fn purge(&self) {
         adopt::purge(&self.inner).await;

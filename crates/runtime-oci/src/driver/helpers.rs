@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use super::{Inner, OciConfig, OpenError, conn::Conn, lock};
 use crate::{
@@ -45,6 +45,7 @@ pub(super) struct Helpers {
     zygote: tokio::sync::Mutex<Option<Conn>>,
     spare: Mutex<VecDeque<Helper>>,
     is_filling: AtomicBool,
+    filled: Notify,
 }
 
 impl Helpers {
@@ -58,6 +59,7 @@ impl Helpers {
             zygote: tokio::sync::Mutex::new(None),
             spare: Mutex::default(),
             is_filling: AtomicBool::new(false),
+            filled: Notify::new(),
         };
         let zygote = helpers.start_zygote().await.map_err(|error| OpenError::Helper {
             program: config.shim_program.join(" "),
@@ -102,6 +104,17 @@ impl Helpers {
 
     fn take_spare(&self) -> Option<Helper> {
         lock(&self.spare).pop_front()
+    }
+
+    /// Waits until this many wait.
+    pub(super) async fn full(&self, count: usize) {
+        loop {
+            let filled = self.filled.notified();
+            if lock(&self.spare).len() >= count {
+                return;
+            }
+            filled.await;
+        }
     }
 
     async fn make(&self) -> io::Result<Helper> {
@@ -173,7 +186,10 @@ pub(super) fn refill(inner: &Arc<Inner>) {
     tokio::spawn(stop.run_until_cancelled_owned(async move {
         while lock(&inner.helpers.spare).len() < inner.config.helpers_spare {
             match inner.helpers.make().await {
-                Ok(helper) => lock(&inner.helpers.spare).push_back(helper),
+                Ok(helper) => {
+                    lock(&inner.helpers.spare).push_back(helper);
+                    inner.helpers.filled.notify_waiters();
+                }
                 Err(error) => {
                     tracing::warn!(%error, "failed to make a helper ahead");
                     break;

@@ -61,7 +61,10 @@ impl Host {
         let (sender, events) = mpsc::channel(1000);
         let path = |name: &str| Utf8Path::from_path(self.dir.path()).unwrap().join(name);
         let mut config = OciConfig::new(path("runtime"), path("logs"), &self.name);
-        config.shim_program = vec![env!("CARGO_BIN_EXE_cove-shim").to_owned()];
+        // In the example the helper is the example itself, the default.
+        if let Some(program) = option_env!("CARGO_BIN_EXE_cove-shim") {
+            config.shim_program = vec![program.to_owned()];
+        }
         config.helpers_spare = 2;
         let runtime = OciRuntime::open(config, self.images.clone(), Arc::clone(&self.network), sender).await.unwrap();
         self.runtime = Some(runtime);
@@ -75,6 +78,15 @@ impl Host {
     /// Ends the driver as a `kill -9` of the server would, without a word to anybody.
     pub(crate) fn forget(&mut self) {
         self.runtime = None;
+    }
+
+    /// Waits until networks and helpers are ready ahead again.
+    pub(crate) async fn pools_full(&self) {
+        let full = async {
+            self.network.wait_for(|status| status.ready >= 2).await;
+            self.runtime().helpers_full().await;
+        };
+        timeout(LIMIT, full).await.unwrap();
     }
 
     /// The process that owns a replica, found by the socket it listens on.
