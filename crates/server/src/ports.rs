@@ -18,12 +18,15 @@ impl CountStore for StoredCounts {
     }
 
     fn save(&self, batch: &[SavedCount]) -> Result<(), BoxError> {
-        let mut rows = Vec::new();
+        let (mut kept, mut forgotten) = (Vec::new(), Vec::new());
         for (revision, state) in batch {
-            // a forgotten revision's row goes with the revision itself
-            let Some(state) = state else { continue };
-            rows.push(CountRow { revision: revision.clone(), state: serde_json::to_value(state)? });
+            match state {
+                Some(state) => {
+                    kept.push(CountRow { revision: revision.clone(), state: serde_json::to_value(state)? });
+                }
+                None => forgotten.push(revision.clone()),
+            }
         }
-        Ok(self.runtime.block_on(self.store.save_counts(rows))?)
+        Ok(self.runtime.block_on(self.store.save_counts(kept, forgotten))?)
     }
 }

@@ -97,12 +97,16 @@ impl Store {
         })
     }
 
-    /// Writes the autoscaler's memory of some revisions.
+    /// Writes the autoscaler's memory of some revisions and forgets that of others, all or nothing.
     ///
     /// # Errors
     /// When the database cannot be written. Revisions whose app is gone are left alone.
-    pub async fn save_counts(&self, counts: Vec<CountRow>) -> Result<(), StoreError> {
+    pub async fn save_counts(&self, counts: Vec<CountRow>, forgotten: Vec<RevisionKey>) -> Result<(), StoreError> {
         self.write(move |tx| {
+            for revision in &forgotten {
+                let sql = "DELETE FROM counts WHERE app_key = ?1 AND revision = ?2";
+                tx.db.execute(sql, params![revision.app.key(), revision.name.as_str()])?;
+            }
             for count in &counts {
                 tx.db.execute(
                     "INSERT OR REPLACE INTO counts (app_key, revision, state)
