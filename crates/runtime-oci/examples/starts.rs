@@ -33,7 +33,8 @@ async fn measure() {
     for number in 0..count {
         let order = spec(&format!("web--v1-c{number}"), vec![container("main", &[])]);
         let name = order.name.clone();
-        host.pools_full().await;
+        host.network.wait_for(|status| status.ready >= 2).await;
+        host.runtime().helpers_full().await;
         let begun = Instant::now();
         host.run(order, |seen| seen.is_ready).await;
         cold.push(begun.elapsed());
@@ -54,7 +55,14 @@ async fn measure() {
     for (what, mut times) in [("cold", cold), ("slot", slot)] {
         times.sort_unstable();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-        let _ = writeln!(out, "{what}: n={count} p50 {:.2?} p90 {:.2?} p99 {:.2?} max {:.2?}", at(50), at(90), at(99), at(100));
+        let _ = writeln!(
+            out,
+            "{what}: n={count} p50 {:.2?} p90 {:.2?} p99 {:.2?} max {:.2?}",
+            at(50),
+            at(90),
+            at(99),
+            at(100)
+        );
     }
     let mut row = |what: &str, from: fn(&cove_model::ReplicaPhases) -> Option<(jiff::Timestamp, jiff::Timestamp)>| {
         let mut times: Vec<_> = parts.iter().filter_map(from).map(|(a, b)| b.duration_since(a)).collect();

@@ -7,8 +7,9 @@ mod shell_image;
 
 use std::{sync::Arc, time::Duration};
 
+use cove_images::SAMPLE_IMAGE;
 use cove_model::{Bytes, ContainerState, Probe, ProbeAction, ProbeKind, ReplicaPhase, Volume, VolumeKind, VolumeMount};
-use cove_runtime::{ExecError, ExecRequest, Runtime, RuntimeError};
+use cove_runtime::{ExecError, ExecRequest, Runtime, RuntimeError, conformance::Suite};
 use fixture::{Host, LIMIT, container, get, spec};
 use shell_image::SHELL_IMAGE;
 use tokio::time::timeout;
@@ -39,6 +40,20 @@ async fn a_slot_is_prepared_started_and_stopped() {
         reasons.push(event.reason);
     }
     assert_eq!(reasons, ["ContainerCreated", "ContainerStarted", "ReplicaReady", "ContainerTerminated"]);
+    host.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_keeps_the_contract() {
+    let host = Host::new().await;
+    let suite = Suite {
+        runtime: host.runtime(),
+        image: SAMPLE_IMAGE,
+        port: 80,
+        missing_image: "cove.local/none:1",
+        limit: LIMIT,
+    };
+    suite.run().await.unwrap();
     host.finish().await;
 }
 

@@ -7,7 +7,9 @@
 //! **Invariant:** replicas outlive the server; a driver that is opened again observes every replica that still exists.
 //! **Invariant:** a replica name is used once; a stopped or failed replica never runs again.
 
+pub mod conformance;
 mod contract;
+pub mod fake;
 pub mod logs;
 
 pub use contract::{

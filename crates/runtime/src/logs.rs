@@ -143,7 +143,9 @@ mod tests {
 
     #[test]
     fn what_is_no_line_is_refused() {
-        for bad in ["", "x", "2026-11-21T22:00:00Z", "2026-11-21T22:00:00Z stdin F x", "2026-11-21T22:00:00Z stdout X x"] {
+        for bad in
+            ["", "x", "2026-11-21T22:00:00Z", "2026-11-21T22:00:00Z stdin F x", "2026-11-21T22:00:00Z stdout X x"]
+        {
             assert_eq!(parse_cri_line(bad.as_bytes()), None, "{bad}");
         }
     }

@@ -71,7 +71,19 @@ async fn listen(inner: &Arc<Inner>, name: &ReplicaName, mut conn: Arc<Conn>) {
             .is_some_and(|shim| matches!(shim.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed));
         (!is_told).then(|| ("ContainerTerminated".to_owned(), "its helper process was killed".to_owned()))
     });
-    end(inner, name, failure.flatten());
+    let failure = failure.flatten();
+    if failure.is_some() {
+        // The kernel ends the containers of a killed helper, but a moment later: only then it has ended.
+        let cgroup = inner.update(name, |replica| replica.cgroup.clone()).flatten();
+        let cgroups = inner.cgroups.clone();
+        let removed = cgroup.map(|path| tokio::task::spawn_blocking(move || cgroups.remove(&path, CGROUP_LIMIT)));
+        if let Some(removed) = removed
+            && let Ok(Err(error)) = removed.await
+        {
+            tracing::warn!(replica = %name, %error, "containers of a killed helper do not end");
+        }
+    }
+    end(inner, name, failure);
 }
 
 fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {

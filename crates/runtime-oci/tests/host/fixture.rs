@@ -34,7 +34,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Host {
     pub(crate) dir: tempfile::TempDir,
     name: String,
-    network: Arc<Network>,
+    pub(crate) network: Arc<Network>,
     pub(crate) images: ImageStore,
     runtime: Option<Arc<OciRuntime>>,
     pub(crate) events: mpsc::Receiver<SystemEvent>,
@@ -78,15 +78,6 @@ impl Host {
     /// Ends the driver as a `kill -9` of the server would, without a word to anybody.
     pub(crate) fn forget(&mut self) {
         self.runtime = None;
-    }
-
-    /// Waits until networks and helpers are ready ahead again.
-    pub(crate) async fn pools_full(&self) {
-        let full = async {
-            self.network.wait_for(|status| status.ready >= 2).await;
-            self.runtime().helpers_full().await;
-        };
-        timeout(LIMIT, full).await.unwrap();
     }
 
     /// The process that owns a replica, found by the socket it listens on.
