@@ -8,6 +8,8 @@ import http.client
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -53,8 +55,11 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        self.stop()
-        self._directory.cleanup()
+        try:
+            self.stop()
+        finally:
+            remove_traces(self.log(lines=None))
+            self._directory.cleanup()
 
     def start(self):
         """Starts it and waits for its `cove ready` line."""
@@ -125,9 +130,9 @@ class Server:
             self._process = None
 
     def log(self, lines=80):
-        """The last lines that the server wrote."""
+        """The last lines that the server wrote; all when `lines` is `None`."""
         with contextlib.suppress(OSError):
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-(lines or 0) :])
         return ""
 
     def get(self, host, path="/", timeout=60):
@@ -140,6 +145,28 @@ class Server:
             return answer.status, answer.read().decode(errors="replace")
         finally:
             connection.close()
+
+
+def remove_traces(log):
+    """Removes what a server leaves in the kernel for its next start, which a deleted data directory never has.
+
+    Bridge, nftables table, pooled network namespaces and cgroups all bear the server's id, which its log names.
+    """
+    found = re.search(r'bridge="?cv([0-9a-f]{6})\b', log)
+    if not found:
+        return
+    name = found.group(1)
+    run = pathlib.Path("/run/cove") / name
+    mounts = [line.split()[1] for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed([mount for mount in mounts if mount.startswith(f"{run}/")]):
+        subprocess.run(["umount", "--lazy", mount], check=False, stderr=subprocess.DEVNULL)
+    shutil.rmtree(run, ignore_errors=True)
+    for command in (["ip", "link", "delete", f"cv{name}"], ["nft", "delete", "table", "inet", f"cove_{name}"]):
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+    for group in pathlib.Path("/sys/fs/cgroup").glob(f"**/cove-{name}"):
+        for directory, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 def until(what, check, within_seconds=60):
