@@ -89,7 +89,9 @@ impl Bench {
             ..put(environment_id(), clock.now())
         };
         store.put(put).await.unwrap();
-        Self::start(dir, store, fake, clock, 0)
+        let mut bench = Self::start(dir, store, fake, clock, 0);
+        bench.routes.changed().await.unwrap();
+        bench
     }
 
     fn start(dir: tempfile::TempDir, store: Store, fake: Arc<Fake>, clock: Clock, generation: u64) -> Self {
@@ -263,6 +265,7 @@ async fn an_app_comes_up_sleeps_and_wakes_from_a_slot() {
     bench.advance(SignedDuration::from_secs(1)).await;
     bench.until("a slot is made", || bench.fake.count("web--v1", ReplicaPhase::Prepared) == 1).await;
     bench.want("v1", 0);
+    bench.advance(SignedDuration::from_secs(30)).await;
     bench.until("it drains", || bench.endpoints.get(&key("v1")).unwrap().draining.len() == 1).await;
     let name = bench.endpoints.get(&key("v1")).unwrap().draining[0].clone();
     bench.drained.set(name, 0);

@@ -119,6 +119,7 @@ pub(crate) fn assess(
         || memory.first_ready_at.is_some_and(|first| now.duration_since(first) >= settings.switch_patience)
         || (ready > 0 && status.provisioning == RevisionProvisioning::Failed);
     if is_enough && ready > 0 {
+        memory.provisioned_at = Some(now);
         return found(RevisionProvisioning::Provisioned, None, status.ready_at.or(Some(now)));
     }
     let is_late = now.duration_since(since) >= settings.provisioning_deadline;

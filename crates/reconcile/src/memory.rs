@@ -32,6 +32,8 @@ pub(crate) struct RevisionMemory {
     pub(crate) attempt_since: Option<Timestamp>,
     /// Since when at least one replica was ready, while it is being brought up.
     pub(crate) first_ready_at: Option<Timestamp>,
+    /// When it became ready, for the first time or again.
+    pub(crate) provisioned_at: Option<Timestamp>,
     /// Since when it should not serve any more.
     pub(crate) retired_at: Option<Timestamp>,
     /// When its images were asked for last.

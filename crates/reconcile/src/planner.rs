@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use crate::{
     AppMemory, AppPhase, AppView, Outcome, Plan, RevisionView,
     assess::{Assessment, Port, assess},
+    memory::RevisionMemory,
     outcome::outcome,
     plan::Action,
     replicas::{Want, after, control, endpoints},
@@ -219,21 +220,7 @@ fn want(
     let mine = memory.revisions.entry(revision.revision.name.clone()).or_default();
     let scale = &revision.revision.template.scale;
     let Some(assessment) = role.assessment.as_ref().filter(|_| role.is_kept) else {
-        let retired_at = *mine.retired_at.get_or_insert(now);
-        mine.initial = None;
-        mine.attempt_since = None;
-        let until = after(retired_at, view.settings.retire_settle);
-        let keep_serving = now < until && revision.replicas.iter().any(|replica| replica.is_ready);
-        if keep_serving {
-            plan.wake(until);
-        }
-        let reason = match (view.app.is_stopped, revision.revision.is_active) {
-            (true, _) => "the app is stopped",
-            (false, true) => "a newer revision took over",
-            (false, false) => "the revision is inactive",
-        };
-        let port = Port::of(view, revision);
-        return Want { count: 0, slots: 0, keep_serving, at_once: false, port, has_failed: false, reason };
+        return want_nothing(view, revision, mine, now, plan);
     };
     mine.retired_at = None;
     let initial = mine.initial.unwrap_or(1);
@@ -248,7 +235,14 @@ fn want(
     let (count, reason) = match assessment.provisioning {
         RevisionProvisioning::Provisioned => {
             let unknown = running(revision).max(scale.min_replicas);
-            (revision.desired.unwrap_or(unknown).max(scale.min_replicas), "the wanted number of replicas")
+            let fresh_until = mine.provisioned_at.map(|at| after(at, view.settings.fresh_hold));
+            let is_fresh = fresh_until.is_some_and(|until| now < until);
+            let least = if is_fresh { initial.max(scale.min_replicas) } else { scale.min_replicas };
+            let desired = revision.desired.unwrap_or(unknown);
+            if desired < least && is_fresh {
+                fresh_until.into_iter().for_each(|until| plan.wake(until));
+            }
+            (desired.max(least), "the wanted number of replicas")
         }
         RevisionProvisioning::Failed => (1, "it failed and is tried again"),
         RevisionProvisioning::Provisioning
@@ -261,6 +255,31 @@ fn want(
     let slots = if may_have_slots { revision.slots_wanted.min(room) } else { 0 };
     let has_failed = assessment.provisioning == RevisionProvisioning::Failed;
     Want { count, slots, keep_serving: false, at_once: false, port: assessment.port.clone(), has_failed, reason }
+}
+
+/// What a revision should have that was replaced, deactivated or stopped with its app: nothing, after a moment.
+fn want_nothing(
+    view: &AppView<'_>,
+    revision: &RevisionView<'_>,
+    mine: &mut RevisionMemory,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Want {
+    let retired_at = *mine.retired_at.get_or_insert(now);
+    mine.initial = None;
+    mine.attempt_since = None;
+    let until = after(retired_at, view.settings.retire_settle);
+    let keep_serving = now < until && revision.replicas.iter().any(|replica| replica.is_ready);
+    if keep_serving {
+        plan.wake(until);
+    }
+    let reason = match (view.app.is_stopped, revision.revision.is_active) {
+        (true, _) => "the app is stopped",
+        (false, true) => "a newer revision took over",
+        (false, false) => "the revision is inactive",
+    };
+    let port = Port::of(view, revision);
+    Want { count: 0, slots: 0, keep_serving, at_once: false, port, has_failed: false, reason }
 }
 
 fn role_serves(view: &AppView<'_>, role: &Role) -> bool {

@@ -20,6 +20,9 @@ pub struct Settings {
     pub failed_replicas_max: usize,
     /// With one replica ready for this long, a new revision takes over though not all are ready. Default 60 s.
     pub switch_patience: SignedDuration,
+    /// A revision that just became ready keeps at least its initial replicas for this long, whatever is wanted: requests
+    /// are only on their way to it. Default 30 s.
+    pub fresh_hold: SignedDuration,
     /// First wait before a replica that failed again is replaced; it doubles. Default 1 s.
     pub replace_wait_first: SignedDuration,
     /// Longest wait before a failed replica is replaced. Default 5 min.
@@ -42,6 +45,7 @@ impl Default for Settings {
             crash_restarts_max: 5,
             failed_replicas_max: 3,
             switch_patience: SignedDuration::from_secs(60),
+            fresh_hold: SignedDuration::from_secs(30),
             replace_wait_first: SignedDuration::from_secs(1),
             replace_wait_most: SignedDuration::from_secs(300),
             failure_window: SignedDuration::from_secs(600),

@@ -1,1 +1,5 @@
 //! The planner against small worlds.
+
+mod cases;
+mod properties;
+mod world;
