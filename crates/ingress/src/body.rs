@@ -34,6 +34,7 @@ pub(crate) struct RequestBody(Option<Arc<SharedBody>>);
 struct SharedBody {
     incoming: Mutex<Incoming>,
     is_started: AtomicBool,
+    is_over: AtomicBool,
     has_failed: AtomicBool,
 }
 
@@ -45,6 +46,7 @@ impl RequestBody {
         Self(Some(Arc::new(SharedBody {
             incoming: Mutex::new(incoming),
             is_started: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
         })))
     }
@@ -57,6 +59,11 @@ impl RequestBody {
     /// A part of it was read already.
     pub(crate) fn is_started(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.is_started.load(Ordering::Acquire))
+    }
+
+    /// It was read to its end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| shared.is_over.load(Ordering::Acquire))
     }
 
     /// The client broke it off.
@@ -77,10 +84,14 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(shared) = &self.0 else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut *shared.lock()).poll_frame(cx));
+        let mut incoming = shared.lock();
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         match &frame {
             Some(Err(_)) => shared.has_failed.store(true, Ordering::Release),
             Some(Ok(_)) | None => shared.is_started.store(true, Ordering::Release),
+        }
+        if frame.is_none() || incoming.is_end_stream() {
+            shared.is_over.store(true, Ordering::Release);
         }
         Poll::Ready(frame)
     }
@@ -98,6 +109,8 @@ impl Body for RequestBody {
 pub(crate) struct Held {
     pub(crate) ticket: Ticket,
     pub(crate) lease: Lease,
+    /// What was sent: if the replica answered before its end, the connection still carries it.
+    pub(crate) request: RequestBody,
     /// Goes back to the pool at the response's end.
     pub(crate) connection: Option<Connection>,
     /// How long the replica keeps an idle connection, if it said so.
@@ -107,7 +120,9 @@ pub(crate) struct Held {
 
 impl Held {
     fn finish(mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self.connection.take()
+            && self.request.is_over()
+        {
             self.lease.replica().pool.put(connection, self.keep_alive, &self.tasks);
         }
         drop(self.ticket);

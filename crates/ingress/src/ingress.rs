@@ -45,7 +45,8 @@ pub struct IngressSources {
     pub clock: Clock,
     /// Certificates for the HTTPS listeners; `None` when there are none.
     pub certificates: Option<Arc<dyn ResolvesServerCert>>,
-    /// The environment of a replica by its address: what `http://<app>` means on an internal listener.
+    /// The environment of a replica by its address: what `http://<app>` means on an internal listener, and whose internal
+    /// apps answer there. `None` for an address that is no replica's, such as the machine itself: all of them answer.
     pub environment_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
     /// Random numbers for traffic weights: `rand::random`, or a sequence in tests.
     pub random: Arc<dyn Fn() -> u32 + Send + Sync>,

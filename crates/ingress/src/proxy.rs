@@ -195,7 +195,8 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         self.prepare(client, host, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol));
         let body = RequestBody::new(body);
-        let answered = upstream::send(&self.shared, &ticket, &client.socket, (head, body), deadline).await?;
+        let sent = (head, body.clone());
+        let answered = upstream::send(&self.shared, &ticket, &client.socket, sent, deadline).await?;
         self.note_wake(&ticket, &answered);
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
@@ -206,7 +207,14 @@ impl Proxy {
         let keep_alive = headers::keep_alive(&head.headers);
         headers::remove_hop_by_hop(&mut head.headers);
         head.version = version;
-        let held = Held { ticket, lease, connection: Some(connection), keep_alive, tasks: self.shared.tasks.clone() };
+        let held = Held {
+            ticket,
+            lease,
+            request: body,
+            connection: Some(connection),
+            keep_alive,
+            tasks: self.shared.tasks.clone(),
+        };
         let body = ResponseBody::upstream(incoming, held, self.shared.config.stream_idle_timeout);
         Ok(Response::from_parts(head, body))
     }

@@ -1,7 +1,10 @@
 //! What passes through: heads, bodies both ways, kept connections, and which failures are repeated.
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -286,4 +289,41 @@ async fn a_large_body_goes_through_without_being_collected() {
     let mut answer = String::new();
     soon("the answer", stream.read_to_string(&mut answer)).await.unwrap();
     assert_eq!(parts(&answer), (200, SIZE.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_still_carries_a_body_is_not_used_again() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&closed);
+    // answers at the end of the head and leaves the body unread for long
+    let app = Backend::tcp(move |stream| {
+        let closed = Arc::clone(&counter);
+        async move {
+            let mut stream = BufReader::new(stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            let mut rest = Vec::new();
+            let _reset_or_end = stream.read_to_end(&mut rest).await;
+            closed.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let world = world(&app).await;
+    for count in 1..=3 {
+        let mut stream = TcpStream::connect(world.http).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: {HOST}\r\ncontent-length: 1000000\r\n\r\nthe beginning");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        soon("the early answer", stream.read_exact(&mut status)).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 413");
+        drop(stream);
+        until("the connection to be closed", || closed.load(Ordering::SeqCst) == count).await;
+    }
+    assert_eq!(app.connections.load(Ordering::SeqCst), 3);
+    until("nothing to be open", || world.handle.load(&revision("web", "v1")).open == 0).await;
 }
