@@ -17,8 +17,6 @@ pub(crate) struct ServeArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    data_dir: DataDir,
     /// Address of the API over TLS; port 0 takes any free one [default: 127.0.0.1:8443].
     #[arg(long, value_name = "ADDRESS")]
     api: Option<SocketAddr>,
@@ -54,7 +52,7 @@ enum LogFormat {
     Json,
 }
 
-pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
     start_log(args.log_format);
     let mut config = Config::load(args.config.as_deref())?;
     config.api.bind = args.api.unwrap_or(config.api.bind);
@@ -70,7 +68,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
         ClockArg::Real => ClockKind::Real,
         ClockArg::Virtual => ClockKind::Virtual,
     };
-    let options = Options { config, data_dir: args.data_dir.path(), clock, shim_program: None };
+    let options = Options { config, data_dir: data_dir.path(), clock, shim_program: None };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(cove_server::run_until_signal(options, ready))?;
     Ok(())

@@ -10,6 +10,12 @@ pub(crate) fn out(text: &str) {
     let _closed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
+/// Writes one line of data; false when nobody reads any more.
+pub(crate) fn line(line: &str) -> bool {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_ok()
+}
+
 /// Writes what is not data, one line.
 pub(crate) fn err(line: &str) {
     let mut stderr = std::io::stderr().lock();

@@ -1,0 +1,447 @@
+//! The client of the API: finds the server, logs in, calls, waits for long-running operations as az does.
+//!
+//! **Invariant:** every wait has a limit.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use serde_json::{Value, json};
+
+use crate::{failure::Failure, place::Place, progress::Progress};
+
+/// api-version of `Microsoft.App`, az's.
+const APP_VERSION: &str = "2025-07-01";
+/// api-version of everything else.
+const ARM_VERSION: &str = "2024-11-01";
+/// Longest wait for one answer; streams have no limit.
+const ANSWER_LIMIT: Duration = Duration::from_secs(100);
+/// Longest wait for an operation, as az's.
+const OPERATION_LIMIT: Duration = Duration::from_secs(1200);
+/// Shortest pause between two polls, where the server says `Retry-After: 0`.
+const POLL_MIN: Duration = Duration::from_millis(50);
+/// Pause between two polls where the server says nothing.
+const POLL_DEFAULT: Duration = Duration::from_secs(2);
+/// Longest pause between two polls, whatever the server says.
+const POLL_MAX: Duration = Duration::from_secs(30);
+
+/// A connection to a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    api: String,
+    /// Ingress of the apps, where the server told it.
+    ingress: String,
+    token: String,
+    subscription: String,
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Until the operation has ended.
+    Done,
+    /// Until the server has accepted it (`--no-wait`).
+    Accepted,
+}
+
+impl Wait {
+    /// From `--no-wait`.
+    pub(crate) fn unless(no_wait: bool) -> Self {
+        if no_wait { Self::Accepted } else { Self::Done }
+    }
+}
+
+impl Client {
+    /// Finds the server and logs in.
+    pub(crate) async fn connect(place: &Place) -> Result<Self, Failure> {
+        cove_server::install_crypto();
+        let found = place.find()?;
+        let ca = std::fs::read(&found.ca).map_err(|error| {
+            Failure::new(format!("failed to read the CA certificate `{}`: {error}", found.ca.display()))
+                .hint("start a server with: cove serve")
+        })?;
+        let certificate = reqwest::Certificate::from_pem(&ca)
+            .map_err(|error| Failure::new(format!("`{}` is not a certificate: {error}", found.ca.display())))?;
+        let mut builder = reqwest::Client::builder()
+            .tls_certs_only([certificate])
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(5));
+        if let Some(port) = local_port(&found.api) {
+            builder = builder.resolve("localhost", SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        }
+        let http = builder.build().map_err(|error| Failure::new(causes(&error)))?;
+        let mut client = Self { http, api: found.api, ingress: found.http, token: String::new(), subscription: String::new() };
+        client.log_in(place).await?;
+        client.subscription = match &place.subscription {
+            Some(subscription) => subscription.clone(),
+            None => client.first_subscription().await?,
+        };
+        Ok(client)
+    }
+
+    async fn log_in(&mut self, place: &Place) -> Result<(), Failure> {
+        let (id, secret) = (place.client_id.as_deref().unwrap_or("cove-cli"), place.client_secret.as_deref());
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", id),
+            ("client_secret", secret.unwrap_or("local")),
+            ("scope", &format!("{}/.default", self.api)),
+        ]
+        .map(|(name, value)| format!("{name}={}", encode(value)))
+        .join("&");
+        let request = self
+            .http
+            .post(format!("{}/organizations/oauth2/v2.0/token", self.api))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form)
+            .timeout(ANSWER_LIMIT);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let is_ok = response.status().is_success();
+        let answer: Value = response.json().await.unwrap_or_default();
+        match answer["access_token"].as_str() {
+            Some(token) if is_ok => {
+                token.clone_into(&mut self.token);
+                Ok(())
+            }
+            _ => {
+                let why = answer["error_description"].as_str().unwrap_or("the server gave no token");
+                Err(Failure::new(format!("login as `{id}` failed: {why}"))
+                    .hint("set COVE_CLIENT_ID and COVE_CLIENT_SECRET to one of the server's `[[api.clients]]`"))
+            }
+        }
+    }
+
+    async fn first_subscription(&self) -> Result<String, Failure> {
+        let answer = self.get("/subscriptions").await?;
+        let id = answer["value"][0]["subscriptionId"].as_str();
+        id.map(str::to_owned).ok_or_else(|| Failure::new("the server has no subscription"))
+    }
+
+    /// The server's URL.
+    pub(crate) fn api(&self) -> &str {
+        &self.api
+    }
+
+    /// URL of an app by its host name.
+    pub(crate) fn app_url(&self, fqdn: &str) -> String {
+        match self.ingress.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port != 80) => format!("http://{fqdn}:{port}/"),
+            _ => format!("http://{fqdn}/"),
+        }
+    }
+
+    /// The subscription in use.
+    pub(crate) fn subscription(&self) -> &str {
+        &self.subscription
+    }
+
+    /// Path of a resource group.
+    pub(crate) fn group(&self, group: &str) -> String {
+        format!("/subscriptions/{}/resourceGroups/{}", self.subscription, encode(group))
+    }
+
+    /// Path of a resource of `Microsoft.App`; an id is taken as it is.
+    pub(crate) fn resource(&self, group: &str, kind: &str, name: &str) -> String {
+        if name.starts_with('/') {
+            return name.to_owned();
+        }
+        format!("{}/providers/Microsoft.App/{kind}/{}", self.group(group), encode(name))
+    }
+
+    /// Path of a container app.
+    pub(crate) fn app(&self, group: &str, name: &str) -> String {
+        self.resource(group, "containerApps", name)
+    }
+
+    /// Path of an environment.
+    pub(crate) fn environment(&self, group: &str, name: &str) -> String {
+        self.resource(group, "managedEnvironments", name)
+    }
+
+    /// `GET`.
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        let response = self.send(Method::GET, path, None).await?;
+        body_of(response).await
+    }
+
+    /// `GET` of what may be absent.
+    pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>, Failure> {
+        match self.get(path).await {
+            Ok(value) => Ok(Some(value)),
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// All items of a list, over its pages.
+    pub(crate) async fn list(&self, path: &str) -> Result<Value, Failure> {
+        const PAGES_MAX: usize = 1000;
+        let mut items = Vec::new();
+        let mut next = path.to_owned();
+        for _ in 0..PAGES_MAX {
+            let mut page = self.get(&next).await?;
+            if let Value::Array(values) = page["value"].take() {
+                items.extend(values);
+            }
+            match page["nextLink"].as_str().filter(|link| !link.is_empty()) {
+                Some(link) => link.clone_into(&mut next),
+                None => return Ok(Value::Array(items)),
+            }
+        }
+        Err(Failure::new(format!("the list has more than {PAGES_MAX} pages")))
+    }
+
+    /// `POST` that answers at once.
+    pub(crate) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let response = self.send(Method::POST, path, body).await?;
+        body_of(response).await
+    }
+
+    /// `PUT`, `PATCH` or `POST` of a resource; gives the resource as it is afterwards.
+    pub(crate) async fn write(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        wait: Wait,
+    ) -> Result<Value, Failure> {
+        let is_action = method == Method::POST;
+        let response = self.send(method, path, body).await?;
+        let headers = response.headers().clone();
+        let status = response.status();
+        let accepted = body_of(response).await?;
+        if wait == Wait::Accepted || (status == StatusCode::OK && !is_long_running(&headers)) {
+            return Ok(accepted);
+        }
+        self.finish(path, &headers).await?;
+        let resource = if is_action { path.rsplit_once('/').map_or(path, |(resource, _)| resource) } else { path };
+        self.get(resource).await
+    }
+
+    /// `DELETE`; deleting what is not there is success.
+    pub(crate) async fn delete(&self, path: &str, wait: Wait) -> Result<(), Failure> {
+        let response = self.send(Method::DELETE, path, None).await?;
+        let headers = response.headers().clone();
+        if response.status() != StatusCode::ACCEPTED || wait == Wait::Accepted {
+            return Ok(());
+        }
+        self.finish(path, &headers).await
+    }
+
+    /// Waits for the operation that an answer's headers name.
+    async fn finish(&self, path: &str, headers: &HeaderMap) -> Result<(), Failure> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let progress = Progress::start(self, path);
+        let deadline = Instant::now() + OPERATION_LIMIT;
+        let (url, has_status) = match (text("azure-asyncoperation"), text("location")) {
+            (Some(url), _) => (url, true),
+            (None, Some(url)) => (url, false),
+            (None, None) => return Ok(()),
+        };
+        let mut pause = pause_of(headers);
+        loop {
+            progress.show().await;
+            let response = self.send(Method::GET, &url, None).await?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            let body = body_of(response).await?;
+            if has_status {
+                match body["status"].as_str().unwrap_or_default() {
+                    "Succeeded" => return Ok(()),
+                    state @ ("Failed" | "Canceled") => return Err(operation_failure(state, &body["error"])),
+                    _ => {}
+                }
+            } else if status != StatusCode::ACCEPTED {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let text = format!("the operation has not ended within {} s", OPERATION_LIMIT.as_secs());
+                return Err(Failure::new(text).hint("the server goes on with it; look at the resource with `show`"));
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause_of(&headers);
+        }
+    }
+
+    /// A request whose answer is read piece by piece.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Response, Failure> {
+        let request = self.http.get(self.url(path)).bearer_auth(&self.token);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        refused(response).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response, Failure> {
+        let mut request = self.http.request(method, self.url(path)).timeout(ANSWER_LIMIT);
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        refused(response).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        if path.starts_with("https://") {
+            return path.to_owned();
+        }
+        if path.starts_with("/cove/") || path.contains("api-version=") {
+            return format!("{}{path}", self.api);
+        }
+        let version = if path.to_ascii_lowercase().contains("/microsoft.app/") { APP_VERSION } else { ARM_VERSION };
+        let separator = if path.contains('?') { '&' } else { '?' };
+        format!("{}{path}{separator}api-version={version}", self.api)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        if error.is_connect() {
+            return Failure::new(format!("no server answers at {}: {}", self.api, last_cause(error)))
+                .hint("start one with: cove serve");
+        }
+        if error.is_timeout() {
+            return Failure::new(format!("{} did not answer in time", self.api));
+        }
+        Failure::new(format!("the connection to {} broke: {}", self.api, causes(error)))
+    }
+}
+
+/// A path segment or query value.
+pub(crate) fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+fn local_port(api: &str) -> Option<u16> {
+    api.strip_prefix("https://localhost:")?.trim_end_matches('/').parse().ok()
+}
+
+fn is_long_running(headers: &HeaderMap) -> bool {
+    headers.contains_key("azure-asyncoperation") || headers.contains_key("location")
+}
+
+fn pause_of(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get("retry-after").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    seconds.map_or(POLL_DEFAULT, Duration::from_secs).clamp(POLL_MIN, POLL_MAX)
+}
+
+/// The answer when it is one, the failure it stands for otherwise.
+async fn refused(response: Response) -> Result<Response, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let text = response.text().await.unwrap_or_default();
+    let body: Value = serde_json::from_str(&text).unwrap_or_default();
+    let error = &body["error"];
+    let message = match (error["code"].as_str(), error["message"].as_str()) {
+        (Some(code), Some(message)) => format!("({code}) {message}{}", details(error)),
+        _ => format!("the server answered {status} {}", text.chars().take(200).collect::<String>()),
+    };
+    Err(match status {
+        StatusCode::NOT_FOUND => Failure::not_found(message),
+        StatusCode::UNAUTHORIZED => {
+            Failure::new(message).hint("set COVE_CLIENT_ID and COVE_CLIENT_SECRET to one of the server's `[[api.clients]]`")
+        }
+        _ => Failure::new(message),
+    })
+}
+
+/// Further messages of one error, a line each.
+fn details(error: &Value) -> String {
+    let details = error["details"].as_array().map_or(&[][..], Vec::as_slice);
+    let lines = details.iter().filter_map(|detail| {
+        let (code, message) = (detail["code"].as_str()?, detail["message"].as_str()?);
+        let target = detail["target"].as_str().map(|target| format!(" at {target}")).unwrap_or_default();
+        (Some(message) != error["message"].as_str()).then(|| format!("\n  ({code}) {message}{target}"))
+    });
+    lines.collect()
+}
+
+fn operation_failure(state: &str, error: &Value) -> Failure {
+    match (error["code"].as_str(), error["message"].as_str()) {
+        (Some(code), Some(message)) => Failure::new(format!("({code}) {message}{}", details(error))),
+        _ => Failure::new(format!("the operation ended as {state}")),
+    }
+}
+
+async fn body_of(response: Response) -> Result<Value, Failure> {
+    let text = response.text().await.map_err(|error| Failure::new(format!("the answer broke off: {}", causes(&error))))?;
+    if text.trim().is_empty() {
+        return Ok(json!(null));
+    }
+    serde_json::from_str(&text).map_err(|error| Failure::new(format!("the answer is not JSON: {error}")))
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn last_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_follow_the_namespace() {
+        let client = Client {
+            http: {
+                cove_server::install_crypto();
+                reqwest::Client::new()
+            },
+            api: "https://localhost:1".into(),
+            ingress: "http://localhost:8080".into(),
+            token: String::new(),
+            subscription: "s".into(),
+        };
+        assert_eq!(client.app_url("web.env.localhost"), "http://web.env.localhost:8080/");
+        assert_eq!(client.url("/cove/v1/wakes"), "https://localhost:1/cove/v1/wakes");
+        assert_eq!(client.url(&client.app("g", "a b")), "https://localhost:1/subscriptions/s/resourceGroups/g/providers/Microsoft.App/containerApps/a%20b?api-version=2025-07-01");
+        assert_eq!(client.url("/subscriptions?x=1"), "https://localhost:1/subscriptions?x=1&api-version=2024-11-01");
+        assert_eq!(client.url("https://localhost:1/x?y"), "https://localhost:1/x?y");
+    }
+
+    #[test]
+    fn pauses_are_bounded() {
+        let pause = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", text.parse().unwrap());
+            pause_of(&headers)
+        };
+        assert_eq!(pause("0"), POLL_MIN);
+        assert_eq!(pause("5"), Duration::from_secs(5));
+        assert_eq!(pause("5000"), POLL_MAX);
+        assert_eq!(pause_of(&HeaderMap::new()), POLL_DEFAULT);
+    }
+
+    #[test]
+    fn details_add_what_the_message_does_not_say() {
+        let error = json!({"code": "A", "message": "m", "details": [
+            {"code": "A", "message": "m"}, {"code": "B", "message": "other", "target": "properties.x"}
+        ]});
+        assert_eq!(operation_failure("Failed", &error).text, "(A) m\n  (B) other at properties.x");
+    }
+}

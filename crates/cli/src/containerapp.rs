@@ -1,0 +1,187 @@
+//! `cove containerapp`: az's nouns and verbs.
+
+mod create;
+mod environment;
+mod ingress;
+mod logs;
+mod replica;
+mod revision;
+mod secret;
+mod template;
+mod up;
+mod update;
+mod whole;
+
+use reqwest::Method;
+
+use crate::{
+    client::Wait,
+    failure::Failure,
+    output::View,
+    session::{Globals, GroupArg, Session, block_on, confirm},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ContainerappCommand {
+    /// Create a container app, or replace it.
+    Create(Box<create::CreateArgs>),
+    /// Create group, environment and app as needed; the short way.
+    Up(Box<up::UpArgs>),
+    /// Change a container app; a changed template makes a new revision.
+    Update(Box<update::UpdateArgs>),
+    /// Show a container app.
+    Show {
+        #[command(flatten)]
+        app: AppRef,
+        /// Show the values of secrets too.
+        #[arg(long)]
+        show_secrets: bool,
+    },
+    /// List container apps of a group, or of all.
+    List {
+        /// Resource group.
+        #[arg(short = 'g', long = "resource-group", env = "AZURE_DEFAULTS_GROUP", hide_env = true)]
+        group: Option<String>,
+        /// Only apps of this environment (name or id).
+        #[arg(long)]
+        environment: Option<String>,
+    },
+    /// Delete a container app.
+    Delete {
+        #[command(flatten)]
+        app: AppRef,
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Start a stopped app.
+    Start {
+        #[command(flatten)]
+        app: AppRef,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Stop an app: no replicas, whatever the load.
+    Stop {
+        #[command(flatten)]
+        app: AppRef,
+        /// Do not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Environments: the boundary of apps that know each other.
+    #[command(subcommand)]
+    Env(environment::EnvironmentCommand),
+    /// Revisions of an app.
+    #[command(subcommand)]
+    Revision(revision::RevisionCommand),
+    /// Replicas of a revision.
+    #[command(subcommand)]
+    Replica(replica::ReplicaCommand),
+    /// Output of containers and system events.
+    #[command(subcommand)]
+    Logs(logs::LogsCommand),
+    /// Secrets of an app.
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
+    /// The way in to an app.
+    #[command(subcommand)]
+    Ingress(ingress::IngressCommand),
+    #[command(external_subcommand)]
+    Other(Vec<String>),
+}
+
+/// Nouns and verbs of az that the server does not serve yet.
+const NOT_BUILT: [&str; 11] = [
+    "auth", "browse", "compose", "connection", "dapr", "exec", "github-action", "hostname", "identity", "job", "registry",
+];
+
+/// An app by name and group.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AppRef {
+    /// Name of the app.
+    #[arg(short, long, alias = "app")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) group: GroupArg,
+}
+
+impl AppRef {
+    /// Its path.
+    pub(crate) fn path(&self, session: &Session) -> String {
+        session.client.app(&self.group.group, &self.name)
+    }
+}
+
+pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(), Failure> {
+    if let ContainerappCommand::Other(words) = &command {
+        return Err(unknown(words));
+    }
+    block_on(async {
+        let session = Session::open(globals).await?;
+        let client = &session.client;
+        match command {
+            ContainerappCommand::Create(args) => create::run(&session, *args).await,
+            ContainerappCommand::Up(args) => up::run(&session, *args).await,
+            ContainerappCommand::Update(args) => update::run(&session, *args).await,
+            ContainerappCommand::Show { app, show_secrets } => {
+                let path = app.path(&session);
+                let mut found = client.get(&path).await?;
+                if show_secrets {
+                    whole::fill_secrets(&session, &path, &mut found).await?;
+                }
+                session.print(found, View::Apps)
+            }
+            ContainerappCommand::List { group, environment } => list(&session, group, environment).await,
+            ContainerappCommand::Delete { app, yes, no_wait } => {
+                confirm(&format!("Delete the container app `{}`?", app.name), yes)?;
+                client.delete(&app.path(&session), Wait::unless(no_wait)).await
+            }
+            ContainerappCommand::Start { app, no_wait } => act(&session, &app, "start", no_wait).await,
+            ContainerappCommand::Stop { app, no_wait } => act(&session, &app, "stop", no_wait).await,
+            ContainerappCommand::Env(command) => environment::run(&session, command).await,
+            ContainerappCommand::Revision(command) => revision::run(&session, command).await,
+            ContainerappCommand::Replica(command) => replica::run(&session, command).await,
+            ContainerappCommand::Logs(command) => logs::run(&session, command).await,
+            ContainerappCommand::Secret(command) => secret::run(&session, command).await,
+            ContainerappCommand::Ingress(command) => ingress::run(&session, command).await,
+            ContainerappCommand::Other(words) => Err(unknown(&words)),
+        }
+    })
+}
+
+fn unknown(words: &[String]) -> Failure {
+    let word = words.first().map_or("", String::as_str);
+    if NOT_BUILT.contains(&word) {
+        return Failure::usage(format!("`containerapp {word}` is not built yet"))
+            .hint("docs/guide and the table in the README say what is");
+    }
+    Failure::usage(format!("`containerapp {word}` is not a command")).hint("cove containerapp --help")
+}
+
+async fn list(session: &Session, group: Option<String>, environment: Option<String>) -> Result<(), Failure> {
+    let client = &session.client;
+    let scope = match &group {
+        Some(group) => client.group(group),
+        None => format!("/subscriptions/{}", client.subscription()),
+    };
+    let mut apps = client.list(&format!("{scope}/providers/Microsoft.App/containerApps")).await?;
+    if let (Some(environment), Some(apps)) = (environment, apps.as_array_mut()) {
+        let ending = format!("/{environment}").to_lowercase();
+        apps.retain(|app| {
+            let id = app["properties"]["environmentId"].as_str().unwrap_or_default().to_lowercase();
+            id == environment.to_lowercase() || id.ends_with(&ending)
+        });
+    }
+    session.print(apps, View::Apps)
+}
+
+async fn act(session: &Session, app: &AppRef, verb: &str, no_wait: bool) -> Result<(), Failure> {
+    let path = format!("{}/{verb}", app.path(session));
+    let app = session.client.write(Method::POST, &path, None, Wait::unless(no_wait)).await?;
+    session.print(app, View::Apps)
+}

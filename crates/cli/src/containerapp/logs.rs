@@ -1,0 +1,148 @@
+//! `containerapp logs show`: the output of a container, or the system events.
+
+use futures_util::StreamExt as _;
+use serde_json::Value;
+
+use super::{AppRef, replica, revision};
+use crate::{client::encode, failure::Failure, session::Session, text};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum LogsCommand {
+    /// Print lines of a container, or system events.
+    Show(Box<ShowArgs>),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    app: AppRef,
+    #[command(flatten)]
+    stream: StreamArgs,
+    /// Output of a container, or events of the platform.
+    #[arg(short = 't', long = "type", value_enum, default_value_t = Kind::Console)]
+    kind: Kind,
+    /// Revision [default: the latest].
+    #[arg(long)]
+    revision: Option<String>,
+    /// Replica, also one that is gone [default: the newest].
+    #[arg(long)]
+    replica: Option<String>,
+    /// Container [default: the first].
+    #[arg(long)]
+    container: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    Console,
+    System,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StreamArgs {
+    /// Go on with what is written from now on.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", default_value = "false", value_name = "BOOL")]
+    follow: bool,
+    /// Lines from the past, 0..=300.
+    #[arg(long, default_value_t = 20, value_name = "LINES", value_parser = clap::value_parser!(u32).range(0..=300))]
+    tail: u32,
+    /// json or text [default: text on a terminal, json otherwise].
+    #[arg(long, value_enum)]
+    format: Option<LineFormat>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LineFormat {
+    Json,
+    Text,
+}
+
+pub(crate) async fn run(session: &Session, command: LogsCommand) -> Result<(), Failure> {
+    let LogsCommand::Show(args) = command;
+    let app = session.client.get(&args.app.path(session)).await?;
+    let events = app["properties"]["eventStreamEndpoint"].as_str().unwrap_or_default().to_owned();
+    if args.kind == Kind::System {
+        return print(session, &events, &args.stream, Kind::System).await;
+    }
+    let base = events.strip_suffix("/eventstream").unwrap_or(&events);
+    let revision = match &args.revision {
+        Some(revision) => revision.clone(),
+        None => revision::latest(&app)?.to_owned(),
+    };
+    let (name, container) = container(session, &args, &revision, &app).await?;
+    let endpoint = format!(
+        "{base}/revisions/{}/replicas/{}/containers/{}/logstream",
+        encode(&revision),
+        encode(&name),
+        encode(&container)
+    );
+    print(session, &endpoint, &args.stream, Kind::Console).await
+}
+
+/// Replica and container: those asked for, else the newest replica's first container.
+async fn container(session: &Session, args: &ShowArgs, revision: &str, app: &Value) -> Result<(String, String), Failure> {
+    let first = |containers: &Value| containers[0]["name"].as_str().unwrap_or_default().to_owned();
+    if let Some(replica) = &args.replica {
+        let container = args.container.clone();
+        return Ok((replica.clone(), container.unwrap_or_else(|| first(&app["properties"]["template"]["containers"]))));
+    }
+    let path = replica::path(session, &args.app, Some(revision.to_owned())).await?;
+    let replicas = session.client.list(&path).await?;
+    let Some(name) = replicas[0]["name"].as_str() else {
+        let fqdn = app["properties"]["configuration"]["ingress"]["fqdn"].as_str();
+        let wake = fqdn.map(|fqdn| format!("wake it with a request to {}, or ", session.client.app_url(fqdn)));
+        let hint = format!("{}see what happened with --type system", wake.unwrap_or_default());
+        return Err(Failure::new(format!("revision `{revision}` has no replica at the moment")).hint(hint));
+    };
+    let container = args.container.clone().unwrap_or_else(|| first(&replicas[0]["properties"]["containers"]));
+    Ok((name.to_owned(), container))
+}
+
+/// Prints the lines of a stream until it ends.
+pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, kind: Kind) -> Result<(), Failure> {
+    let format = args.format.unwrap_or(if text::stdout_is_terminal() { LineFormat::Text } else { LineFormat::Json });
+    // events are JSON on the wire in any case; their text is made here
+    let output = if format == LineFormat::Text && kind == Kind::Console { "text" } else { "json" };
+    let separator = if endpoint.contains('?') { '&' } else { '?' };
+    let url = format!("{endpoint}{separator}follow={}&tailLines={}&output={output}", args.follow, args.tail);
+    let mut stream = session.client.stream(&url).await?.bytes_stream();
+    let mut rest: Vec<u8> = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| Failure::new(format!("the stream broke off: {error}")))?;
+        rest.extend_from_slice(&piece);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line[..end]);
+            if line.is_empty() {
+                continue;
+            }
+            let line = if format == LineFormat::Text && kind == Kind::System { event(&line) } else { line.into_owned() };
+            if !text::line(&line) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A system event for people.
+fn event(line: &str) -> String {
+    let Ok(event) = serde_json::from_str::<Value>(line) else { return line.to_owned() };
+    let field = |name: &str| event[name].as_str().unwrap_or_default();
+    let whose = [field("ReplicaName"), field("RevisionName"), field("ContainerAppName"), field("EnvironmentName")];
+    let whose = whose.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
+    let mark = if field("Type") == "Warning" { "!" } else { " " };
+    format!("{}{mark} {}  {whose}  {}", field("TimeStamp"), field("Reason"), field("Msg"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_name_the_closest_thing() {
+        let line = r#"{"TimeStamp":"2026-01-01T00:00:00Z","Type":"Warning","Reason":"BackOff","RevisionName":"web--a","ReplicaName":"","ContainerAppName":"web","Msg":"m"}"#;
+        assert_eq!(event(line), "2026-01-01T00:00:00Z! BackOff  web--a  m");
+        assert_eq!(event("not json"), "not json");
+    }
+}

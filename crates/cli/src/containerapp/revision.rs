@@ -1,0 +1,137 @@
+//! `containerapp revision`.
+
+use serde_json::{Value, json};
+
+use super::{AppRef, whole};
+use crate::{client::encode, failure::Failure, output::View, session::{GroupArg, Session}};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum RevisionCommand {
+    /// List active revisions.
+    List {
+        #[command(flatten)]
+        app: AppRef,
+        /// Inactive ones too.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show a revision.
+    Show(RevisionRef),
+    /// Let a revision run again.
+    Activate(RevisionRef),
+    /// End a revision's replicas and its traffic.
+    Deactivate(RevisionRef),
+    /// Replace a revision's replicas.
+    Restart(RevisionRef),
+    /// One active revision or several.
+    SetMode {
+        #[command(flatten)]
+        app: AppRef,
+        /// single or multiple.
+        #[arg(long)]
+        mode: String,
+    },
+}
+
+/// A revision: `--revision REV [--name APP]`, or `--name REV --app APP`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RevisionRef {
+    /// Name of the app; of the revision where --app names the app.
+    #[arg(short, long)]
+    name: Option<String>,
+    /// Name of the revision.
+    #[arg(long)]
+    revision: Option<String>,
+    /// Name of the app.
+    #[arg(long)]
+    app: Option<String>,
+    #[command(flatten)]
+    group: GroupArg,
+}
+
+impl RevisionRef {
+    /// App and revision.
+    fn resolve(&self) -> Result<(String, String), Failure> {
+        let (app, revision) = match (&self.app, &self.revision, &self.name) {
+            (Some(app), Some(revision), _) => (Some(app.as_str()), revision),
+            (Some(app), None, Some(revision)) => (Some(app.as_str()), revision),
+            (None, Some(revision), Some(app)) => (Some(app.as_str()), revision),
+            // a revision's name begins with its app's
+            (None, Some(revision), None) => (revision.rsplit_once("--").map(|(app, _)| app), revision),
+            (None, None, Some(name)) if name.contains("--") => (name.rsplit_once("--").map(|(app, _)| app), name),
+            _ => return Err(Failure::usage("which revision?").hint("add --revision NAME")),
+        };
+        let app = app.ok_or_else(|| Failure::usage(format!("which app has the revision `{revision}`?")).hint("add --name APP"))?;
+        Ok((app.to_owned(), revision.clone()))
+    }
+
+    fn path(&self, session: &Session) -> Result<String, Failure> {
+        let (app, revision) = self.resolve()?;
+        Ok(format!("{}/revisions/{}", session.client.app(&self.group.group, &app), encode(&revision)))
+    }
+}
+
+pub(crate) async fn run(session: &Session, command: RevisionCommand) -> Result<(), Failure> {
+    let client = &session.client;
+    match command {
+        RevisionCommand::List { app, all } => {
+            let mut revisions = client.list(&format!("{}/revisions", app.path(session))).await?;
+            if let Some(revisions) = revisions.as_array_mut().filter(|_| !all) {
+                revisions.retain(|revision| revision["properties"]["active"].as_bool() == Some(true));
+            }
+            session.print(revisions, View::Revisions)
+        }
+        RevisionCommand::Show(revision) => session.print(client.get(&revision.path(session)?).await?, View::Revisions),
+        RevisionCommand::Activate(revision) => act(session, &revision, "activate").await,
+        RevisionCommand::Deactivate(revision) => act(session, &revision, "deactivate").await,
+        RevisionCommand::Restart(revision) => act(session, &revision, "restart").await,
+        RevisionCommand::SetMode { app, mode } => {
+            let path = app.path(session);
+            let app = whole::edit(session, &path, false, |app| {
+                app["properties"]["configuration"]["activeRevisionsMode"] = mode.as_str().into();
+                Ok(())
+            });
+            let mode = app.await?["properties"]["configuration"]["activeRevisionsMode"].take();
+            session.print(mode, View::Plain)
+        }
+    }
+}
+
+async fn act(session: &Session, revision: &RevisionRef, verb: &str) -> Result<(), Failure> {
+    let path = revision.path(session)?;
+    let answer = session.client.post(&format!("{path}/{verb}"), None).await?;
+    session.print(if answer.is_null() { json!("Success") } else { answer }, View::Plain)
+}
+
+/// Restarts the revision `name` of the app at `path`.
+pub(super) async fn restart(session: &Session, path: &str, name: &str) -> Result<(), Failure> {
+    session.client.post(&format!("{path}/revisions/{}/restart", encode(name)), None).await.map(|_| ())
+}
+
+/// Name of the latest revision.
+pub(super) fn latest(app: &Value) -> Result<&str, Failure> {
+    let name = app["properties"]["latestRevisionName"].as_str().filter(|name| !name.is_empty());
+    name.ok_or_else(|| Failure::not_found("the app has no revision yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(name: Option<&str>, revision: Option<&str>, app: Option<&str>) -> Result<(String, String), String> {
+        let text = |text: Option<&str>| text.map(str::to_owned);
+        let group = GroupArg { group: "rg".into() };
+        RevisionRef { name: text(name), revision: text(revision), app: text(app), group }.resolve().map_err(|f| f.text)
+    }
+
+    #[test]
+    fn all_spellings_name_the_same_revision() {
+        let expected = Ok(("web".to_owned(), "web--a".to_owned()));
+        assert_eq!(resolve(Some("web"), Some("web--a"), None), expected);
+        assert_eq!(resolve(None, Some("web--a"), None), expected);
+        assert_eq!(resolve(Some("web--a"), None, Some("web")), expected);
+        assert_eq!(resolve(Some("web--a"), None, None), expected);
+        assert_eq!(resolve(Some("web"), None, None), Err("which revision?".to_owned()));
+        assert_eq!(resolve(None, Some("a"), None), Err("which app has the revision `a`?".to_owned()));
+    }
+}

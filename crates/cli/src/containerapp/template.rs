@@ -1,0 +1,203 @@
+//! Flags of the template and the JSON that az makes of them.
+//!
+//! **Invariant:** a flag that was not given appears nowhere in the body.
+
+use serde_json::{Map, Value, json};
+
+use crate::{failure::Failure, pairs};
+
+/// One container.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Container")]
+pub(crate) struct ContainerArgs {
+    /// Image, such as `registry/name:tag`.
+    #[arg(short, long)]
+    pub(crate) image: Option<String>,
+    /// Name of the container [default: the app's].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) container_name: Option<String>,
+    /// Cores, such as 0.5.
+    #[arg(long, value_name = "CORES")]
+    pub(crate) cpu: Option<f64>,
+    /// Memory, such as `1.0Gi`.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Program instead of the image's; one empty text for the image's.
+    #[arg(long, num_args = 0.., value_name = "WORD")]
+    pub(crate) command: Option<Vec<String>>,
+    /// Arguments instead of the image's; `--args=-x` for one that begins with a dash.
+    #[arg(long, num_args = 0.., value_name = "WORD")]
+    pub(crate) args: Option<Vec<String>>,
+    /// GPU kind: not built yet, the server says so.
+    #[arg(long, hide = true)]
+    pub(crate) gpu_type: Option<String>,
+    /// GPUs: not built yet, the server says so.
+    #[arg(long, hide = true)]
+    pub(crate) gpu_count: Option<u32>,
+}
+
+/// Limits and one rule.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Scale")]
+pub(crate) struct ScaleArgs {
+    /// Fewest replicas, 0..=1000.
+    #[arg(long, value_name = "N")]
+    pub(crate) min_replicas: Option<i64>,
+    /// Most replicas, 1..=1000.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_replicas: Option<i64>,
+    /// Name of a scale rule.
+    #[arg(long, alias = "srn", value_name = "NAME")]
+    pub(crate) scale_rule_name: Option<String>,
+    /// http, tcp, azure-queue, or the type of a custom rule [default: http].
+    #[arg(long, alias = "srt", value_name = "TYPE")]
+    pub(crate) scale_rule_type: Option<String>,
+    /// Type of a rule of `--scale-rule-type custom`.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) scale_rule_custom_type: Option<String>,
+    /// Requests or connections per replica, for http and tcp rules.
+    #[arg(long, aliases = ["srhc", "scale-rule-tcp-concurrency", "srtc"], value_name = "N")]
+    pub(crate) scale_rule_http_concurrency: Option<u32>,
+    /// Metadata of the rule: `key=value …`
+    #[arg(long, alias = "srm", num_args = 1.., value_name = "KEY=VALUE")]
+    pub(crate) scale_rule_metadata: Vec<String>,
+    /// Secrets of the rule: `parameter=secret …`
+    #[arg(long, alias = "sra", num_args = 1.., value_name = "PARAMETER=SECRET")]
+    pub(crate) scale_rule_auth: Vec<String>,
+    /// Seconds without activity before the last replicas go.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) cooldown_period: Option<u32>,
+    /// Seconds between two readings of an event rule.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) polling_interval: Option<u32>,
+}
+
+/// Numbers as az sends them: `0.5`, `1.0`.
+fn cores(cpu: f64) -> Value {
+    json!(cpu)
+}
+
+/// A new container.
+pub(crate) fn container(args: &ContainerArgs, name: &str, env: &[Value]) -> Value {
+    let mut container = json!({ "name": args.container_name.as_deref().unwrap_or(name) });
+    apply(args, &mut container);
+    if !env.is_empty() {
+        container["env"] = Value::Array(env.to_vec());
+    }
+    container
+}
+
+/// Lays the flags that were given over a container.
+pub(crate) fn apply(args: &ContainerArgs, container: &mut Value) {
+    if let Some(image) = &args.image {
+        container["image"] = image.as_str().into();
+    }
+    for (key, words) in [("command", &args.command), ("args", &args.args)] {
+        if let Some(words) = words {
+            let words: Vec<&String> = words.iter().filter(|word| !word.is_empty()).collect();
+            container[key] = json!(words);
+        }
+    }
+    if args.cpu.is_none() && args.memory.is_none() && args.gpu_count.is_none() && args.gpu_type.is_none() {
+        return;
+    }
+    if !container["resources"].is_object() {
+        container["resources"] = json!({});
+    }
+    let resources = &mut container["resources"];
+    if let Some(resources) = resources.as_object_mut() {
+        // follows from the others
+        resources.remove("ephemeralStorage");
+    }
+    if let Some(cpu) = args.cpu {
+        resources["cpu"] = cores(cpu);
+    }
+    if let Some(memory) = &args.memory {
+        resources["memory"] = memory.as_str().into();
+    }
+    if args.gpu_count.is_some() || args.gpu_type.is_some() {
+        resources["gpu"] = f64::from(args.gpu_count.unwrap_or(1)).into();
+    }
+}
+
+impl ScaleArgs {
+    /// Whether any flag was given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.min_replicas.is_some()
+            || self.max_replicas.is_some()
+            || self.scale_rule_name.is_some()
+            || self.cooldown_period.is_some()
+            || self.polling_interval.is_some()
+    }
+
+    /// Lays the flags that were given over `template.scale`. A rule replaces all rules, as az does.
+    pub(crate) fn apply(&self, scale: &mut Value) -> Result<(), Failure> {
+        if !scale.is_object() {
+            *scale = Value::Object(Map::new());
+        }
+        if let Some(min) = self.min_replicas {
+            scale["minReplicas"] = min.into();
+        }
+        if let Some(max) = self.max_replicas {
+            scale["maxReplicas"] = max.into();
+        }
+        if let Some(seconds) = self.cooldown_period {
+            scale["cooldownPeriod"] = seconds.into();
+        }
+        if let Some(seconds) = self.polling_interval {
+            scale["pollingInterval"] = seconds.into();
+        }
+        if let Some(name) = &self.scale_rule_name {
+            scale["rules"] = json!([self.rule(name)?]);
+        } else if self.scale_rule_type.is_some() || self.scale_rule_http_concurrency.is_some() {
+            return Err(Failure::usage("a scale rule needs a name").hint("add --scale-rule-name"));
+        }
+        Ok(())
+    }
+
+    fn rule(&self, name: &str) -> Result<Value, Failure> {
+        let kind = self.scale_rule_type.as_deref().unwrap_or("http").to_ascii_lowercase();
+        let mut metadata = pairs::object(&self.scale_rule_metadata, "--scale-rule-metadata")?;
+        let auth = self.auth()?;
+        let concurrency = self.scale_rule_http_concurrency.map(|count| count.to_string());
+        let rule = match kind.as_str() {
+            "http" | "tcp" => {
+                let key = if kind == "http" { "concurrentRequests" } else { "concurrentConnections" };
+                if let Some(concurrency) = concurrency {
+                    metadata[key] = concurrency.into();
+                }
+                json!({ "name": name, kind: with_auth(json!({ "metadata": metadata }), auth) })
+            }
+            "azure-queue" => {
+                let length = metadata["queueLength"].as_str().and_then(|text| text.parse::<u64>().ok());
+                let (queue, account) = (metadata["queueName"].as_str(), metadata["accountName"].as_str());
+                let mut rule = json!({ "queueLength": length, "queueName": queue, "accountName": account });
+                rule.as_object_mut().expect("json! made an object").retain(|_, value| !value.is_null());
+                json!({ "name": name, "azureQueue": with_auth(rule, auth) })
+            }
+            "custom" => {
+                let kind = self.scale_rule_custom_type.as_deref().ok_or_else(|| {
+                    Failure::usage("a custom scale rule needs a type").hint("add --scale-rule-custom-type, such as `prometheus`")
+                })?;
+                json!({ "name": name, "custom": with_auth(json!({ "type": kind, "metadata": metadata }), auth) })
+            }
+            kind => json!({ "name": name, "custom": with_auth(json!({ "type": kind, "metadata": metadata }), auth) }),
+        };
+        Ok(rule)
+    }
+
+    fn auth(&self) -> Result<Vec<Value>, Failure> {
+        let pairs = self.scale_rule_auth.iter().map(|pair| {
+            let (parameter, secret) = pairs::split(pair, "--scale-rule-auth")?;
+            Ok(json!({ "triggerParameter": parameter, "secretRef": secret }))
+        });
+        pairs.collect()
+    }
+}
+
+fn with_auth(mut rule: Value, auth: Vec<Value>) -> Value {
+    if !auth.is_empty() {
+        rule["auth"] = Value::Array(auth);
+    }
+    rule
+}

@@ -1,0 +1,53 @@
+//! Patches against what az sends for the same flags.
+
+use clap::Parser as _;
+use expect_test::{Expect, expect};
+
+use super::*;
+
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: UpdateArgs,
+}
+
+fn app() -> Value {
+    json!({"properties": {"template": {
+        "revisionSuffix": "a",
+        "containers": [{"name": "web", "image": "old", "env": [{"name": "A", "value": "1"}, {"name": "B", "secretRef": "s"}],
+            "resources": {"cpu": 0.5, "memory": "1Gi", "ephemeralStorage": "2Gi"}}],
+        "scale": {"minReplicas": 0, "maxReplicas": 10},
+    }}})
+}
+
+fn check(flags: &str, expected: &Expect) {
+    let line = format!("update -g rg -n web {flags}");
+    let args = Line::try_parse_from(line.split_whitespace()).unwrap().args;
+    let text = match patch(&app(), &args) {
+        Ok(patch) => patch.to_string(),
+        Err(failure) => format!("{} | {}", failure.text, failure.hint.unwrap_or_default()),
+    };
+    expected.assert_eq(&text);
+}
+
+#[test]
+fn only_what_changes_is_sent() {
+    check("", &expect!["{}"]);
+    check("--tags a=b", &expect![[r#"{"tags":{"a":"b"}}"#]]);
+    check("--set-env-vars A=1", &expect!["{}"]);
+    check("--min-replicas 1", &expect![""]);
+    check("--image new --cpu 1", &expect![""]);
+}
+
+#[test]
+fn variables_are_set_removed_and_replaced() {
+    check("--set-env-vars A=2 C=3 --remove-env-vars B", &expect![""]);
+    check("--replace-env-vars D=4", &expect![""]);
+    check("--remove-all-env-vars", &expect![""]);
+}
+
+#[test]
+fn containers_are_found_by_name() {
+    check("--container-name side --image i", &expect![""]);
+    check("--container-name side --cpu 1", &expect![""]);
+}
