@@ -14,7 +14,7 @@ use camino::Utf8PathBuf;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
 use cove_images::{ImageStore, RegistryConfig, StoreConfig};
-use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources};
+use cove_ingress::{Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
 use cove_monitor::{Monitor, MonitorConfig};
 use cove_network::{
     Network, NetworkConfig,
@@ -94,9 +94,8 @@ pub struct Endpoints {
 pub struct Server {
     endpoints: Endpoints,
     tasks: Tasks,
-    ingress: IngressHandle,
     ingress_stop: CancellationToken,
-    drain_grace: Duration,
+    ingress: JoinHandle<Result<(), IngressError>>,
     network: Arc<Network>,
     runtime: Arc<OciRuntime>,
 }
@@ -153,7 +152,7 @@ impl Server {
         fs::create_dir_all(&options.data_dir)
             .with_context(|| format!("failed to create `{}`", options.data_dir.display()))?;
         let opened = open(&options, &tasks).await?;
-        let sockets = bind(&options.config).await?;
+        let sockets = bind(&options.config)?;
         wire(&options, opened, sockets, tasks).await
     }
 
@@ -171,8 +170,12 @@ impl Server {
 
     /// Stops accepting, lets open requests finish, writes what is left. Replicas go on.
     pub async fn shutdown(self) {
-        self.ingress.shutdown(self.drain_grace).await;
         self.ingress_stop.cancel();
+        match self.ingress.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the ingress failed"),
+            Err(error) => tracing::error!(%error, "the ingress failed"),
+        }
         if !self.tasks.drain(STOP_LIMIT).await {
             tracing::warn!("some services did not stop in time");
         }
@@ -228,17 +231,17 @@ fn utf8(path: PathBuf) -> anyhow::Result<Utf8PathBuf> {
         .map_err(|path| anyhow::anyhow!("`{}` is not UTF-8; choose another --data-dir", path.display()))
 }
 
-async fn bind(config: &Config) -> anyhow::Result<Sockets> {
-    let listen = |address: SocketAddr, what: &'static str| async move {
-        TcpListener::bind(address).await.with_context(|| {
+fn bind(config: &Config) -> anyhow::Result<Sockets> {
+    let listen = |address: SocketAddr, what: &'static str| {
+        cove_ingress::bind(address).with_context(|| {
             format!("failed to listen on {address} for {what}; is another server running? --{what} chooses another address, port 0 any free one")
         })
     };
     Ok(Sockets {
-        api: listen(config.api.bind, "api").await?,
-        identity: listen(SocketAddr::from(([127, 0, 0, 1], 0)), "identity").await?,
-        http: listen(config.ingress.http, "http").await?,
-        https: listen(config.ingress.https, "https").await?,
+        api: listen(config.api.bind, "api")?,
+        identity: listen(SocketAddr::from(([127, 0, 0, 1], 0)), "identity")?,
+        http: listen(config.ingress.http, "http")?,
+        https: listen(config.ingress.https, "https")?,
     })
 }
 
@@ -286,7 +289,7 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
         let listeners = IngressListeners {
             http: vec![sockets.http],
             https: vec![sockets.https],
-            internal: internal_listener(&opened.network).await.into_iter().collect(),
+            internal: internal_listener(&opened.network).into_iter().collect(),
         };
         Ingress::new(ingress_config(&options.config, https_port), sources, listeners).map_err(with_causes)?
     };
@@ -330,17 +333,16 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
 
     // the ingress ends before everything else, while replicas, counts and logs are still served
     let ingress_stop = CancellationToken::new();
-    tokio::spawn(ingress.run(ingress_stop.clone()));
+    let ingress = tokio::spawn({
+        let (stop, server_stop) = (ingress_stop.clone(), tasks.shutdown_token());
+        async move {
+            let result = ingress.run(stop).await;
+            server_stop.cancel();
+            result
+        }
+    });
     write_endpoints(&options.data_dir, &endpoints)?;
-    Ok(Server {
-        endpoints,
-        tasks,
-        ingress: ingress_handle,
-        ingress_stop,
-        drain_grace: IngressConfig::default().drain_grace,
-        network: opened.network,
-        runtime: opened.runtime,
-    })
+    Ok(Server { endpoints, tasks, ingress_stop, ingress, network: opened.network, runtime: opened.runtime })
 }
 
 fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
@@ -401,9 +403,9 @@ fn autoscaler_service(
 }
 
 /// Replicas reach apps at the gateway's port 80; without it they reach apps only by the outer address.
-async fn internal_listener(network: &Network) -> Option<TcpListener> {
+fn internal_listener(network: &Network) -> Option<TcpListener> {
     let address = SocketAddr::from((network.gateway(), 80));
-    match TcpListener::bind(address).await {
+    match cove_ingress::bind(address) {
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::warn!(%address, %error, "apps cannot reach each other: something else listens on port 80 of all addresses");
@@ -476,6 +478,7 @@ async fn api_router(
     )
     .await
     .map_err(with_causes)?;
+    shared.tasks.spawn_fallible(ESSENTIAL, plane.clone().run());
     let registry = opened.images.registry(RegistryConfig::default());
     let router = cove_control_plane::router(plane.clone()).merge(registry);
     Ok((router, cove_control_plane::identity_router(plane)))
