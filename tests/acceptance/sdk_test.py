@@ -1,5 +1,6 @@
 """The Python SDK against a real server: create, poll, read, change, list, delete."""
 
+import re
 import unittest
 
 import cove
@@ -40,7 +41,9 @@ def group(client, method, name=GROUP, body=None):
     return answer
 
 
-class Sdk(unittest.TestCase):
+class SdkCase(unittest.TestCase):
+    """A server, a client, a group and an environment per class."""
+
     @classmethod
     def setUpClass(cls):
         cls.server = cls.enterClassContext(cove.Server())
@@ -76,6 +79,14 @@ class Sdk(unittest.TestCase):
         }
         return self.client.container_apps.begin_create_or_update(GROUP, name, body).result(120)
 
+    def names_of_replicas(self, name, revision):
+        replicas = self.client.container_apps_revision_replicas
+        return [item.name for item in replicas.list_replicas(GROUP, name, revision).value]
+
+
+class Sdk(SdkCase):
+    """What the SDK does to apps and environments."""
+
     def test_the_life_of_an_app(self):
         apps, revisions = self.client.container_apps, self.client.container_apps_revisions
         app = self.create("sdkapp", minReplicas=1)
@@ -95,7 +106,7 @@ class Sdk(unittest.TestCase):
 
         first = app.properties.latest_revision_name
         replicas = self.client.container_apps_revision_replicas
-        names = [item.name for item in replicas.list_replicas(GROUP, "sdkapp", first).value]
+        names = self.names_of_replicas("sdkapp", first)
         self.assertEqual(len(names), 1)
         self.assertEqual(replicas.get_replica(GROUP, "sdkapp", first, names[0]).name, names[0])
 
@@ -126,12 +137,9 @@ class Sdk(unittest.TestCase):
     def test_an_app_at_zero_is_woken_by_its_first_request(self):
         app = self.create("zero", cooldownPeriod=1)
         host, latest = app.properties.configuration.ingress.fqdn, app.properties.latest_revision_name
-        count = lambda: len(  # noqa: E731
-            self.client.container_apps_revision_replicas.list_replicas(GROUP, "zero", latest).value
-        )
-        cove.until("it is scaled to zero", lambda: count() == 0, within_seconds=120)
+        cove.until("it is scaled to zero", lambda: not self.names_of_replicas("zero", latest), within_seconds=120)
         self.assertEqual(self.server.get(host)[0], 200)
-        self.assertEqual(count(), 1)
+        cove.until("its replica is listed", lambda: len(self.names_of_replicas("zero", latest)) == 1)
         self.client.container_apps.begin_delete(GROUP, "zero").result(120)
 
     def test_a_put_of_what_was_read_changes_nothing(self):
@@ -192,6 +200,37 @@ class Sdk(unittest.TestCase):
             with self.subTest(path=path, body=(body or b"")[:20]):
                 answer = self.server.call(method, path, body, {"Content-Type": "application/json"})
                 self.assertEqual((answer[0], answer[1]["error"]["code"]), (status, code))
+
+
+class Restart(SdkCase):
+    """A server that is killed and started again."""
+
+    def test_replicas_run_on_and_nothing_is_lost(self):
+        app = self.create("kept", minReplicas=1)
+        host, latest = app.properties.configuration.ingress.fqdn, app.properties.latest_revision_name
+        before = self.names_of_replicas("kept", latest)
+        replica, count = self.served(host)
+        self.server.kill()
+        self.server.start()
+        type(self).client = self.enterContext(client_of(self.server, Anybody()))
+        again = self.client.container_apps.get(GROUP, "kept")
+        self.assertEqual(again.properties.latest_revision_name, latest)
+        cove.until("the app is served", lambda: self.server.get(host)[0] == 200)
+        self.assertEqual(self.names_of_replicas("kept", latest), before)
+        after = self.served(host)
+        self.assertEqual(after[0], replica)
+        self.assertGreater(after[1], count, "its process was not started anew")
+        secrets = {item.name: item.value for item in self.client.container_apps.list_secrets(GROUP, "kept").value}
+        self.assertEqual(secrets, {"pw": "hunter2"})
+        self.client.container_apps.begin_delete(GROUP, "kept").result(120)
+        self.assertEqual(self.server.get(host)[0], 404)
+
+    def served(self, host):
+        """The replica that answers, and how many requests it has served since its process started."""
+        status, text = self.server.get(host)
+        self.assertEqual(status, 200, text)
+        fields = dict(re.findall(r"<dt>([^<]*)<dd>([^<]*)", text))
+        return fields["Replica"], int(fields["Requests served"])
 
 
 if __name__ == "__main__":
