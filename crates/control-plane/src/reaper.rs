@@ -4,22 +4,14 @@
 //!
 //! **Invariant:** an environment is never removed while an app lives in it.
 
-use std::time::Duration;
-
 use cove_model::ResourceId;
 use cove_store::{NewOperation, Provisioning, StoreError};
-use jiff::SignedDuration;
 
 use crate::{
     apps,
     control_plane::{ControlPlane, new_id},
     environments,
 };
-
-/// How long an ended operation can be polled.
-const OPERATION_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// How often ended operations are pruned.
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
 impl ControlPlane {
     /// Deletes the content of deleted groups until the shutdown token given to [`ControlPlane::new`] is cancelled.
@@ -33,19 +25,10 @@ impl ControlPlane {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(PRUNE_EVERY) => prune(&self).await?,
                 _ = changes.next() => sweep(&self).await?,
             }
         }
     }
-}
-
-async fn prune(plane: &ControlPlane) -> Result<(), StoreError> {
-    let before = plane.clock().now().saturating_sub(OPERATION_KEPT);
-    if let Ok(before) = before {
-        plane.store().prune_operations(before).await?;
-    }
-    Ok(())
 }
 
 /// Writes of environments are two transactions; the second may be missing after a `kill -9`.
