@@ -110,47 +110,51 @@ impl Checks {
     }
 }
 
-/// Begins, tells and ends probes as the helper's state asks for.
-pub(super) fn follow(inner: &Arc<Inner>, name: &ReplicaName, spec: &Arc<ReplicaSpec>, state: &ShimState) {
-    let runs = inner.update(name, |replica| {
-        let mut runs = Vec::new();
-        let Some(address) = replica.address else { return runs };
-        for (index, (status, health)) in state.containers.iter().zip(&mut replica.health).enumerate() {
-            let ContainerState::Running { since } = status.state else {
-                health.end();
-                continue;
-            };
-            if status.is_init {
-                continue;
-            }
-            if health.run.as_ref().is_none_or(|(run, _)| *run != since) {
-                health.end();
-                let stop = inner.stop.child_token();
-                health.run = Some((since, stop.clone()));
-                health.listening = Arc::new(Notify::new());
-                let run = Run {
-                    inner: Arc::clone(inner),
-                    name: name.clone(),
-                    spec: Arc::clone(spec),
-                    container: status.name.clone(),
-                    index,
-                    restarts: status.restarts,
-                    address,
-                    since,
-                    listening: Arc::clone(&health.listening),
-                    checks: Checks::of(spec, index),
-                };
-                runs.push((run, stop));
-            }
-            if status.listens > health.listens {
-                health.listens = status.listens;
-                health.listening.notify_one();
-            }
+/// Tells and ends probes as a helper's new state asks for; gives those that are to begin, for [`begin`].
+pub(super) fn follow(inner: &Arc<Inner>, replica: &mut super::Replica, state: &ShimState) -> Vec<Due> {
+    let mut due = Vec::new();
+    let Some(address) = replica.address else { return due };
+    for (index, (status, health)) in state.containers.iter().zip(&mut replica.health).enumerate() {
+        let ContainerState::Running { since } = status.state else {
+            health.end();
+            continue;
+        };
+        if status.is_init {
+            continue;
         }
-        replica.is_ready = is_ready(replica);
-        runs
-    });
-    for (run, stop) in runs.into_iter().flatten() {
+        if health.run.as_ref().is_none_or(|(run, _)| *run != since) {
+            health.end();
+            let stop = inner.stop.child_token();
+            health.run = Some((since, stop.clone()));
+            health.listening = Arc::new(Notify::new());
+            let run = Run {
+                inner: Arc::clone(inner),
+                name: replica.spec.name.clone(),
+                spec: Arc::clone(&replica.spec),
+                container: status.name.clone(),
+                index,
+                restarts: status.restarts,
+                address,
+                since,
+                listening: Arc::clone(&health.listening),
+                checks: Checks::of(&replica.spec, index),
+            };
+            due.push(Due(run, stop));
+        }
+        if status.listens > health.listens {
+            health.listens = status.listens;
+            health.listening.notify_one();
+        }
+    }
+    replica.is_ready = is_ready(replica);
+    due
+}
+
+/// Probes that are to begin.
+pub(super) struct Due(Run, CancellationToken);
+
+pub(super) fn begin(due: Vec<Due>) {
+    for Due(run, stop) in due {
         tokio::spawn(stop.run_until_cancelled_owned(run.probe()));
     }
 }
@@ -162,11 +166,11 @@ fn is_ready(replica: &super::Replica) -> bool {
 
 impl Run {
     async fn probe(self) {
-        if let Some(startup) = self.checks.startup.clone() {
-            if let Err(message) = self.first_success(&startup, self.checks.is_startup_default).await {
-                self.restart(&startup, &message);
-                return;
-            }
+        if let Some(startup) = self.checks.startup.clone()
+            && let Err(message) = self.first_success(&startup, self.checks.is_startup_default).await
+        {
+            self.restart(&startup, &message);
+            return;
         }
         self.found(|health| health.is_started = true);
         let readiness = async {

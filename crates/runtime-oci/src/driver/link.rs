@@ -92,10 +92,11 @@ fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
         if new.phase != ReplicaPhase::Preparing {
             replica.prepared.notify_one();
         }
-        (old, Arc::clone(&replica.spec))
+        // In the same step, so that nobody sees a new run with the readiness of the old one.
+        (old, Arc::clone(&replica.spec), health::follow(inner, replica, &new))
     });
-    let Some((old, spec)) = told else { return };
-    health::follow(inner, name, &spec, &new);
+    let Some((old, spec, due)) = told else { return };
+    health::begin(due);
     tell_changes(inner, &spec, old.as_ref(), &new);
 }
 

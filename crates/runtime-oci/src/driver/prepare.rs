@@ -109,7 +109,8 @@ async fn make(inner: &Arc<Inner>, name: &ReplicaName) {
     else {
         return;
     };
-    match assign(inner, &spec).await {
+    let assigned = assign(inner, &spec).await;
+    match assigned {
         Ok(()) => {
             // Another may begin when this one's helper is done, or takes too long.
             if timeout(MAKE_LIMIT, prepared.notified()).await.is_err() {
@@ -123,6 +124,8 @@ async fn make(inner: &Arc<Inner>, name: &ReplicaName) {
         }
         Err(None) => link::end(inner, name, None),
     }
+    // Only now: making the next helper must not take time from the replica that somebody waits for.
+    helpers::refill(inner);
 }
 
 /// `Err(None)`: it was stopped meanwhile.
@@ -152,7 +155,6 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
         return Err(None);
     }
     let helper = inner.helpers.take().await.map_err(failed("no helper process could be made"))?;
-    helpers::refill(inner);
     let network = File::open(&lease.path).map_err(failed("failed to open the network namespace"))?;
     let shim_spec = shim_spec(inner, spec, &lease, &helper, &found, network_at).map_err(Some)?;
     let created_at = inner.update(&spec.name, |replica| {

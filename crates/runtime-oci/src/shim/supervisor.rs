@@ -4,7 +4,7 @@
 //! states as a whole ask for. There is no other path, so a late or repeated order does no harm.
 //!
 //! **Invariant:** nothing here waits but the one `poll`.
-//! **Invariant:** the state in the replica's folder is at most one event older than what peers were told.
+//! **Invariant:** peers are told at once; the state in the replica's folder follows as soon as no event is waiting.
 
 use std::{
     collections::VecDeque,
@@ -72,6 +72,7 @@ pub(super) struct Supervisor {
     is_limited: bool,
     kill_at: Option<Instant>,
     last: Option<ShimState>,
+    is_unsaved: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -123,6 +124,7 @@ impl Supervisor {
             is_limited: false,
             kill_at: None,
             last: None,
+            is_unsaved: false,
         };
         this.prepare(carrier);
         Ok(this)
@@ -165,7 +167,7 @@ impl Supervisor {
     }
 
     fn fail(&mut self, reason: &str, message: String) {
-        self.failure.get_or_insert((reason.to_owned(), message));
+        self.failure.get_or_insert_with(|| (reason.to_owned(), message));
         self.stop(Duration::ZERO);
     }
 
@@ -179,15 +181,21 @@ impl Supervisor {
             self.advance(Instant::now());
             self.tell();
             if matches!(self.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed) {
+                self.save();
                 return Ok(());
             }
-            for (source, flags) in self.wait()? {
+            let mut events = self.wait(if self.is_unsaved { PollTimeout::ZERO } else { self.timeout() })?;
+            if events.is_empty() && self.is_unsaved {
+                self.save();
+                events = self.wait(self.timeout())?;
+            }
+            for (source, flags) in events {
                 self.handle(source, flags);
             }
         }
     }
 
-    fn wait(&self) -> io::Result<Vec<(Source, PollFlags)>> {
+    fn wait(&self, timeout: PollTimeout) -> io::Result<Vec<(Source, PollFlags)>> {
         let mut sources = vec![(Source::Signals, self.signals.as_fd()), (Source::Socket, self.socket.as_fd())];
         sources.extend(self.peers.iter().enumerate().map(|(index, peer)| (Source::Peer(index), peer.as_fd())));
         for (index, container) in self.containers.iter().enumerate() {
@@ -204,7 +212,7 @@ impl Supervisor {
             sources.extend(exec.carrier.iter().map(|carrier| (Source::Exec(index), carrier.socket.as_fd())));
         }
         let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, self.timeout()) {
+        match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
@@ -504,18 +512,23 @@ impl Supervisor {
         }
     }
 
-    /// Tells peers and disk what changed.
+    /// Tells peers what changed.
     fn tell(&mut self) {
         let state = self.state();
         if self.last.as_ref() == Some(&state) {
             return;
         }
         self.broadcast(&FromShim::State(Box::new(state.clone())));
-        if let Ok(text) = serde_json::to_vec(&state) {
+        self.last = Some(state);
+        self.is_unsaved = true;
+    }
+
+    fn save(&mut self) {
+        self.is_unsaved = false;
+        if let Some(text) = self.last.as_ref().and_then(|state| serde_json::to_vec(state).ok()) {
             // A full disk: the next driver learns the state from the socket; only the end of all would be lost.
             let _ = write_atomically(&self.dir.join(STATE_FILE), &text);
         }
-        self.last = Some(state);
     }
 
     /// A peer that does not read its messages is dropped; it connects again and gets the newest state.

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** everything a test made is gone after it, also when it failed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail here")]
+
 use std::{
     collections::BTreeMap,
     sync::{

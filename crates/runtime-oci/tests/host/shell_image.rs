@@ -1,5 +1,7 @@
 //! An image with a shell, made of this machine's own programs, for what the sample image cannot show.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail here")]
+
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 use camino::Utf8Path;
