@@ -262,7 +262,8 @@ class LifeOfAnApp(ServerCase):
         code, out, error = self.az.run(*command, "--type", "system", "--tail", "50")
         self.assertEqual(code, 0, error)
         events = [json.loads(line) for line in out.splitlines() if line.strip()]
-        self.assertTrue(any(self.latest() in json.dumps(event) for event in events), events)
+        latest = self.latest()
+        self.assertTrue(any(latest in json.dumps(event) for event in events), events)
 
     def secrets(self):
         self.app("secret set", "--secrets", "pw=hunter2", "other=x")
