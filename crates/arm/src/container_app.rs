@@ -85,7 +85,25 @@ pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> R
         fields.remove("revisionSuffix");
     }
     crate::patch::merge(&mut doc, &patch);
+    refuse_ignored_traffic(&doc, &patch)?;
     parse_put(&doc, context)
+}
+
+/// In single mode all requests go to the newest revision, so weights and labels would be accepted and do nothing.
+///
+/// Only a patch that asks for them is refused: whole bodies carry old weights along when the mode is set to single.
+fn refuse_ignored_traffic(doc: &Value, patch: &Value) -> Result<(), ArmError> {
+    const TRAFFIC: &str = "/properties/configuration/ingress/traffic";
+    const MODE: &str = "/properties/configuration/activeRevisionsMode";
+    let is_single = doc.pointer(MODE).is_none_or(|mode| mode == "Single") && patch.pointer(MODE).is_none();
+    let asked = patch.pointer(TRAFFIC).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let named = |item: &Value| item.get("revisionName").is_some() || item.get("label").is_some();
+    if is_single && asked.iter().any(named) {
+        let message =
+            "Traffic weights and labels of revisions need activeRevisionsMode 'Multiple'; set the mode first.";
+        return Err(ArmError::invalid("properties.configuration.ingress.traffic", message));
+    }
+    Ok(())
 }
 
 /// Whether going from `old` to `new` makes a revision: any change below `properties.template`, or a suffix of its own.

@@ -85,7 +85,8 @@ const API_VERSIONS: &[&str] = &[
     "2022-03-01",
 ];
 
-/// Namespaces and their types. A type is listed only when it is served.
+/// Namespaces and their types. Jobs and session pools are listed though they are answered 501 so far: `az` would
+/// otherwise stop before asking, with a complaint about the location.
 const PROVIDERS: &[(&str, &[&str])] = &[
     (
         "Microsoft.App",
@@ -93,6 +94,8 @@ const PROVIDERS: &[(&str, &[&str])] = &[
             "managedEnvironments",
             "containerApps",
             "containerApps/revisions",
+            "jobs",
+            "sessionPools",
             "operations",
             "locations",
             "locations/operationStatuses",

@@ -172,6 +172,20 @@ fn multiple_mode_keeps_weights_and_single_mode_resets_them() {
 }
 
 #[test]
+fn a_patch_for_labels_in_single_mode_is_refused() {
+    let stored = put(&az_create()).unwrap().doc;
+    let known = BTreeSet::from(["s".to_owned()]);
+    let patch = |configuration: Value| {
+        let patch = json!({ "properties": { "configuration": configuration } });
+        parse_patch(&stored, &patch, &PutContext { id: &id(), known_secrets: &known })
+    };
+    let traffic = json!({ "traffic": [{ "revisionName": "web--v1", "weight": 100, "label": "blue" }] });
+    assert!(patch(json!({ "ingress": traffic })).unwrap_err().message.contains("'Multiple'"));
+    assert!(patch(json!({ "ingress": traffic, "activeRevisionsMode": "multiple" })).is_ok());
+    assert!(patch(json!({ "ingress": { "traffic": [{ "latestRevision": true, "weight": 100 }] } })).is_ok());
+}
+
+#[test]
 fn probes_and_volumes_are_read() {
     let mut body = az_create();
     let template = &mut body["properties"]["template"];
