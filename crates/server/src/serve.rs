@@ -26,7 +26,7 @@ use cove_store::Store;
 use cove_traffic::RouteTable;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
