@@ -51,6 +51,8 @@ unsafe extern "C" {
 }
 
 fn main() {
+    // First of all: a SIGTERM that comes between listening and this would be dropped.
+    let term = block_term();
     if let Some(code) = number("SAMPLE_EXIT") {
         eprintln!("sample: exits at once with {code}, as SAMPLE_EXIT asks");
         process::exit(i32::try_from(code).unwrap_or(1));
@@ -66,7 +68,7 @@ fn main() {
         })
     });
     let Some(listener) = listener else {
-        watch_term(None);
+        watch_term(term, None);
         println!("sample: started, never listens, as SAMPLE_NEVER_LISTEN asks");
         loop {
             thread::park();
@@ -80,7 +82,7 @@ fn main() {
     }
     // `PORT=0` takes any free one.
     let port = listener.local_addr().map_or(port, |address| address.port());
-    watch_term(Some(port));
+    watch_term(term, Some(port));
     println!("sample: {} listens on port {port}", who());
     serve(&listener);
     drop(listener);
@@ -120,11 +122,11 @@ fn spawn_connection(stream: TcpStream) {
     }
 }
 
-/// Blocks SIGTERM in this and all later threads and waits for it in one of its own.
+/// Blocks SIGTERM in this and all later threads.
 ///
 /// Blocked rather than handled: the process is PID 1 of its container, where the kernel drops a signal without handler
 /// unless it is blocked, and nothing then has to be safe inside a handler.
-fn watch_term(port: Option<u16>) {
+fn block_term() -> SignalSet {
     let mut set = SignalSet([0; 128]);
     // SAFETY: `set` is a valid signal set for the whole call, and no old mask is asked for.
     unsafe {
@@ -132,6 +134,11 @@ fn watch_term(port: Option<u16>) {
         sigaddset(&mut set, SIGTERM);
         pthread_sigmask(SIG_BLOCK, &set, std::ptr::null_mut());
     }
+    set
+}
+
+/// Waits for the blocked SIGTERM in a thread of its own.
+fn watch_term(set: SignalSet, port: Option<u16>) {
     let ignore = flag("SAMPLE_IGNORE_TERM");
     let watcher = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
         let mut signal = 0;

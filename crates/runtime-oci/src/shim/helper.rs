@@ -81,7 +81,11 @@ fn first_carrier(env: &Rc<Env>, cgroup: &str) -> io::Result<Carrier> {
     let group = format!("{cgroup}/c0");
     env.cgroups.create(&group)?;
     let carrier = Carrier::fork(env, &group)?;
-    wait_attached(&carrier)?;
+    if let Err(error) = wait_attached(&carrier) {
+        kill(carrier.pid);
+        let _ = waitpid(carrier.pid, None);
+        return Err(error);
+    }
     Ok(carrier)
 }
 
