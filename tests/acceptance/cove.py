@@ -1,6 +1,6 @@
 """A real `cove serve` for tests, on free ports and with a data directory of its own, and requests through its ingress.
 
-Nothing outlives a test: the server is stopped with SIGTERM, its replicas are removed first, and the directory is deleted.
+Nothing outlives a test: the server is stopped with SIGTERM, and `cove purge` ends its replicas and deletes its data.
 """
 
 import contextlib
@@ -8,8 +8,6 @@ import http.client
 import json
 import os
 import pathlib
-import re
-import shutil
 import signal
 import ssl
 import subprocess
@@ -50,6 +48,8 @@ class Server:
         try:
             self.start()
         except BaseException:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                self._purge()
             self._directory.cleanup()
             raise
         return self
@@ -58,8 +58,15 @@ class Server:
         try:
             self.stop()
         finally:
-            remove_traces(self.log(lines=None))
+            self._purge()
             self._directory.cleanup()
+
+    def _purge(self):
+        """Ends what outlives a server on purpose: replicas, network, cgroups."""
+        command = [BINARY, "purge", "--yes", "--data-dir", str(self.data)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        if done.returncode != 0:
+            raise AssertionError(f"`cove purge` failed with exit code {done.returncode}: {done.stderr}")
 
     def start(self):
         """Starts it and waits for its `cove ready` line."""
@@ -101,14 +108,6 @@ class Server:
         finally:
             connection.close()
 
-    def delete_apps(self):
-        """Deletes every app that a failed test left: replicas outlive their server on purpose."""
-        apps = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.App/containerApps"
-        version = "?api-version=2025-07-01"
-        for app in self.call("GET", apps + version)[1]["value"]:
-            self.call("DELETE", app["id"] + version)
-        until("all apps are gone", lambda: self.call("GET", apps + version)[1]["value"] == [])
-
     def kill(self):
         """Ends it as a power cut would; `start` then finds what it left."""
         self._process.kill()
@@ -120,9 +119,6 @@ class Server:
         """Ends it as an operator would; kills it when it does not go."""
         if self._process is None:
             return
-        if self._process.poll() is None and self.api:
-            with contextlib.suppress(OSError, AssertionError, LookupError, TypeError, ValueError):
-                self.delete_apps()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -137,9 +133,9 @@ class Server:
             self._process = None
 
     def log(self, lines=80):
-        """The last lines that the server wrote; all when `lines` is `None`."""
+        """The last lines that the server wrote."""
         with contextlib.suppress(OSError):
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-(lines or 0) :])
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
     def get(self, host, path="/", timeout=60):
@@ -152,28 +148,6 @@ class Server:
             return answer.status, answer.read().decode(errors="replace")
         finally:
             connection.close()
-
-
-def remove_traces(log):
-    """Removes what a server leaves in the kernel for its next start, which a deleted data directory never has.
-
-    Bridge, nftables table, pooled network namespaces and cgroups all bear the server's id, which its log names.
-    """
-    found = re.search(r'bridge="?cv([0-9a-f]{6})\b', log)
-    if not found:
-        return
-    name = found.group(1)
-    run = pathlib.Path("/run/cove") / name
-    mounts = [line.split()[1] for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
-    for mount in reversed([mount for mount in mounts if mount.startswith(f"{run}/")]):
-        subprocess.run(["umount", "--lazy", mount], check=False, stderr=subprocess.DEVNULL)
-    shutil.rmtree(run, ignore_errors=True)
-    for command in (["ip", "link", "delete", f"cv{name}"], ["nft", "delete", "table", "inet", f"cove_{name}"]):
-        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
-    for group in pathlib.Path("/sys/fs/cgroup").glob(f"**/cove-{name}"):
-        for directory, _, _ in os.walk(group, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
 
 
 def until(what, check, within_seconds=60):
