@@ -121,11 +121,6 @@ impl Client {
         id.map(str::to_owned).ok_or_else(|| Failure::new("the server has no subscription"))
     }
 
-    /// The server's URL.
-    pub(crate) fn api(&self) -> &str {
-        &self.api
-    }
-
     /// URL of an app by its host name.
     pub(crate) fn app_url(&self, fqdn: &str) -> String {
         match self.ingress.rsplit_once(':') {

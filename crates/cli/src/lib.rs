@@ -8,17 +8,24 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod az;
 mod client;
 mod containerapp;
+mod demo;
+mod doctor;
 mod failure;
 mod group;
 mod output;
 mod pairs;
 mod place;
+mod platform;
 mod progress;
+mod purge;
+mod scale;
 mod serve;
 mod session;
 mod text;
+mod wakes;
 
 use failure::Failure;
 use output::{Format, Output};
@@ -62,6 +69,29 @@ enum Command {
     /// Container apps, their environments, revisions, replicas and logs.
     #[command(subcommand)]
     Containerapp(containerapp::ContainerappCommand),
+    /// Show all of it in a minute: a temporary server, an app that wakes, scales out and goes back to zero.
+    Demo(demo::DemoArgs),
+    /// Say what this machine can do and what is missing.
+    Doctor,
+    /// End all replicas of a data directory and delete it.
+    Purge(purge::PurgeArgs),
+    /// Say why an app has as many replicas as it has.
+    #[command(subcommand)]
+    Scale(scale::ScaleCommand),
+    /// Show wakes from zero, phase by phase.
+    Wakes(wakes::WakesArgs),
+    /// Container images on this server.
+    #[command(subcommand)]
+    Image(platform::ImageCommand),
+    /// The platform's clock.
+    #[command(subcommand)]
+    Clock(platform::ClockCommand),
+    /// Show where the server is reached.
+    Endpoints,
+    /// Run the real `az` against this server: cove az -- containerapp list
+    Az(az::AzArgs),
+    /// Print the exports that point `az` at this server: eval "$(cove az-env)"
+    AzEnv,
 }
 
 /// Reads the command line, does what it says; the exit code of the process.
@@ -90,6 +120,16 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(*args, &data_dir),
         Command::Group(command) => group::run(command, &globals),
         Command::Containerapp(command) => containerapp::run(command, &globals),
+        Command::Demo(args) => demo::run(&args),
+        Command::Doctor => doctor::run(&data_dir, &globals.output),
+        Command::Purge(args) => purge::run(&args, &data_dir),
+        Command::Scale(command) => scale::run(command, &globals),
+        Command::Wakes(args) => wakes::run(args, &globals),
+        Command::Image(command) => platform::image(&command, &globals),
+        Command::Clock(command) => platform::clock(&command, &globals),
+        Command::Endpoints => platform::endpoints(&globals),
+        Command::Az(args) => az::run(&args, &globals),
+        Command::AzEnv => az::print_environment(&globals),
     }
 }
 

@@ -53,7 +53,7 @@ enum LogFormat {
 }
 
 pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
-    start_log(args.log_format);
+    start_log(args.log_format, std::io::stderr, text::stderr_is_terminal());
     let mut config = Config::load(args.config.as_deref())?;
     config.api.bind = args.api.unwrap_or(config.api.bind);
     config.ingress.http = args.http.unwrap_or(config.ingress.http);
@@ -79,14 +79,22 @@ fn ready(endpoints: &Endpoints) {
     text::out(&format!("cove ready api={api} http={http} https={https}\n"));
 }
 
-fn start_log(format: LogFormat) {
+/// Writes the log to a file, for a server inside another command.
+pub(crate) fn log_to_file(file: std::fs::File) {
+    start_log(LogFormat::Text, std::sync::Mutex::new(file), false);
+}
+
+fn start_log<W>(format: LogFormat, writer: W, colours: bool)
+where
+    W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
     use tracing_subscriber::EnvFilter;
     let filter = std::env::var("COVE_LOG").ok().filter(|filter| !filter.is_empty());
     let filter = EnvFilter::new(filter.as_deref().unwrap_or(LOG_DEFAULT));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     // a second log of the same process is a programming error of a test only: the first one goes on
     let _set = match format {
-        LogFormat::Text => log.with_ansi(text::stderr_is_terminal()).try_init(),
+        LogFormat::Text => log.with_ansi(colours).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
 }

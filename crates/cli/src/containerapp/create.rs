@@ -313,3 +313,6 @@ impl UnbuiltArgs {
         Some(dapr)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! Small commands that only Cove has: the clock, images, addresses.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::{
+    failure::Failure,
+    output::View,
+    session::{Globals, Session, block_on},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ClockCommand {
+    /// Show the platform's time.
+    Show,
+    /// Move a virtual clock forward (`cove serve --clock virtual`).
+    Advance {
+        /// How far: `90s`, `5m`, `2h`.
+        by: String,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Take images from an OCI layout or a `docker save` archive.
+    Import {
+        /// The file or folder.
+        file: PathBuf,
+        /// Name to give the image instead of the archive's.
+        #[arg(short, long)]
+        name: Option<String>,
+    },
+    /// List the images on this server.
+    List,
+}
+
+pub(crate) fn clock(command: &ClockCommand, globals: &Globals) -> Result<(), Failure> {
+    block_on(async {
+        let session = Session::open(globals).await?;
+        let answer = match command {
+            ClockCommand::Show => session.client.get("/cove/v1/clock").await?,
+            ClockCommand::Advance { by } => session.client.post("/cove/v1/clock/advance", Some(&json!({ "by": by }))).await?,
+        };
+        session.print(answer, View::Plain)
+    })
+}
+
+pub(crate) fn image(command: &ImageCommand, globals: &Globals) -> Result<(), Failure> {
+    block_on(async {
+        let session = Session::open(globals).await?;
+        match command {
+            ImageCommand::Import { file, name } => {
+                // the server reads the file: it needs the whole path
+                let path = std::fs::canonicalize(file)
+                    .map_err(|error| Failure::new(format!("failed to read `{}`: {error}", file.display())))?;
+                let body = json!({ "path": path, "name": name });
+                let mut answer = session.client.post("/cove/v1/images/import", Some(&body)).await?;
+                session.print(answer["value"].take(), View::Plain)
+            }
+            ImageCommand::List => {
+                let mut answer = session.client.get("/cove/v1/images").await?;
+                session.print(answer["value"].take(), View::Images)
+            }
+        }
+    })
+}
+
+/// Where the server is reached.
+pub(crate) fn endpoints(globals: &Globals) -> Result<(), Failure> {
+    let found = globals.place.find()?;
+    let mut value = json!({ "api": found.api, "ca": found.ca });
+    if !found.http.is_empty() {
+        value["http"] = found.http.into();
+        value["https"] = found.https.into();
+    }
+    globals.output.print(value, View::Plain)
+}

@@ -1,0 +1,120 @@
+//! The command line against a live server: containers really run, so this needs root.
+
+mod server;
+
+use std::time::{Duration, Instant};
+
+use expect_test::expect;
+use server::{Ran, Server};
+
+const IMAGE: &str = "cove.local/sample:latest";
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Looks again until `what` is so; the look itself takes time, so it does not spin.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+    }
+}
+
+#[test]
+fn an_app_lives_its_life_by_commands() {
+    let server = Server::start();
+    server.ok("group create -n rg -l local");
+    server.ok("containerapp env create -g rg -n env --logs-destination none");
+    let created = server.ok(&format!(
+        "containerapp create -g rg -n web --environment env --image {IMAGE} --ingress external --target-port 80 \
+         --min-replicas 0 --env-vars COLOUR=blue PASSWORD=secretref:pw --secrets pw=hidden --query properties.provisioningState -o tsv"
+    ));
+    assert_eq!(created, "Succeeded\n");
+    assert_eq!(server.ok("group exists -n rg"), "true\n");
+    expect![[r#"
+        Name  State
+        ----  ---------
+        web   Succeeded
+    "#]]
+    .assert_eq(&server.ok("containerapp list -o table --query [].{Name:name,State:properties.provisioningState}"));
+
+    let fqdn = server.ok("containerapp show -g rg -n web --query properties.configuration.ingress.fqdn -o tsv");
+    let (status, body) = server.get(fqdn.trim(), "/env");
+    assert_eq!(status, 200);
+    assert!(body.contains("COLOUR=blue\n") && body.contains("PASSWORD=hidden\n"), "{body}");
+    let log = server.ok("containerapp logs show -g rg -n web --format text --tail 300");
+    assert!(log.contains("sample"), "{log}");
+    let events = server.ok("containerapp logs show -g rg -n web --type system --tail 300");
+    assert!(events.lines().all(|line| line.starts_with('{')) && events.contains("\"Reason\""), "{events}");
+
+    server.ok("containerapp update -g rg -n web --set-env-vars COLOUR=red --revision-suffix two");
+    until("the new revision serves", || server.get(fqdn.trim(), "/env").1.contains("COLOUR=red\n"));
+    let names = server.ok("containerapp revision list -g rg -n web --all --query [].name -o tsv");
+    assert_eq!(names.lines().filter(|name| name.starts_with("web--")).count(), 2, "{names}");
+    assert_eq!(server.ok("containerapp revision restart -g rg -n web --revision web--two -o json"), "\"Success\"\n");
+    assert_eq!(server.ok("containerapp revision show --name web--two --app web -g rg --query name -o tsv"), "web--two\n");
+
+    assert_eq!(server.ok("containerapp secret set -g rg -n web --secrets other=x --query [].name -o tsv"), "other\npw\n");
+    assert_eq!(server.ok("containerapp secret show -g rg -n web --secret-name pw --query value -o tsv"), "hidden\n");
+    assert_eq!(server.ok("containerapp secret remove -g rg -n web --secret-names other --query [].name -o tsv"), "pw\n");
+
+    server.ok("containerapp delete -g rg -n web --yes");
+    assert_eq!(server.ok("containerapp list -o json"), "[]\n");
+    server.ok("group delete -n rg --yes");
+}
+
+#[test]
+fn a_sleeping_app_wakes_and_says_how_long_it_took() {
+    let server = Server::start();
+    server.ok(&format!("containerapp up -n web --image {IMAGE} --ingress external --target-port 80"));
+    server.ok("scale zero web");
+    until("the app is at zero", || server.ok("containerapp replica list -g cove -n web --query length(@) -o tsv") == "0\n");
+    assert_eq!(server.get("web.cove.localhost", "/").0, 200);
+    until("the wake is on record", || server.ok("wakes web --query length(@) -o tsv") == "1\n");
+    let phases = server.ok("wakes web --query [0].[started_us,first_byte_us] -o tsv");
+    assert!(phases.split_whitespace().all(|us| us.parse::<u64>().is_ok_and(|us| us > 0)), "{phases}");
+    let explained = server.ok("scale explain web -o table");
+    assert!(explained.contains("cooldown-elapsed") && explained.contains("activated"), "{explained}");
+    let traffic = server.ok("containerapp ingress traffic set -g cove -n web --revision-weight latest=100 -o table");
+    assert!(traffic.contains("latest") && traffic.contains("100%"), "{traffic}");
+    server.ok("containerapp stop -g cove -n web");
+    until("a stopped app is not served", || server.get("web.cove.localhost", "/").0 == 404);
+    server.ok("containerapp start -g cove -n web");
+    until("a started app is served", || server.get("web.cove.localhost", "/").0 == 200);
+    let images = server.ok("image list --query [].name -o tsv");
+    assert!(images.contains(IMAGE), "{images}");
+}
+
+#[test]
+fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
+    let server = Server::start();
+    let check = |line: &str, code: i32, says: &str| {
+        let Ran { status, stderr, .. } = server.run(line);
+        assert_eq!(status, Some(code), "{line}: {stderr}");
+        assert!(stderr.contains(says), "{line}: {stderr}");
+    };
+    check("group show -n nowhere", 3, "(ResourceGroupNotFound)");
+    check("containerapp show -g nowhere -n web", 3, "could not be found");
+    server.ok("group create -n rg");
+    server.ok("containerapp env create -g rg -n env");
+    check("containerapp show -g rg -n web", 3, "(ResourceNotFound)");
+    check("containerapp create -g rg -n web --environment env", 2, "the app needs an image");
+    check("containerapp create -g rg -n web --image a --environment other", 3, "other");
+    check(&format!("containerapp create -g rg -n web --environment env --image {IMAGE} --cpu 3 --memory 1Gi"), 1, "(");
+    check(&format!("containerapp create -g rg -n web --environment env --image {IMAGE} --gpu-type nvidia-a100 --gpu-count 1"), 1, "NotImplemented");
+    check("containerapp create -g rg -n web --environment env --image nowhere.invalid/x:y", 1, "nowhere.invalid");
+    check("containerapp delete -g rg -n web", 2, "add --yes");
+    check("containerapp exec -g rg -n web", 2, "not built yet");
+    check("containerapp list --query [?", 2, "--query");
+    check("clock advance 5m", 1, "--clock virtual");
+    check("image import /does/not/exist", 1, "failed to read");
+    check("nonsense", 2, "nonsense");
+}
+
+#[test]
+fn without_a_server_there_is_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let Ran { status, stderr, .. } = server::cove(dir.path(), "containerapp list");
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("cove serve"), "{stderr}");
+    let Ran { status, .. } = server::cove(dir.path(), "purge --yes");
+    assert_eq!(status, Some(3));
+}
