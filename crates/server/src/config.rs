@@ -103,6 +103,8 @@ pub struct ControllerSection {
     pub provisioning_deadline: HumanDuration,
     /// How long a replica that leaves may finish its open requests before SIGTERM. Default `"30s"`.
     pub drain_period: HumanDuration,
+    /// How long a revision that just became ready keeps its first replicas, whatever is wanted. Default `"30s"`.
+    pub fresh_hold: HumanDuration,
 }
 
 impl Default for ApiConfig {
@@ -142,6 +144,7 @@ impl Default for ControllerSection {
         Self {
             provisioning_deadline: HumanDuration(Duration::from_secs(600)),
             drain_period: HumanDuration(Duration::from_secs(30)),
+            fresh_hold: HumanDuration(Duration::from_secs(30)),
         }
     }
 }

@@ -365,6 +365,7 @@ fn controller_config(options: &Options) -> cove_controller::Config {
         settings: cove_reconcile::Settings {
             provisioning_deadline: signed(section.provisioning_deadline.0),
             drain_period: signed(section.drain_period.0),
+            fresh_hold: signed(section.fresh_hold.0),
             ..cove_reconcile::Settings::default()
         },
         name_seed: rand::random(),
