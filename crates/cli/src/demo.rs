@@ -36,7 +36,7 @@ impl Timeline {
 
     /// A further line on the same matter.
     fn more(&self, text: &str) {
-        text::out(&format!("{:23}{text}\n", ""));
+        text::out(&format!("{:24}{text}\n", ""));
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) const APP: &str = "hello";
 /// Time between two looks at the load, instead of Azure's 15 s.
 const SAMPLING: SignedDuration = SignedDuration::from_secs(1);
 /// Window of a scale-in, instead of Azure's 300 s.
-const WINDOW: SignedDuration = SignedDuration::from_secs(3);
+const WINDOW: SignedDuration = SignedDuration::from_secs(2);
 /// Longest start of the server.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Longest wait for the group to be gone.
@@ -132,6 +132,7 @@ fn config() -> Config {
     config.ingress.http = any;
     config.ingress.https = any;
     config.controller.drain_period = HumanDuration(Duration::from_secs(1));
+    config.controller.fresh_hold = HumanDuration(Duration::from_secs(1));
     config.autoscaler.settings.load_sampling = SAMPLING;
     config.autoscaler.settings.scale_down_window = WINDOW;
     config

@@ -19,7 +19,7 @@ const SHARE: u32 = 10;
 /// Most replicas.
 const REPLICAS_MAX: u32 = 5;
 /// Seconds without a request until the last replica goes; Azure's default is 300.
-const COOLDOWN_SECS: u32 = 2;
+const COOLDOWN_SECS: u32 = 4;
 /// Time between two looks at the platform.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Longest wait for each thing that is to happen.
