@@ -98,13 +98,18 @@ fn set_up(cgroup_dir: &Path) -> io::Result<Env> {
     Ok(Env { cgroups, filter: Rc::new(filter) })
 }
 
-/// A copy of a network namespace's mount would keep that namespace alive for as long as we live.
+/// Detaches what no container is made of.
+///
+/// A copy of a network namespace's mount would keep that namespace alive for as long as we live; and libcontainer reads
+/// the list of all mounts many times for each container.
 fn detach_foreign_mounts() -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     for line in mounts.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let Some(point) = left.split(' ').nth(4) else { continue };
-        if right.starts_with("nsfs ") {
+        let holds_no_files =
+            ["/dev/", "/sys/kernel/", "/sys/firmware/", "/proc/"].iter().any(|at| point.starts_with(at));
+        if right.starts_with("nsfs ") || point.ends_with("/netns") || holds_no_files {
             let _ = umount2(point, MntFlags::MNT_DETACH);
         }
     }
