@@ -8,6 +8,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod bench;
+mod chaos;
+mod cove;
+mod load;
+mod process;
 mod tidy;
 mod vectors;
 
@@ -16,6 +21,10 @@ mod vectors;
 enum Command {
     /// Check what the house style leaves to a machine: layers, sizes, headers, error pages, forbidden words.
     Tidy(tidy::TidyArgs),
+    /// Measure a release build: wakes from zero, rollouts, an idle server.
+    Bench(bench::BenchArgs),
+    /// Kill a server again and again under load, and check that nothing was lost, doubled or stopped.
+    Chaos(chaos::ChaosArgs),
     /// Check the scaling core against a file of expected decisions.
     Vectors {
         /// The file; its schema is described in its own header.
@@ -26,6 +35,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Tidy(args) => tidy::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Vectors { file } => vectors::run(&file),
     };
     done.unwrap_or_else(|error| {

@@ -1,0 +1,237 @@
+//! `bench wake`: what Cove adds to the start of a program when a request finds its app at zero.
+//!
+//! Apps are woken one after the other; before each wake the server has no work left (every app at zero has its slot), because
+//! the figure is what a request pays, not what a busy machine makes of it. Bare starts of the same executable are spread
+//! over the same rounds.
+
+mod baseline;
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use super::request::time_to_first_byte;
+use super::stats::{Samples, ms};
+use super::{Outcome, machine};
+use crate::cove::{App, Cove, Options, sample_template};
+use baseline::Baseline;
+
+/// Scale-in without the usual wait for clients: there are none left.
+const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\n";
+/// Phases of a wake record in their order, with what ends each.
+const PHASES: [(&str, &str); 6] = [
+    ("planned_us", "planned: request read to replica chosen"),
+    ("network_us", "network: namespace ready"),
+    ("root_us", "root: file system, cgroup, OCI created"),
+    ("started_us", "started: the image's command runs"),
+    ("listening_us", "listening: the program listens"),
+    ("ready_us", "ready: the driver knows"),
+];
+
+/// How much to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WakeArgs {
+    /// Wakes from a prepared slot.
+    #[arg(long, default_value_t = 1000)]
+    wakes: usize,
+    /// Wakes with no slot.
+    #[arg(long, default_value_t = 200)]
+    cold: usize,
+    /// Apps that are woken in turn, and all at once in the burst.
+    #[arg(long, default_value_t = 50)]
+    apps: usize,
+}
+
+/// What one server gave.
+struct Series {
+    wakes: Samples,
+    failed: Vec<String>,
+    records: Vec<Value>,
+    bursts: Samples,
+    bursts_failed: Vec<String>,
+    warm: Samples,
+}
+
+pub(crate) async fn run(cove: PathBuf, args: &WakeArgs) -> anyhow::Result<Outcome> {
+    ensure!(args.apps > 0, "--apps must be at least 1");
+    let machine = machine();
+    let mut baseline = Baseline::default();
+    let slots = series(&cove, args.wakes, args.apps, true, &mut baseline).await?;
+    let cold =
+        if args.cold > 0 { Some(series(&cove, args.cold, args.apps, false, &mut baseline).await?) } else { None };
+    Ok(report(&machine, &slots, cold.as_ref(), &baseline))
+}
+
+async fn series(
+    binary: &Path,
+    wakes: usize,
+    apps: usize,
+    with_slots: bool,
+    baseline: &mut Baseline,
+) -> anyhow::Result<Series> {
+    let arguments = if with_slots { Vec::new() } else { vec!["--no-slots".to_owned()] };
+    let options = Options { binary: binary.to_owned(), config: CONFIG.to_owned(), arguments };
+    let cove = Cove::start(options).await?;
+    match measure(&cove, wakes, apps, with_slots, baseline).await {
+        Ok(series) => cove.close().await.map(|()| series),
+        Err(error) => Err(error.context(format!("the server's log ends with\n{}", cove.log_tail()))),
+    }
+}
+
+async fn measure(
+    cove: &Cove,
+    wakes: usize,
+    count: usize,
+    with_slots: bool,
+    baseline: &mut Baseline,
+) -> anyhow::Result<Series> {
+    let ingress: SocketAddr = cove.ingress().parse().context("the ingress has no address")?;
+    let slots = if with_slots { u64::try_from(count)? } else { 0 };
+    cove.create_environment().await?;
+    let mut apps = Vec::new();
+    for number in 0..count {
+        apps.push(cove.create_app(&format!("wake-{number}"), sample_template(0, 1, &[])).await?);
+    }
+    baseline.find_program(&cove.data_dir())?;
+    let mut times = Vec::new();
+    let mut failed = Vec::new();
+    let mut warm = Vec::new();
+    let mut asked = 0;
+    while asked < wakes {
+        to_zero(cove, &apps, slots).await?;
+        tokio::task::block_in_place(|| baseline.measure(10))?;
+        for app in apps.iter().take(wakes - asked) {
+            cove.until_slots(slots).await?;
+            asked += 1;
+            match tokio::task::block_in_place(|| time_to_first_byte(ingress, &app.host)) {
+                Ok(time) => times.push(time),
+                Err(error) => failed.push(format!("{}: {error:#}", app.host)),
+            }
+        }
+        warm.extend(tokio::task::block_in_place(|| time_to_first_byte(ingress, &apps[0].host)).ok());
+    }
+    let limit = wakes.min(10_000);
+    let listed = cove.ask("GET", &format!("/cove/v1/wakes?limit={limit}"), None).await?;
+    let records = listed["value"].as_array().cloned().unwrap_or_default();
+    to_zero(cove, &apps, slots).await?;
+    let (bursts, bursts_failed) = burst(ingress, &apps).await;
+    Ok(Series {
+        wakes: times.into_iter().collect(),
+        failed,
+        records,
+        bursts,
+        bursts_failed,
+        warm: warm.into_iter().collect(),
+    })
+}
+
+async fn to_zero(cove: &Cove, apps: &[App], slots: u64) -> anyhow::Result<()> {
+    for app in apps {
+        cove.scale_to_zero(app).await?;
+    }
+    cove.until_at_zero(apps, slots).await
+}
+
+/// Every app is asked at the same moment, each by a thread of its own.
+async fn burst(ingress: SocketAddr, apps: &[App]) -> (Samples, Vec<String>) {
+    let asked: Vec<_> = apps
+        .iter()
+        .map(|app| {
+            let host = app.host.clone();
+            tokio::task::spawn_blocking(move || time_to_first_byte(ingress, &host))
+        })
+        .collect();
+    let mut times = Vec::new();
+    let mut failed = Vec::new();
+    for (one, app) in asked.into_iter().zip(apps) {
+        match one.await {
+            Ok(Ok(time)) => times.push(time),
+            Ok(Err(error)) => failed.push(format!("{}: {error:#}", app.host)),
+            Err(error) => failed.push(format!("{}: {error}", app.host)),
+        }
+    }
+    (times.into_iter().collect(), failed)
+}
+
+fn report(machine: &str, slots: &Series, cold: Option<&Series>, baseline: &Baseline) -> Outcome {
+    let bare = baseline.bare();
+    let base = bare.percentile(50);
+    let mut text = format!("bench wake on {machine}\n\n");
+    text += "wake:   a client connects to the ingress and asks an app at zero; until the first byte of its 200.\n";
+    text +=
+        "bare:   fork and exec of the same executable on the host, connect until it listens; until the first byte.\n";
+    let _ = writeln!(text, "added:  wake less the median of bare ({:.2} ms).\n", ms(base));
+    let _ = writeln!(text, "bare exec          {bare}");
+    if let Some(crun) = baseline.crun() {
+        let _ = writeln!(text, "crun run           {crun}");
+    } else {
+        text += "crun run           not installed\n";
+    }
+    let _ = writeln!(text, "running app        {}\n", slots.warm);
+    let mut json = json!({"machine": machine, "bare": bare.to_json(), "crun": baseline.crun().map(|crun| crun.to_json()), "running": slots.warm.to_json()});
+    let mut is_clean = true;
+    for (name, series) in [("slot", Some(slots)), ("cold", cold)] {
+        let Some(series) = series else { continue };
+        let added = series.wakes.above(base);
+        let from_slot = series.records.iter().filter(|record| record["from_slot"] == true).count();
+        let title = if name == "slot" { "from a prepared slot" } else { "with no slot" };
+        let _ = writeln!(
+            text,
+            "{title}: {} failed; {from_slot} of {} records used a slot",
+            series.failed.len(),
+            series.records.len()
+        );
+        let _ = writeln!(text, "  wake             {}\n  added            {added}", series.wakes);
+        let phases = phases(&series.records);
+        for (phase, description) in PHASES {
+            if let Some(samples) = phases.iter().find(|(known, _)| *known == phase).map(|(_, samples)| samples) {
+                let _ = writeln!(text, "    {samples}  {description}");
+            }
+        }
+        let first = offsets(&series.records, "first_byte_us");
+        let _ = writeln!(text, "    {first}  accepted to first byte, as the server recorded it");
+        let _ = writeln!(
+            text,
+            "  burst            {}  all apps at once, {} failed\n",
+            series.bursts,
+            series.bursts_failed.len()
+        );
+        for failure in series.failed.iter().chain(&series.bursts_failed).take(10) {
+            let _ = writeln!(text, "  failed: {failure}");
+        }
+        is_clean &= series.failed.is_empty() && series.bursts_failed.is_empty();
+        let phases: serde_json::Map<String, Value> =
+            phases.iter().map(|(name, samples)| ((*name).to_owned(), samples.to_json())).collect();
+        json[name] = json!({
+            "failed": series.failed.len(), "from_slot": from_slot, "records": series.records.len(), "wake": series.wakes.to_json(),
+            "added": added.to_json(), "phases": phases, "burst": series.bursts.to_json(), "burst_failed": series.bursts_failed.len(),
+        });
+    }
+    Outcome { text, json, is_clean }
+}
+
+fn offsets(records: &[Value], phase: &str) -> Samples {
+    records.iter().filter_map(|record| record[phase].as_u64()).map(Duration::from_micros).collect()
+}
+
+/// How long each phase took: its offset less that of the phase before it that the record has.
+fn phases(records: &[Value]) -> Vec<(&'static str, Samples)> {
+    let mut all: Vec<(&'static str, Vec<Duration>)> = PHASES.iter().map(|(name, _)| (*name, Vec::new())).collect();
+    for record in records {
+        let mut before = 0;
+        for (phase, durations) in &mut all {
+            if let Some(at) = record[*phase].as_u64() {
+                durations.push(Duration::from_micros(at.saturating_sub(before)));
+                before = at;
+            }
+        }
+    }
+    all.into_iter()
+        .filter(|(_, some)| !some.is_empty())
+        .map(|(name, some)| (name, some.into_iter().collect()))
+        .collect()
+}
