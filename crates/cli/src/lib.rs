@@ -26,6 +26,7 @@ mod serve;
 mod session;
 mod text;
 mod wakes;
+mod words;
 
 use failure::Failure;
 use output::{Format, Output};
@@ -97,7 +98,7 @@ enum Command {
 /// Reads the command line, does what it says; the exit code of the process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cove = match Cove::try_parse() {
+    let cove = match Cove::try_parse_from(words::joined(std::env::args_os())) {
         Ok(cove) => cove,
         Err(error) => {
             let _closed = error.print();

@@ -98,7 +98,17 @@ fn yaml_and_json_hold_the_same() {
           "g": 1.5
         }
     "#]]);
-    check(Format::Yaml, None, value.clone(), View::Plain, &expect![[r#""#]]);
+    check(Format::Yaml, None, value.clone(), View::Plain, &expect![[r#"
+        a:
+        - 1
+        - two
+        - b: null
+          c: true
+        d: "yes"
+        e: ""
+        f: "x: y"
+        g: 1.5
+    "#]]);
     let output = Output { format: Some(Format::Yaml), query: None };
     let text = output.render(value.clone(), View::Plain, jiff::Timestamp::UNIX_EPOCH).unwrap();
     assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), value);

@@ -52,7 +52,7 @@ fn an_app_lives_its_life_by_commands() {
     assert_eq!(server.ok("containerapp revision restart -g rg -n web --revision web--two -o json"), "\"Success\"\n");
     assert_eq!(server.ok("containerapp revision show --name web--two --app web -g rg --query name -o tsv"), "web--two\n");
 
-    assert_eq!(server.ok("containerapp secret set -g rg -n web --secrets other=x --query [].name -o tsv"), "other\npw\n");
+    assert_eq!(server.ok("containerapp secret set -g rg -n web --secrets other=x --query [].name -o tsv"), "pw\nother\n");
     assert_eq!(server.ok("containerapp secret show -g rg -n web --secret-name pw --query value -o tsv"), "hidden\n");
     assert_eq!(server.ok("containerapp secret remove -g rg -n web --secret-names other --query [].name -o tsv"), "pw\n");
 

@@ -13,6 +13,16 @@ use std::{
 const COVE: &str = env!("CARGO_BIN_EXE_cove");
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
+/// Short waits; an image that cannot be had fails soon.
+const CONFIG: &str = r#"
+[api]
+retry_after = 0
+[controller]
+drain_period = "1s"
+fresh_hold = "1s"
+provisioning_deadline = "10s"
+"#;
+
 /// A running server.
 pub(crate) struct Server {
     dir: tempfile::TempDir,
@@ -43,7 +53,7 @@ impl Server {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("cove.toml");
-        std::fs::write(&config, "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\n").unwrap();
+        std::fs::write(&config, CONFIG).unwrap();
         let data = dir.path().join("data");
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let mut command = Command::new(COVE);
