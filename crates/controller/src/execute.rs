@@ -11,6 +11,7 @@ use cove_model::{
 };
 use cove_reconcile::{Action, AppPhase, AppView, Images, Outcome, Plan, RevisionView, hosts, plan};
 use cove_store::{Failure, PlanRow};
+use cove_traffic::EndpointState;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -90,7 +91,8 @@ impl Brain {
             let is_left = replicas.as_ref().is_some_and(|replicas| !replicas.is_empty());
             let is_dormant = !known.revision.is_active
                 && known.status.provisioning == RevisionProvisioning::Deprovisioned
-                && !is_left;
+                && !is_left
+                && self.deps.endpoints.get(&known.key).is_none_or(|told| told.state == EndpointState::Inactive);
             if may_skip && is_dormant {
                 continue;
             }
@@ -191,6 +193,9 @@ impl Brain {
         for (name, status) in &plan.statuses {
             let Some(known) = entry.revisions.iter_mut().find(|known| known.revision.name == *name) else { continue };
             let old = std::mem::replace(&mut known.status, status.clone());
+            if old.provisioning != status.provisioning {
+                self.dirty.insert(id.clone());
+            }
             self.writer.status(known.key.clone(), status.clone());
             self.tell_status(&entry.data.app, name, &old, status);
         }

@@ -27,6 +27,8 @@ use crate::{
 
 /// Batches that may wait between loader and planning task.
 const BATCHES_MAX: usize = 16;
+/// Plans of one app in one round: what one plan changed may let the next one go on. More wait for the next notice.
+const PASSES_MAX: u32 = 8;
 /// How long the last writes may take at shutdown.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -147,6 +149,9 @@ impl Brain {
         if !self.is_loaded {
             return None;
         }
+        if !self.dirty.is_empty() {
+            return Some(self.deps.clock.now());
+        }
         let app = self.wakes.first().map(|(at, _)| *at);
         match (app, self.slots_at) {
             (Some(app), Some(slots)) => Some(app.min(slots)),
@@ -237,13 +242,18 @@ impl Brain {
         if self.slots_at.is_some_and(|at| at <= now) {
             self.divide_slots(now);
         }
-        for id in std::mem::take(&mut self.dirty) {
-            let planned = catch_unwind(AssertUnwindSafe(|| self.plan_app(&id, now)));
-            if planned.is_err() {
-                tracing::error!(app = %id, "planning an app panicked; it is left as it is until it changes");
+        for _ in 0..PASSES_MAX {
+            for id in std::mem::take(&mut self.dirty) {
+                let planned = catch_unwind(AssertUnwindSafe(|| self.plan_app(&id, now)));
+                if planned.is_err() {
+                    tracing::error!(app = %id, "planning an app panicked; it is taken up anew when it changes");
+                }
+            }
+            self.publish();
+            if self.dirty.is_empty() {
+                return;
             }
         }
-        self.publish();
     }
 
     /// Publishes the route table and the autoscaler's list, if they changed.

@@ -34,6 +34,8 @@ pub(crate) struct RevisionMemory {
     pub(crate) first_ready_at: Option<Timestamp>,
     /// When it became ready, for the first time or again.
     pub(crate) provisioned_at: Option<Timestamp>,
+    /// It ran or was brought up while this memory lasts: requests may be on their way to it.
+    pub(crate) was_kept: bool,
     /// Since when it should not serve any more.
     pub(crate) retired_at: Option<Timestamp>,
     /// When its images were asked for last.
@@ -56,6 +58,7 @@ pub(crate) struct Note {
     pub(crate) drain_since: Option<Timestamp>,
     pub(crate) stop_ordered_at: Option<Timestamp>,
     pub(crate) end_counted: bool,
+    pub(crate) remove_ordered_at: Option<Timestamp>,
     /// To be ended whatever the count.
     pub(crate) condemned: bool,
 }

@@ -150,7 +150,9 @@ fn roles(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Vec<Role
     let is_ready = |assessment: &Option<Assessment>| {
         assessment.as_ref().is_some_and(|a| a.provisioning == RevisionProvisioning::Provisioned)
     };
-    let in_charge = assessments.iter().rposition(is_ready).or(was_in_charge).or(newest);
+    let serves = |assessment: &Option<Assessment>| assessment.as_ref().is_some_and(|a| a.ready > 0);
+    let in_charge = assessments.iter().rposition(is_ready).or(was_in_charge);
+    let in_charge = in_charge.or_else(|| assessments.iter().rposition(serves)).or(newest);
     let assessments = assessments.into_iter().enumerate();
     assessments
         .map(|(index, assessment)| {
@@ -195,7 +197,8 @@ fn plan_revision(
             }
             Some(_) | None => EndpointState::Hold,
         },
-        Some(_) | None if endpoints.ready.is_empty() => EndpointState::Inactive,
+        // what is held goes elsewhere when it is told; by then the new routes are out
+        Some(_) | None if !want.keep_serving => EndpointState::Inactive,
         Some(_) | None => EndpointState::Hold,
     };
     let key = revision.revision.key();
@@ -223,6 +226,7 @@ fn want(
         return want_nothing(view, revision, mine, now, plan);
     };
     mine.retired_at = None;
+    mine.was_kept = true;
     let initial = mine.initial.unwrap_or(1);
     if assessment.provisioning == RevisionProvisioning::Provisioning
         && let Some(since) = mine.attempt_since
@@ -269,7 +273,8 @@ fn want_nothing(
     mine.initial = None;
     mine.attempt_since = None;
     let until = after(retired_at, view.settings.retire_settle);
-    let keep_serving = now < until && revision.replicas.iter().any(|replica| replica.is_ready);
+    let is_known = mine.was_kept || revision.replicas.iter().any(|replica| replica.is_ready);
+    let keep_serving = now < until && is_known;
     if keep_serving {
         plan.wake(until);
     }

@@ -137,7 +137,7 @@ impl<'a> Work<'a, '_> {
                     if counts {
                         self.memory.failed(end_text(replica), self.now);
                     }
-                    self.plan.step(Action::Remove { replica: replica.name.clone() }, "it has ended");
+                    self.remove(replica);
                 }
                 ReplicaPhase::Stopping => {}
                 ReplicaPhase::Preparing | ReplicaPhase::Prepared | ReplicaPhase::Running => {
@@ -156,6 +156,18 @@ impl<'a> Work<'a, '_> {
             }
         }
         lists
+    }
+
+    fn remove(&mut self, replica: &ReplicaObservation) {
+        let note = self.memory.notes.entry(replica.name.clone()).or_default();
+        let again = note.remove_ordered_at.map(|at| after(at, self.view.settings.order_timeout));
+        if let Some(again) = again.filter(|again| *again > self.now) {
+            self.plan.wake(again);
+            return;
+        }
+        note.remove_ordered_at = Some(self.now);
+        self.plan.wake(after(self.now, self.view.settings.order_timeout));
+        self.plan.step(Action::Remove { replica: replica.name.clone() }, "it has ended");
     }
 
     /// Gives a start order again that had no effect.

@@ -1,0 +1,27 @@
+//! Deterministic simulator of scaling, reconcile and ingress holding: days of platform time in seconds.
+//!
+//! The planner and the scaling core are the real ones; host, ingress and users are played by a world on an event heap,
+//! drawn from a seed. After each event named invariants are checked; a violation says the line that replays it.
+//!
+//! **Invariant:** the same seed or script gives the same events, whatever machine runs it.
+
+mod app;
+mod generate;
+mod host;
+mod ingress;
+mod invariants;
+mod load;
+mod planning;
+mod random;
+mod scaler;
+mod script;
+mod sim;
+
+pub use generate::{Size, generate};
+pub use invariants::{Invariant, Mutation, Violation};
+pub use load::Curve;
+pub use script::{Script, ScriptError};
+pub use sim::{Faults, Sim, Stats};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! Seeds, scripts with golden output, and mutations: a platform broken on purpose must be caught.
+
+use std::{path::Path, time::Instant};
+
+use crate::{Invariant, Mutation, Script, Size, generate};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// Worlds that every test run tries; `cove-sim --seeds 1000` tries the rest.
+const SEEDS: u64 = 1000;
+
+#[test]
+fn every_seed_keeps_every_promise() {
+    let workers: u64 = 2;
+    let run = |worker: u64| -> Vec<String> {
+        let mine = (0..SEEDS).filter(|seed| seed % workers == worker);
+        mine.filter_map(|seed| {
+            let mut sim = generate(seed, Size::Small);
+            sim.advance(HOUR_MS);
+            let violation = sim.violations().first()?;
+            Some(format!("{violation}\n  replay: cargo run -p cove-sim -- --seed {seed}"))
+        })
+        .collect()
+    };
+    let broken: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|worker| scope.spawn(move || run(worker))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn a_day_of_two_hundred_apps_takes_less_than_thirty_seconds() {
+    let begun = Instant::now();
+    let mut sim = generate(1, Size::Day);
+    sim.advance(24 * HOUR_MS);
+    assert_eq!(sim.violations(), []);
+    let stats = sim.stats();
+    assert!(stats.arrived > 500_000 && stats.decisions > 500_000, "{stats:?}");
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    let run = || {
+        let mut sim = generate(7, Size::Small).with_log();
+        sim.advance(HOUR_MS);
+        (sim.log().to_vec(), sim.stats())
+    };
+    let (first, second) = (run(), run());
+    assert!(first.0.len() > 100);
+    assert_eq!(first, second);
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_caught() {
+    let expected = [
+        (Mutation::VictimsInverted, Invariant::LeastBusyGoesFirst),
+        (Mutation::StopInsteadOfDrain, Invariant::NoRequestDroppedWhileReady),
+        (Mutation::SendToDraining, Invariant::DrainedGetsNoNewRequest),
+        (Mutation::ImpatientCoolDown, Invariant::ZeroOnlyAfterCoolDown),
+        (Mutation::NoMemory, Invariant::PlanSettles),
+        (Mutation::ForgottenHold, Invariant::HeldRequestAnsweredOr504),
+        (Mutation::NoUpperLimit, Invariant::ReplicasWithinLimits),
+        (Mutation::SwitchAtOnce, Invariant::OldRevisionServesUntilNewReady),
+        (Mutation::WeightsUnchecked, Invariant::TrafficSumsTo100),
+        (Mutation::HopefulStatus, Invariant::StatusNeverAheadOfObserved),
+        (Mutation::StaleOutcome, Invariant::GenerationMonotone),
+    ];
+    for (mutation, invariant) in expected {
+        let found = (0..60).find_map(|seed| {
+            let mut sim = generate(seed, Size::Small).with_mutation(mutation);
+            sim.advance(HOUR_MS);
+            sim.violations().first().cloned()
+        });
+        assert_eq!(found.map(|violation| violation.invariant), Some(invariant), "{mutation:?}");
+    }
+}
+
+#[test]
+fn scripts_show_what_they_showed() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    let mut scripts: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    scripts.retain(|path| path.extension().is_some_and(|extension| extension == "sim"));
+    scripts.sort();
+    assert!(scripts.len() >= 5);
+    for path in scripts {
+        let shown = Script::run(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        expect_test::expect_file![path.with_extension("out")].assert_eq(&shown);
+    }
+}
+
+#[test]
+fn what_is_not_a_command_is_said() {
+    for (line, says) in [
+        ("dance", "`dance` is not a command; see the header of `script.rs`"),
+        ("advance ten", "`ten` is not a span such as 500ms, 90s, 10m, 24h"),
+        ("stop web", "there is no app `web`"),
+        ("app Web", "`Web` is not a container app name"),
+        ("app web min x", "`x` is not a whole number"),
+    ] {
+        assert_eq!(Script::default().line(line).unwrap_err().to_string(), says);
+    }
+}
