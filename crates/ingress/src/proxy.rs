@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     answer::{Refusal, redirect},
     body::{Held, RequestBody, ResponseBody},
-    gate::{GateShared, Ticket},
+    gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
     io::Socket,
     routes::{AppGates, Gates, Snapshot},
@@ -59,6 +59,9 @@ pub(crate) enum Side {
     Internal,
 }
 
+/// Times that a waiting request follows its app from a revision that became inactive to the next.
+const REROUTES_MAX: u32 = 3;
+
 /// A client's end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -95,12 +98,18 @@ impl Proxy {
         let Some(gate) = app.choose((self.random)()) else {
             return self.refuse(&Refusal::NoRevision, &request).map(ResponseBody::from);
         };
-        let ticket = gate.admit(accepted_at);
-        let gate = Arc::clone(gate);
+        let mut ticket = gate.admit(accepted_at);
+        let deadline = Instant::now() + self.shared.config.request_timeout;
         let wanted = headers::upgrade(request.version(), request.headers());
         let upgrade = wanted.map(|protocol| (protocol, on(&mut request)));
         let (accept, method) = (request.headers().get(header::ACCEPT).cloned(), request.method().clone());
-        let response = self.pass(client, &host, ticket, request, upgrade).await.unwrap_or_else(|refusal| {
+        let leased = self.first_lease(client, &host, &mut ticket, deadline).await;
+        let gate = Arc::clone(ticket.gate());
+        let passed = match leased {
+            Ok(lease) => self.pass(client, &host, (ticket, lease), request, upgrade, deadline).await,
+            Err(refusal) => Err(refusal),
+        };
+        let response = passed.unwrap_or_else(|refusal| {
             let mut fields = HeaderMap::new();
             fields.extend(accept.map(|accept| (header::ACCEPT, accept)));
             tracing::debug!(revision = ?gate.key(), reason = refusal.status().1, "request not served by its app");
@@ -181,22 +190,49 @@ impl Proxy {
         HeaderValue::try_from(location).map_err(|_| Refusal::HostConflict)
     }
 
-    /// Sends an admitted request and passes the answer back.
+    /// Waits for a replica. A request whose revision was replaced while it waited is routed anew: its ticket changes.
+    async fn first_lease(
+        &self,
+        client: &Client,
+        host: &str,
+        ticket: &mut Ticket,
+        deadline: Instant,
+    ) -> Result<Lease, Refusal> {
+        for _ in 0..REROUTES_MAX {
+            match ticket.lease(&client.socket, deadline).await {
+                Err(Refusal::RevisionInactive) => {}
+                answer => return answer,
+            }
+            let environment = match client.side {
+                Side::Internal => (self.environment_of)(client.peer),
+                Side::Http | Side::Https => None,
+            };
+            let app = self.lookup(&host_name(host), environment.as_ref()).ok_or(Refusal::RevisionInactive)?;
+            if app.route.state == AppRouteState::Stopped {
+                return Err(Refusal::AppStopped);
+            }
+            let gate = app.choose((self.random)()).ok_or(Refusal::RevisionInactive)?;
+            *ticket = gate.admit(ticket.accepted_at());
+        }
+        ticket.lease(&client.socket, deadline).await
+    }
+
+    /// Sends a request that has a replica and passes the answer back.
     async fn pass(
         self: &Arc<Self>,
         client: &Client,
         host: &str,
-        ticket: Ticket,
+        (ticket, lease): (Ticket, Lease),
         request: Request<Incoming>,
         upgrade: Option<(HeaderValue, OnUpgrade)>,
+        deadline: Instant,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let deadline = Instant::now() + self.shared.config.request_timeout;
         let version = request.version();
         let (mut head, body) = request.into_parts();
         self.prepare(client, host, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol));
         let body = RequestBody::new(body);
         let sent = (head, body.clone());
-        let answered = upstream::send(&self.shared, &ticket, &client.socket, sent, deadline).await?;
+        let answered = upstream::send(&self.shared, (&ticket, lease), &client.socket, sent, deadline).await?;
         self.note_wake(&ticket, &answered);
         if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;

@@ -30,13 +30,13 @@ pub(crate) struct Answered {
 /// Most tries on reused connections that turned out closed; then a fresh one is opened.
 const STALE_TRIES_MAX: u32 = 1;
 
-/// Gets an answer from some replica of the ticket's revision. Cancel-safe: everything is given back on drop.
+/// Gets an answer from the leased replica, or another one of the ticket's revision when that fails. Cancel-safe: everything is given back on drop.
 ///
 /// # Errors
 /// A [`Refusal`] that says which side failed.
 pub(crate) async fn send(
     shared: &GateShared,
-    ticket: &Ticket,
+    (ticket, first): (&Ticket, Lease),
     client: &Socket,
     (mut head, body): (Parts, RequestBody),
     deadline: Instant,
@@ -44,8 +44,12 @@ pub(crate) async fn send(
     let mut connects_failed = 0;
     let mut stale = 0;
     let mut woken_at = None;
+    let mut first = Some(first);
     loop {
-        let lease = ticket.lease(client, deadline).await?;
+        let lease = match first.take() {
+            Some(lease) => lease,
+            None => ticket.lease(client, deadline).await?,
+        };
         woken_at = woken_at.or(lease.woken_at);
         let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take() } else { None };
         let mut connection = match idle {

@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use cove_ingress::IngressConfig;
+use cove_traffic::{EndpointState, Endpoints};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use crate::world::{Backend, World, get, raw, reason, revision, route, soon, until};
@@ -30,6 +31,25 @@ async fn a_request_at_zero_waits_for_its_replica() {
     assert_eq!(world.handle.held_total(), 0);
     assert_eq!(get(address, HOST).await.0, 200);
     assert!(world.wakes.try_recv().is_err(), "a request that did not wait is no wake");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_held_for_a_revision_that_is_replaced_goes_to_the_next_one() {
+    let world = World::start().await;
+    let app = Backend::named("new").await;
+    let (v1, v2) = (revision("web", "v1"), revision("web", "v2"));
+    world.route("web", route("web"));
+    let address = world.http;
+    let request = tokio::spawn(async move { get(address, HOST).await });
+    until("the request to be held", || world.handle.load(&v1).held == 1).await;
+    world.ready(&v2, &[app.address]);
+    let mut next = route("web");
+    next.revisions[0].revision = v2.clone();
+    world.route("web", next);
+    let inactive = Endpoints { state: EndpointState::Inactive, ..Endpoints::default() };
+    world.endpoints.set(v1.clone(), inactive);
+    assert_eq!(soon("the answer", request).await.unwrap(), (200, "new".into()));
+    until("nothing to be open", || world.handle.load(&v1).open + world.handle.load(&v2).open == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
