@@ -195,7 +195,8 @@ impl Service {
 
     fn follow(&self, list: &[cove_scaling::ScaledRevision]) {
         let now = self.deps.clock.now();
-        let synced = self.shared.table().sync(list, now);
+        let existing: Vec<Option<u32>> = list.iter().map(|revision| (self.deps.existing)(&revision.revision)).collect();
+        let synced = self.shared.table().sync(list, &existing, now);
         for key in synced.added {
             let load = (self.deps.load)(&key);
             let mut table = self.shared.table();

@@ -108,11 +108,12 @@ impl Table {
     }
 
     /// Takes the list of revisions: new ones begin, missing and inactive ones end.
-    pub(crate) fn sync(&mut self, list: &[ScaledRevision], now: Timestamp) -> Synced {
+    /// Takes over the list of revisions; `existing` says by position how many replicas of each exist.
+    pub(crate) fn sync(&mut self, list: &[ScaledRevision], existing: &[Option<u32>], now: Timestamp) -> Synced {
         self.notice_time(now);
         let mut synced = Synced::default();
         let mut listed = BTreeSet::new();
-        for revision in list {
+        for (index, revision) in list.iter().enumerate() {
             listed.insert(&revision.revision);
             if !revision.is_active {
                 self.end(&revision.revision);
@@ -122,7 +123,7 @@ impl Table {
             } else if self.entries.contains_key(&revision.revision) {
                 self.update(revision, now);
             } else {
-                self.begin(revision, now);
+                self.begin(revision, existing.get(index).copied().flatten(), now);
                 synced.added.push(revision.revision.clone());
             }
         }
@@ -140,19 +141,25 @@ impl Table {
         synced
     }
 
-    fn begin(&mut self, revision: &ScaledRevision, now: Timestamp) {
+    fn begin(&mut self, revision: &ScaledRevision, existing: Option<u32>, now: Timestamp) {
         let key = revision.revision.clone();
         self.stopped.remove(&key);
         let settings = &self.config.settings;
         let saved = self.unclaimed.remove(&key);
-        let (state, reason) = match saved {
+        let config = ScaleConfig::from_scale(&revision.scale, revision.has_ingress, settings);
+        let (mut state, reason) = match saved {
             Some(state) => (state, "restored"),
             None => {
-                let config = ScaleConfig::from_scale(&revision.scale, revision.has_ingress, settings);
                 let replaced = revision.replaces.as_ref().and_then(|key| self.entries.get(key));
                 (ScaleState::start(&config, replaced.map(|entry| entry.state.current), now), "started")
             }
         };
+        // counts are written down a little late: what runs after a crash was wanted, and a restart shrinks nothing
+        let running = existing.unwrap_or(0).min(config.max_replicas);
+        if running > state.current {
+            state.current = running;
+            state.last_active = state.last_active.max(Some(now));
+        }
         let entry = Entry::new(revision, state, settings, now);
         let mut events = Vec::new();
         if reason == "started" {

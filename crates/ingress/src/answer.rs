@@ -91,7 +91,7 @@ impl Refusal {
             Self::AppInternal => (StatusCode::NOT_FOUND, "app-internal"),
             Self::AppStopped => (StatusCode::NOT_FOUND, "app-stopped"),
             Self::RevisionInactive => (StatusCode::NOT_FOUND, "revision-inactive"),
-            Self::NoRevision => (StatusCode::SERVICE_UNAVAILABLE, "no-revision"),
+            Self::NoRevision => (StatusCode::NOT_FOUND, "no-revision"),
             Self::RevisionFailed { .. } => (StatusCode::SERVICE_UNAVAILABLE, "revision-failed"),
             Self::HoldQueueFull => (StatusCode::SERVICE_UNAVAILABLE, "hold-queue-full"),
             Self::ActivationTimeout => (StatusCode::GATEWAY_TIMEOUT, "activation-timeout"),
@@ -109,7 +109,7 @@ impl Refusal {
     fn retry_after_secs(&self) -> Option<u32> {
         match self {
             Self::HoldQueueFull => Some(1),
-            Self::NoRevision | Self::RevisionFailed { .. } => Some(10),
+            Self::RevisionFailed { .. } => Some(10),
             _ => None,
         }
     }

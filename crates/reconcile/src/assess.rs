@@ -5,7 +5,7 @@
 //! one replica, and heals when that becomes ready.
 
 use cove_model::{ReplicaObservation, ReplicaPhase, RevisionProvisioning};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     AppView, Images, RevisionView, Settings,
@@ -122,8 +122,7 @@ pub(crate) fn assess(
         memory.provisioned_at = Some(now);
         return found(RevisionProvisioning::Provisioned, None, status.ready_at.or(Some(now)));
     }
-    let is_late = now.duration_since(since) >= settings.provisioning_deadline;
-    if let Some(why) = failure(view, revision, memory, &port, is_late) {
+    if let Some(why) = failure(view, revision, memory, &port, now.duration_since(since)) {
         return found(RevisionProvisioning::Failed, Some(why), status.ready_at);
     }
     found(RevisionProvisioning::Provisioning, waiting_for(revision), status.ready_at)
@@ -135,12 +134,13 @@ fn failure(
     revision: &RevisionView<'_>,
     memory: &RevisionMemory,
     port: &Port,
-    is_late: bool,
+    tried_for: SignedDuration,
 ) -> Option<String> {
     let settings = view.settings;
+    let is_late = tried_for >= settings.provisioning_deadline;
     if let Images::Failed { message, retryable } = revision.images
         && memory.images_asked_now
-        && (!retryable || is_late)
+        && (!retryable || tried_for >= settings.images_patience)
     {
         return Some(message.clone());
     }

@@ -33,6 +33,9 @@ pub struct Settings {
     pub order_timeout: SignedDuration,
     /// Time between two tries to get images that could not be had. Default 30 s; ten times that once a revision failed.
     pub images_retry: SignedDuration,
+    /// How long a new revision tries for images that may yet come (a registry that cannot be reached). Default 60 s; then
+    /// it has failed, and is tried for again in the background.
+    pub images_patience: SignedDuration,
 }
 
 impl Default for Settings {
@@ -51,6 +54,7 @@ impl Default for Settings {
             failure_window: SignedDuration::from_secs(600),
             order_timeout: SignedDuration::from_secs(60),
             images_retry: SignedDuration::from_secs(30),
+            images_patience: SignedDuration::from_secs(60),
         }
     }
 }

@@ -27,7 +27,7 @@ fn revision(name: &str, scale: Scale, has_ingress: bool) -> ScaledRevision {
 
 fn table(now: i64, list: &[ScaledRevision]) -> Table {
     let mut table = Table::new(Config::default(), Board::default(), at(now));
-    table.sync(list, at(now));
+    table.sync(list, &[], at(now));
     table
 }
 
@@ -105,7 +105,7 @@ fn without_ingress_or_rule_it_ends_at_zero_and_no_request_starts_it() {
 #[test]
 fn ingress_switched_on_later_brings_the_default_rule() {
     let mut table = table(0, &[revision("web--v1", Scale::default(), false)]);
-    table.sync(&[revision("web--v1", Scale::default(), true)], at(5));
+    table.sync(&[revision("web--v1", Scale::default(), true)], &[], at(5));
     assert_eq!(table.next_due(), Some(at(15)));
     assert_eq!(table.scale_of(&key("web--v1")).unwrap().config.rules.len(), 1);
 }
@@ -155,8 +155,19 @@ fn memory_is_bounded() {
 fn counts_that_nobody_claims_are_forgotten_but_not_at_once() {
     let mut table = Table::new(Config::default(), Board::default(), at(0));
     table.restore(vec![(key("web--old"), ScaleState::default())]);
-    table.sync(&[], at(5));
+    table.sync(&[], &[], at(5));
     assert!(table.take_unsaved().is_empty());
-    table.sync(&[], at(601));
+    table.sync(&[], &[], at(601));
     assert_eq!(table.take_unsaved(), [(key("web--old"), None)]);
+}
+
+#[test]
+fn what_runs_after_a_crash_was_wanted() {
+    let mut table = Table::new(Config::default(), Board::default(), at(1000));
+    let saved = ScaleState { current: 0, last_active: Some(at(900)), ..ScaleState::default() };
+    table.restore(vec![(key("web--v1"), saved)]);
+    table.sync(&[revision("web--v1", Scale::default(), true)], &[Some(3)], at(1000));
+    let scale = table.scale_of(&key("web--v1")).unwrap();
+    assert_eq!((scale.current, scale.last_active), (3, Some(at(1000))));
+    assert_eq!(table.desired.get(&key("web--v1")).unwrap().replicas, 3);
 }

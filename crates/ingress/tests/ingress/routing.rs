@@ -42,7 +42,7 @@ async fn who_cannot_be_served_learns_why() {
         ("GET", "nobody.env.localhost", 404, "unknown-host"),
         ("GET", "stopped.env.localhost", 404, "app-stopped"),
         ("GET", "internal.env.localhost", 404, "app-internal"),
-        ("GET", "empty.env.localhost", 503, "no-revision"),
+        ("GET", "empty.env.localhost", 404, "no-revision"),
         ("GET", "bad.env.localhost", 503, "revision-failed"),
         ("GET", "secure.env.localhost", 301, "insecure-not-allowed"),
         ("POST", "secure.env.localhost", 308, "insecure-not-allowed"),
