@@ -63,7 +63,8 @@ fn prepare(place: &Place) -> Result<(Found, PathBuf), Failure> {
         let tenant = answer["value"][0]["tenantId"].as_str().map(str::to_owned);
         tenant.ok_or_else(|| Failure::new("the server has no tenant"))
     })?;
-    let (id, secret) = (place.client_id.as_deref().unwrap_or("cove"), place.client_secret.as_deref().unwrap_or("local"));
+    let (id, secret) =
+        (place.client_id.as_deref().unwrap_or("cove"), place.client_secret.as_deref().unwrap_or("local"));
     let login = az(&found, &dir)
         .args(["login", "--service-principal", "-u", id, "-p", secret, "--tenant", &tenant, "--output", "none"])
         .stdin(Stdio::null())

@@ -74,7 +74,8 @@ impl Client {
             builder = builder.resolve("localhost", SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         }
         let http = builder.build().map_err(|error| Failure::new(causes(&error)))?;
-        let mut client = Self { http, api: found.api, ingress: found.http, token: String::new(), subscription: String::new() };
+        let mut client =
+            Self { http, api: found.api, ingress: found.http, token: String::new(), subscription: String::new() };
         client.log_in(place).await?;
         client.subscription = match &place.subscription {
             Some(subscription) => subscription.clone(),
@@ -345,20 +346,20 @@ async fn refused(response: Response) -> Result<Response, Failure> {
     };
     Err(match status {
         StatusCode::NOT_FOUND => Failure::not_found(message),
-        StatusCode::UNAUTHORIZED => {
-            Failure::new(message).hint("set COVE_CLIENT_ID and COVE_CLIENT_SECRET to one of the server's `[[api.clients]]`")
-        }
+        StatusCode::UNAUTHORIZED => Failure::new(message)
+            .hint("set COVE_CLIENT_ID and COVE_CLIENT_SECRET to one of the server's `[[api.clients]]`"),
         _ => Failure::new(message),
     })
 }
 
 /// Further messages of one error, a line each.
 fn details(error: &Value) -> String {
+    let said = error["message"].as_str().unwrap_or_default();
     let details = error["details"].as_array().map_or(&[][..], Vec::as_slice);
     let lines = details.iter().filter_map(|detail| {
         let (code, message) = (detail["code"].as_str()?, detail["message"].as_str()?);
         let target = detail["target"].as_str().map(|target| format!(" at {target}")).unwrap_or_default();
-        (Some(message) != error["message"].as_str()).then(|| format!("\n  ({code}) {message}{target}"))
+        (!said.contains(message)).then(|| format!("\n  ({code}) {message}{target}"))
     });
     lines.collect()
 }
@@ -371,7 +372,8 @@ fn operation_failure(state: &str, error: &Value) -> Failure {
 }
 
 async fn body_of(response: Response) -> Result<Value, Failure> {
-    let text = response.text().await.map_err(|error| Failure::new(format!("the answer broke off: {}", causes(&error))))?;
+    let text =
+        response.text().await.map_err(|error| Failure::new(format!("the answer broke off: {}", causes(&error))))?;
     if text.trim().is_empty() {
         return Ok(json!(null));
     }
@@ -414,7 +416,10 @@ mod tests {
         };
         assert_eq!(client.app_url("web.env.localhost"), "http://web.env.localhost:8080/");
         assert_eq!(client.url("/cove/v1/wakes"), "https://localhost:1/cove/v1/wakes");
-        assert_eq!(client.url(&client.app("g", "a b")), "https://localhost:1/subscriptions/s/resourceGroups/g/providers/Microsoft.App/containerApps/a%20b?api-version=2025-07-01");
+        assert_eq!(
+            client.url(&client.app("g", "a b")),
+            "https://localhost:1/subscriptions/s/resourceGroups/g/providers/Microsoft.App/containerApps/a%20b?api-version=2025-07-01"
+        );
         assert_eq!(client.url("/subscriptions?x=1"), "https://localhost:1/subscriptions?x=1&api-version=2024-11-01");
         assert_eq!(client.url("https://localhost:1/x?y"), "https://localhost:1/x?y");
     }

@@ -4,6 +4,7 @@ mod create;
 mod environment;
 mod ingress;
 mod logs;
+mod registry;
 mod replica;
 mod revision;
 mod secret;
@@ -88,6 +89,9 @@ pub(crate) enum ContainerappCommand {
     /// Secrets of an app.
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Logins of an app at registries.
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// The way in to an app.
     #[command(subcommand)]
     Ingress(ingress::IngressCommand),
@@ -96,9 +100,8 @@ pub(crate) enum ContainerappCommand {
 }
 
 /// Nouns and verbs of az that the server does not serve yet.
-const NOT_BUILT: [&str; 11] = [
-    "auth", "browse", "compose", "connection", "dapr", "exec", "github-action", "hostname", "identity", "job", "registry",
-];
+const NOT_BUILT: [&str; 10] =
+    ["auth", "browse", "compose", "connection", "dapr", "exec", "github-action", "hostname", "identity", "job"];
 
 /// An app by name and group.
 #[derive(Clone, Debug, clap::Args)]
@@ -148,6 +151,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Replica(command) => replica::run(&session, command).await,
             ContainerappCommand::Logs(command) => logs::run(&session, command).await,
             ContainerappCommand::Secret(command) => secret::run(&session, command).await,
+            ContainerappCommand::Registry(command) => registry::run(&session, command).await,
             ContainerappCommand::Ingress(command) => ingress::run(&session, command).await,
             ContainerappCommand::Other(words) => Err(unknown(&words)),
         }

@@ -64,7 +64,10 @@ async fn show(args: &DemoArgs) -> Result<(), Failure> {
         Ok(()) => {
             cleared?;
             let took = i64::try_from(timeline.since.elapsed().as_secs()).unwrap_or(i64::MAX);
-            text::out(&format!("\nAll of it happened, in {}. The same platform for your own apps: cove serve\n", span(took)));
+            text::out(&format!(
+                "\nAll of it happened, in {}. The same platform for your own apps: cove serve\n",
+                span(took)
+            ));
             Ok(())
         }
         Err(failure) => {

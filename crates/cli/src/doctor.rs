@@ -73,7 +73,9 @@ fn check(name: &'static str, ok: bool, detail: String, remedy: &'static str) -> 
     let state = match ok {
         true => State::Ok,
         // some controllers are missing: limits of that kind are not enforced
-        false if OPTIONAL.contains(&name) || (name == "control groups" && detail.starts_with("version")) => State::Limited,
+        false if OPTIONAL.contains(&name) || (name == "control groups" && detail.starts_with("version")) => {
+            State::Limited
+        }
         false => State::Missing,
     };
     Check { name, state, detail, remedy: remedy.to_owned() }
@@ -81,7 +83,7 @@ fn check(name: &'static str, ok: bool, detail: String, remedy: &'static str) -> 
 
 /// The closest folder that exists is where the data directory will be.
 fn disk(dir: &Path) -> Check {
-    let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let there = dir.ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
     let name = "data directory";
     let remedy = |text: &str| format!("{text}, or choose another folder with --data-dir");
     match nix::sys::statvfs::statvfs(there) {

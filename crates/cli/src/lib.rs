@@ -35,7 +35,7 @@ use session::Globals;
 
 /// Azure Container Apps on your own machine.
 #[derive(Debug, clap::Parser)]
-#[command(name = "cove", version, max_term_width = 100, arg_required_else_help = true, propagate_version = true)]
+#[command(name = "cove", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cove {
     #[command(subcommand)]
     command: Command,
@@ -47,8 +47,16 @@ struct Cove {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Everywhere")]
 struct Global {
-    /// How results are written [default: table on a terminal, json otherwise].
-    #[arg(short, long, global = true, value_enum, ignore_case = true)]
+    /// json, jsonc, table, tsv, yaml, yamlc or none [default: table on a terminal, json otherwise].
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        ignore_case = true,
+        hide_possible_values = true,
+        value_name = "FORMAT"
+    )]
     output: Option<Format>,
     /// JMESPath over the result.
     #[arg(long, global = true, value_name = "JMESPATH")]
@@ -56,6 +64,9 @@ struct Global {
     /// Subscription [default: the server's].
     #[arg(long, global = true, value_name = "ID", hide = true)]
     subscription: Option<String>,
+    /// Print results and errors only.
+    #[arg(long, global = true, hide = true)]
+    only_show_errors: bool,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -112,11 +123,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cove: Cove) -> Result<(), Failure> {
-    let Global { output, query, subscription, data_dir } = cove.global;
-    let globals = Globals {
-        place: Place::new(data_dir.clone(), subscription),
-        output: Output { format: output, query },
-    };
+    let Global { output, query, subscription, only_show_errors, data_dir } = cove.global;
+    text::only_errors(only_show_errors);
+    let globals =
+        Globals { place: Place::new(data_dir.clone(), subscription), output: Output { format: output, query } };
     match cove.command {
         Command::Serve(args) => serve::run(*args, &data_dir),
         Command::Group(command) => group::run(command, &globals),

@@ -40,7 +40,7 @@ impl Output {
     }
 
     fn format(&self) -> Format {
-        self.format.unwrap_or(match self.query {
+        self.format.unwrap_or_else(|| match self.query {
             None if text::stdout_is_terminal() => Format::Table,
             _ => Format::Json,
         })
@@ -81,7 +81,8 @@ fn pretty(value: &Value) -> String {
 }
 
 fn yaml(value: &Value) -> Result<String, Failure> {
-    serde_saphyr::to_string(value).map_err(|error| Failure::new(format!("the result cannot be written as YAML: {error}")))
+    serde_saphyr::to_string(value)
+        .map_err(|error| Failure::new(format!("the result cannot be written as YAML: {error}")))
 }
 
 /// The result of a JMESPath query, and the keys of its last hash in the order they were written.

@@ -80,7 +80,9 @@ mod tests {
             ])
         );
         assert!(environment(&list(&[""]), "--env-vars").unwrap().is_empty());
-        for (bad, says) in [(&["A"][..], "`A` is not `key=value`"), (&["=1"], "`=1`"), (&["A=1", "A=2"], "`A` is given twice")] {
+        for (bad, says) in
+            [(&["A"][..], "`A` is not `key=value`"), (&["=1"], "`=1`"), (&["A=1", "A=2"], "`A` is given twice")]
+        {
             let failure = environment(&list(bad), "--env-vars").unwrap_err();
             assert!(failure.text.contains(says), "{}", failure.text);
         }

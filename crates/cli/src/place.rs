@@ -67,7 +67,12 @@ impl Place {
         let data_dir = self.data_dir.path();
         if let Some(api) = &self.endpoint {
             let ca = self.ca.clone().unwrap_or_else(|| data_dir.join("tls/ca.pem"));
-            return Ok(Found { api: api.trim_end_matches('/').to_owned(), http: String::new(), https: String::new(), ca });
+            return Ok(Found {
+                api: api.trim_end_matches('/').to_owned(),
+                http: String::new(),
+                https: String::new(),
+                ca,
+            });
         }
         let path = data_dir.join("endpoints.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {

@@ -40,7 +40,9 @@ pub(crate) fn clock(command: &ClockCommand, globals: &Globals) -> Result<(), Fai
         let session = Session::open(globals).await?;
         let answer = match command {
             ClockCommand::Show => session.client.get("/cove/v1/clock").await?,
-            ClockCommand::Advance { by } => session.client.post("/cove/v1/clock/advance", Some(&json!({ "by": by }))).await?,
+            ClockCommand::Advance { by } => {
+                session.client.post("/cove/v1/clock/advance", Some(&json!({ "by": by }))).await?
+            }
         };
         session.print(answer, View::Plain)
     })

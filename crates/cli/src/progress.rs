@@ -30,7 +30,7 @@ pub(crate) struct Progress<'a> {
 impl<'a> Progress<'a> {
     /// A wait for an operation on the resource at `path`.
     pub(crate) fn start(client: &'a Client, path: &str) -> Self {
-        let is_shown = text::stderr_is_terminal();
+        let is_shown = text::shows_progress();
         let events = path.contains("/containerApps/").then(|| {
             let path = path.replace("/providers/Microsoft.App", "");
             let app = path.split('/').take(7).collect::<Vec<_>>().join("/");

@@ -28,8 +28,19 @@ const GRACE: Duration = Duration::from_secs(5);
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
 const ENTRIES: [&str; 13] = [
-    "az", "console", "cove.db", "cove.db-shm", "cove.db-wal", "endpoints.json", "endpoints.json.tmp", "images", "logs", "network",
-    "replicas", "tls", "cove.lock",
+    "az",
+    "console",
+    "cove.db",
+    "cove.db-shm",
+    "cove.db-wal",
+    "endpoints.json",
+    "endpoints.json.tmp",
+    "images",
+    "logs",
+    "network",
+    "replicas",
+    "tls",
+    "cove.lock",
 ];
 
 #[derive(Debug, clap::Args)]
@@ -42,7 +53,8 @@ pub(crate) struct PurgeArgs {
 pub(crate) fn run(args: &PurgeArgs, data_dir: &DataDir) -> Result<(), Failure> {
     let dir = data_dir.path();
     if !dir.join("cove.db").exists() {
-        return Err(Failure::not_found(format!("`{}` is not the data directory of a server", dir.display())).hint("name it with --data-dir"));
+        return Err(Failure::not_found(format!("`{}` is not the data directory of a server", dir.display()))
+            .hint("name it with --data-dir"));
     }
     confirm(&format!("End every replica of `{}` and delete all its data?", dir.display()), args.yes)?;
     block_on(async { Ok(everything(&dir).await?) })?;
@@ -69,13 +81,17 @@ pub(crate) async fn everything(dir: &Path) -> anyhow::Result<()> {
         }
     }
     match fs::remove_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => bail!("`{}` holds files that no server made; they stay", dir.display()),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            bail!("`{}` holds files that no server made; they stay", dir.display())
+        }
         done => done.with_context(|| format!("failed to delete `{}`", dir.display())),
     }
 }
 
 async fn end_replicas(dir: &Path, config: &cove_network::NetworkConfig) -> anyhow::Result<()> {
-    let path = |name: &str| Utf8PathBuf::from_path_buf(dir.join(name)).map_err(|path| anyhow::anyhow!("`{}` is not UTF-8", path.display()));
+    let path = |name: &str| {
+        Utf8PathBuf::from_path_buf(dir.join(name)).map_err(|path| anyhow::anyhow!("`{}` is not UTF-8", path.display()))
+    };
     let mut network_config = config.clone();
     network_config.pool_size = 0;
     let network = Network::open(network_config).await.context("failed to open the network of the replicas")?;
@@ -83,7 +99,8 @@ async fn end_replicas(dir: &Path, config: &cove_network::NetworkConfig) -> anyho
     let oci = OciConfig::new(path("replicas")?, path("console")?, config.name.clone());
     let (events, mut seen) = mpsc::channel(64);
     let drain = tokio::spawn(async move { while seen.recv().await.is_some() {} });
-    let runtime = OciRuntime::open(oci, images, network.clone(), events).await.context("failed to find the replicas")?;
+    let runtime =
+        OciRuntime::open(oci, images, network.clone(), events).await.context("failed to find the replicas")?;
     let board = runtime.observations();
     let mut changes = board.subscribe();
     let ended = timeout(END_LIMIT, async {

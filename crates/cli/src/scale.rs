@@ -58,7 +58,8 @@ pub(crate) fn run(command: ScaleCommand, globals: &Globals) -> Result<(), Failur
             }
             ScaleCommand::Zero(app) => {
                 let id = wakes::find_app(client, &app.app, app.group.as_deref()).await?;
-                let mut answer = client.post(&format!("/cove/v1/scale/zero?app={}", encode(&id)), Some(&json!({}))).await?;
+                let mut answer =
+                    client.post(&format!("/cove/v1/scale/zero?app={}", encode(&id)), Some(&json!({}))).await?;
                 session.print(answer["value"].take(), View::Plain)
             }
         }
@@ -103,7 +104,7 @@ fn row(kept: &Value) -> [String; 6] {
     let at = decision["at"].as_str().unwrap_or_default().chars().take(19).collect();
     let (current, new) = (&decision["current"], &decision["new"]);
     let replicas = if current == new { new.to_string() } else { format!("{current} -> {new}") };
-    let rules = list(&decision["rules"]).iter().map(|rule| rule_text(rule)).collect::<Vec<_>>().join(", ");
+    let rules = list(&decision["rules"]).iter().map(rule_text).collect::<Vec<_>>().join(", ");
     let reason = decision["reason"].as_str().unwrap_or_default().to_owned();
     [at, kept["times"].to_string(), replicas, reason, decision["in_flight"].to_string(), rules]
 }

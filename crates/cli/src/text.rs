@@ -2,7 +2,30 @@
 //!
 //! **Invariant:** a closed pipe ends nothing with a panic: what cannot be written is dropped.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// Whether notes and progress are left out.
+static ONLY_ERRORS: AtomicBool = AtomicBool::new(false);
+
+/// `--only-show-errors`.
+pub(crate) fn only_errors(is_asked: bool) {
+    ONLY_ERRORS.store(is_asked, Ordering::Relaxed);
+}
+
+/// Writes what is good to know, one line.
+pub(crate) fn note(line: &str) {
+    if !ONLY_ERRORS.load(Ordering::Relaxed) {
+        err(line);
+    }
+}
+
+/// Whether progress may be drawn on stderr.
+pub(crate) fn shows_progress() -> bool {
+    stderr_is_terminal() && !ONLY_ERRORS.load(Ordering::Relaxed)
+}
 
 /// Writes data.
 pub(crate) fn out(text: &str) {

@@ -68,11 +68,14 @@ pub(crate) async fn find_app(client: &Client, name: &str, group: Option<&str>) -
     let path = format!("/subscriptions/{}/providers/Microsoft.App/containerApps", client.subscription());
     let apps = client.list(&path).await?;
     let apps = apps.as_array().map_or(&[][..], Vec::as_slice);
-    let mut found = apps.iter().filter(|app| app["name"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(name)));
+    let mut found =
+        apps.iter().filter(|app| app["name"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(name)));
     match (found.next(), found.next()) {
         (Some(app), None) => Ok(app["id"].as_str().unwrap_or_default().to_owned()),
         (None, _) => Err(Failure::not_found(format!("there is no app `{name}`")).hint("cove containerapp list")),
-        (Some(_), Some(_)) => Err(Failure::usage(format!("there are several apps `{name}`")).hint("add --resource-group")),
+        (Some(_), Some(_)) => {
+            Err(Failure::usage(format!("there are several apps `{name}`")).hint("add --resource-group"))
+        }
     }
 }
 
@@ -88,7 +91,11 @@ fn table(wakes: &Value) -> String {
         table.row([accepted, text("replica"), from.to_owned()].into_iter().chain(phases));
     }
     let text = table.render();
-    if text.is_empty() { "no wake was recorded\n".to_owned() } else { format!("{text}\nmilliseconds after the request was accepted\n") }
+    if text.is_empty() {
+        "no wake was recorded\n".to_owned()
+    } else {
+        format!("{text}\nmilliseconds after the request was accepted\n")
+    }
 }
 
 /// Phases of one wake in a line: `planned 0.6 · started 1.9 · … · first byte 8.1 ms`.
@@ -117,7 +124,8 @@ mod tests {
 
     #[test]
     fn phases_that_did_not_occur_are_left_out() {
-        expect!["planned 0.5 · started 1.8 · listening 5.8 · ready 6.6 · first byte 7.1 ms"].assert_eq(&phases(&wake()));
+        expect!["planned 0.5 · started 1.8 · listening 5.8 · ready 6.6 · first byte 7.1 ms"]
+            .assert_eq(&phases(&wake()));
     }
 
     #[test]

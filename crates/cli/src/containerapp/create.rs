@@ -28,21 +28,16 @@ pub(crate) struct CreateArgs {
     /// The app as YAML or JSON; other flags of the app are ignored.
     #[arg(long, value_name = "FILE")]
     pub(crate) yaml: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) app: AppArgs,
     /// Do not wait until the app runs.
     #[arg(long)]
     pub(crate) no_wait: bool,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
 }
 
 /// Everything of an app that flags can say.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct AppArgs {
-    #[command(flatten)]
-    pub(crate) container: ContainerArgs,
-    /// `key=value …`; `key=secretref:name` for a secret's value.
-    #[arg(long, num_args = 0.., value_name = "KEY=VALUE", help_heading = "Container")]
-    pub(crate) env_vars: Vec<String>,
     /// End of the revision's name.
     #[arg(long, value_name = "SUFFIX")]
     pub(crate) revision_suffix: Option<String>,
@@ -58,6 +53,11 @@ pub(crate) struct AppArgs {
     /// Region; the environment's otherwise.
     #[arg(short, long, hide = true)]
     pub(crate) location: Option<String>,
+    #[command(flatten)]
+    pub(crate) container: ContainerArgs,
+    /// `key=value …`; `key=secretref:name` for a secret's value.
+    #[arg(long, num_args = 0.., value_name = "KEY=VALUE", help_heading = "Container")]
+    pub(crate) env_vars: Vec<String>,
     #[command(flatten)]
     pub(crate) scale: ScaleArgs,
     #[command(flatten)]
@@ -148,7 +148,8 @@ pub(crate) async fn run(session: &Session, args: CreateArgs) -> Result<(), Failu
     if let Some(environment) = &environment {
         body["properties"]["environmentId"] = environment.as_str().into();
     }
-    let environment = body.pointer("/properties/environmentId").or(body.pointer("/properties/managedEnvironmentId"));
+    let environment =
+        body.pointer("/properties/environmentId").or_else(|| body.pointer("/properties/managedEnvironmentId"));
     let Some(environment) = environment.and_then(Value::as_str) else {
         return Err(Failure::usage("the app needs an environment").hint("add --environment NAME"));
     };
@@ -168,7 +169,7 @@ pub(super) fn say_url(session: &Session, app: &Value) {
         && ingress["external"].as_bool() == Some(true)
     {
         let url = session.client.app_url(fqdn);
-        text::err(&format!("Container app created. Access your app at {url}"));
+        text::note(&format!("Container app created. Access your app at {url}"));
     }
 }
 
@@ -188,7 +189,8 @@ pub(super) fn from_file(path: &Path) -> Result<Value, Failure> {
 /// The body of the app, without its environment.
 pub(super) fn body(name: &str, args: &AppArgs) -> Result<Value, Failure> {
     if args.container.image.is_none() {
-        return Err(Failure::usage("the app needs an image").hint("add --image, such as mcr.microsoft.com/k8se/quickstart:latest"));
+        return Err(Failure::usage("the app needs an image")
+            .hint("add --image, such as mcr.microsoft.com/k8se/quickstart:latest"));
     }
     let env = pairs::environment(&args.env_vars, "--env-vars")?;
     let mut template = json!({ "containers": [template::container(&args.container, name, &env)] });
@@ -238,7 +240,7 @@ fn configuration(args: &AppArgs) -> Result<Value, Failure> {
 }
 
 /// The registry; its password becomes a secret, named as az names it.
-fn registry(flags: &ConfigurationArgs, secrets: &mut Vec<Value>) -> Result<Option<Value>, Failure> {
+pub(super) fn registry(flags: &ConfigurationArgs, secrets: &mut Vec<Value>) -> Result<Option<Value>, Failure> {
     let Some(server) = &flags.registry_server else {
         if flags.registry_username.is_some() || flags.registry_password.is_some() {
             return Err(Failure::usage("the registry has no name").hint("add --registry-server"));
@@ -249,12 +251,14 @@ fn registry(flags: &ConfigurationArgs, secrets: &mut Vec<Value>) -> Result<Optio
         return Ok(Some(json!({ "server": server, "identity": identity })));
     }
     let (Some(user), Some(password)) = (&flags.registry_username, &flags.registry_password) else {
-        return Err(Failure::usage("a registry needs a user and a password")
-            .hint("add --registry-username and --registry-password, or leave --registry-server out for anonymous pulls"));
+        return Err(Failure::usage("a registry needs a user and a password").hint(
+            "add --registry-username and --registry-password, or leave --registry-server out for anonymous pulls",
+        ));
     };
     let secret = if let Some(name) = password.strip_prefix("secretref:") {
         if !secrets.iter().any(|secret| secret["name"] == name) {
-            return Err(Failure::usage(format!("--registry-password: there is no secret `{name}`")).hint("add it with --secrets"));
+            return Err(Failure::usage(format!("--registry-password: there is no secret `{name}`"))
+                .hint("add it with --secrets"));
         }
         name.to_owned()
     } else {
@@ -273,7 +277,9 @@ impl IngressArgs {
     fn body(&self) -> Result<Option<Value>, Failure> {
         let Some(kind) = self.ingress else {
             if self.target_port.is_some() {
-                return Err(Failure::usage("--target-port without --ingress").hint("add --ingress external or internal"));
+                return Err(
+                    Failure::usage("--target-port without --ingress").hint("add --ingress external or internal")
+                );
             }
             return Ok(None);
         };

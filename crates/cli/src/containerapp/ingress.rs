@@ -140,7 +140,8 @@ impl IngressArgs {
 fn weights(old: &Value, revisions: &[String], labels: &[String]) -> Result<Vec<Value>, Failure> {
     let number = |text: &str, flag: &str| {
         text.parse::<u32>().ok().filter(|weight| *weight <= 100).ok_or_else(|| {
-            Failure::usage(format!("{flag}: `{text}` is not a weight")).hint("weights are whole numbers of 0 to 100 that add up to 100")
+            Failure::usage(format!("{flag}: `{text}` is not a weight"))
+                .hint("weights are whole numbers of 0 to 100 that add up to 100")
         })
     };
     if revisions.is_empty() && labels.is_empty() {
@@ -156,15 +157,16 @@ fn weights(old: &Value, revisions: &[String], labels: &[String]) -> Result<Vec<V
         let (label, weight) = pairs::split(pair, "--label-weight")?;
         let weight = number(weight, "--label-weight")?;
         let entry = traffic.iter_mut().find(|entry| entry["label"] == label);
-        entry.ok_or_else(|| Failure::not_found(format!("no revision has the label `{label}`")))?["weight"] = weight.into();
+        entry.ok_or_else(|| Failure::not_found(format!("no revision has the label `{label}`")))?["weight"] =
+            weight.into();
     }
     for pair in revisions {
         let (name, weight) = pairs::split(pair, "--revision-weight")?;
         let weight = number(weight, "--revision-weight")?;
         let is_latest = name.eq_ignore_ascii_case("latest");
-        let known = traffic.iter_mut().find(|entry| {
-            if is_latest { entry["latestRevision"] == true } else { entry["revisionName"] == name }
-        });
+        let known = traffic
+            .iter_mut()
+            .find(|entry| if is_latest { entry["latestRevision"] == true } else { entry["revisionName"] == name });
         match known {
             Some(entry) => entry["weight"] = weight.into(),
             None if is_latest => traffic.push(json!({ "latestRevision": true, "weight": weight })),
@@ -189,7 +191,8 @@ mod tests {
 
     #[test]
     fn shares_are_replaced_and_labels_kept() {
-        let old = json!([{"latestRevision": true, "weight": 80}, {"revisionName": "a--1", "weight": 20, "label": "blue"}]);
+        let old =
+            json!([{"latestRevision": true, "weight": 80}, {"revisionName": "a--1", "weight": 20, "label": "blue"}]);
         assert_eq!(
             set(&old, &["latest=100"], &[]).unwrap(),
             json!([{"revisionName": "a--1", "weight": 0, "label": "blue"}, {"latestRevision": true, "weight": 100}])

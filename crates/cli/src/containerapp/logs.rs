@@ -80,7 +80,12 @@ pub(crate) async fn run(session: &Session, command: LogsCommand) -> Result<(), F
 }
 
 /// Replica and container: those asked for, else the newest replica's first container.
-async fn container(session: &Session, args: &ShowArgs, revision: &str, app: &Value) -> Result<(String, String), Failure> {
+async fn container(
+    session: &Session,
+    args: &ShowArgs,
+    revision: &str,
+    app: &Value,
+) -> Result<(String, String), Failure> {
     let first = |containers: &Value| containers[0]["name"].as_str().unwrap_or_default().to_owned();
     if let Some(replica) = &args.replica {
         let container = args.container.clone();
@@ -100,7 +105,8 @@ async fn container(session: &Session, args: &ShowArgs, revision: &str, app: &Val
 
 /// Prints the lines of a stream until it ends.
 pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, kind: Kind) -> Result<(), Failure> {
-    let format = args.format.unwrap_or(if text::stdout_is_terminal() { LineFormat::Text } else { LineFormat::Json });
+    let format =
+        args.format.unwrap_or_else(|| if text::stdout_is_terminal() { LineFormat::Text } else { LineFormat::Json });
     // events are JSON on the wire in any case; their text is made here
     let output = if format == LineFormat::Text && kind == Kind::Console { "text" } else { "json" };
     let separator = if endpoint.contains('?') { '&' } else { '?' };
@@ -116,7 +122,8 @@ pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, 
             if line.is_empty() {
                 continue;
             }
-            let line = if format == LineFormat::Text && kind == Kind::System { event(&line) } else { line.into_owned() };
+            let line =
+                if format == LineFormat::Text && kind == Kind::System { event(&line) } else { line.into_owned() };
             if !text::line(&line) {
                 return Ok(());
             }

@@ -2,8 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{AppRef, whole};
-use crate::{client::encode, failure::Failure, output::View, session::{GroupArg, Session}};
+use super::{AppRef, update, whole};
+use crate::{
+    client::encode,
+    failure::Failure,
+    output::View,
+    session::{GroupArg, Session},
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum RevisionCommand {
@@ -23,6 +28,17 @@ pub(crate) enum RevisionCommand {
     Deactivate(RevisionRef),
     /// Replace a revision's replicas.
     Restart(RevisionRef),
+    /// Make a new revision of the template of another one, with changes.
+    Copy {
+        /// Revision to copy [default: the latest].
+        #[arg(long)]
+        from_revision: Option<String>,
+        #[command(flatten)]
+        changes: Box<update::UpdateArgs>,
+    },
+    /// Names that stay with a revision.
+    #[command(subcommand)]
+    Label(LabelCommand),
     /// One active revision or several.
     SetMode {
         #[command(flatten)]
@@ -30,6 +46,32 @@ pub(crate) enum RevisionCommand {
         /// single or multiple.
         #[arg(long)]
         mode: String,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum LabelCommand {
+    /// Give a revision a label; it moves from the one that has it.
+    Add {
+        #[command(flatten)]
+        app: AppRef,
+        /// The label.
+        #[arg(long)]
+        label: String,
+        /// The revision.
+        #[arg(long)]
+        revision: String,
+        /// az asks before it moves a label.
+        #[arg(short, long, alias = "no-prompt", hide = true)]
+        yes: bool,
+    },
+    /// Take a label away.
+    Remove {
+        #[command(flatten)]
+        app: AppRef,
+        /// The label.
+        #[arg(long)]
+        label: String,
     },
 }
 
@@ -61,7 +103,9 @@ impl RevisionRef {
             (None, None, Some(name)) if name.contains("--") => (name.rsplit_once("--").map(|(app, _)| app), name),
             _ => return Err(Failure::usage("which revision?").hint("add --revision NAME")),
         };
-        let app = app.ok_or_else(|| Failure::usage(format!("which app has the revision `{revision}`?")).hint("add --name APP"))?;
+        let app = app.ok_or_else(|| {
+            Failure::usage(format!("which app has the revision `{revision}`?")).hint("add --name APP")
+        })?;
         Ok((app.to_owned(), revision.clone()))
     }
 
@@ -85,6 +129,11 @@ pub(crate) async fn run(session: &Session, command: RevisionCommand) -> Result<(
         RevisionCommand::Activate(revision) => act(session, &revision, "activate").await,
         RevisionCommand::Deactivate(revision) => act(session, &revision, "deactivate").await,
         RevisionCommand::Restart(revision) => act(session, &revision, "restart").await,
+        RevisionCommand::Copy { from_revision, changes } => update::copy(session, from_revision, *changes).await,
+        RevisionCommand::Label(LabelCommand::Add { app, label, revision, .. }) => {
+            relabel(session, &app, &label, Some(&revision)).await
+        }
+        RevisionCommand::Label(LabelCommand::Remove { app, label }) => relabel(session, &app, &label, None).await,
         RevisionCommand::SetMode { app, mode } => {
             let path = app.path(session);
             let app = whole::edit(session, &path, false, |app| {
@@ -101,6 +150,40 @@ async fn act(session: &Session, revision: &RevisionRef, verb: &str) -> Result<()
     let path = revision.path(session)?;
     let answer = session.client.post(&format!("{path}/{verb}"), None).await?;
     session.print(if answer.is_null() { json!("Success") } else { answer }, View::Plain)
+}
+
+/// Moves a label to a revision, or away.
+async fn relabel(session: &Session, app: &AppRef, label: &str, revision: Option<&str>) -> Result<(), Failure> {
+    let path = app.path(session);
+    let old = session.client.get(&path).await?;
+    let traffic = whole::ingress(&old)?["traffic"].as_array().cloned().unwrap_or_default();
+    let traffic = relabelled(traffic, label, revision)?;
+    let app = whole::patch_configuration(session, &path, json!({ "ingress": { "traffic": traffic } })).await?;
+    session.print(whole::ingress(&app)?["traffic"].clone(), View::Traffic)
+}
+
+fn relabelled(mut traffic: Vec<Value>, label: &str, revision: Option<&str>) -> Result<Vec<Value>, Failure> {
+    let mut is_known = false;
+    for entry in &mut traffic {
+        if entry["label"] == label
+            && let Some(entry) = entry.as_object_mut()
+        {
+            entry.remove("label");
+            is_known = true;
+        }
+    }
+    let Some(revision) = revision else {
+        return if is_known {
+            Ok(traffic)
+        } else {
+            Err(Failure::not_found(format!("no revision has the label `{label}`")))
+        };
+    };
+    match traffic.iter_mut().find(|entry| entry["revisionName"] == revision) {
+        Some(entry) => entry["label"] = label.into(),
+        None => traffic.push(json!({ "revisionName": revision, "weight": 0, "label": label })),
+    }
+    Ok(traffic)
 }
 
 /// Restarts the revision `name` of the app at `path`.
@@ -133,5 +216,24 @@ mod tests {
         assert_eq!(resolve(Some("web--a"), None, None), expected);
         assert_eq!(resolve(Some("web"), None, None), Err("which revision?".to_owned()));
         assert_eq!(resolve(None, Some("a"), None), Err("which app has the revision `a`?".to_owned()));
+    }
+
+    #[test]
+    fn a_label_is_on_one_revision() {
+        let old = vec![
+            json!({"latestRevision": true, "weight": 100}),
+            json!({"revisionName": "a--1", "weight": 0, "label": "blue"}),
+        ];
+        let moved = relabelled(old.clone(), "blue", Some("a--2")).unwrap();
+        assert_eq!(
+            Value::Array(moved),
+            json!([
+                {"latestRevision": true, "weight": 100},
+                {"revisionName": "a--1", "weight": 0},
+                {"revisionName": "a--2", "weight": 0, "label": "blue"},
+            ])
+        );
+        assert!(relabelled(old.clone(), "blue", None).unwrap()[1].get("label").is_none());
+        assert!(relabelled(old, "red", None).unwrap_err().is_not_found());
     }
 }

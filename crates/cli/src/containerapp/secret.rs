@@ -50,7 +50,8 @@ pub(crate) async fn run(session: &Session, command: SecretCommand) -> Result<(),
         SecretCommand::List { app, show_values: true } => session.print(values(session, &app).await?, View::Secrets),
         SecretCommand::Show { app, secret_name } => {
             let secrets = values(session, &app).await?;
-            let found = secrets.as_array().and_then(|list| list.iter().find(|secret| secret["name"] == secret_name.as_str()));
+            let found =
+                secrets.as_array().and_then(|list| list.iter().find(|secret| secret["name"] == secret_name.as_str()));
             let found = found.cloned();
             let missing = || Failure::not_found(format!("the app has no secret `{secret_name}`"));
             session.print(found.ok_or_else(missing)?, View::Secrets)
@@ -100,6 +101,6 @@ async fn values(session: &Session, app: &AppRef) -> Result<Value, Failure> {
 }
 
 fn say_restart(session: &Session, app: Value) -> Result<(), Failure> {
-    text::err("Running replicas keep the old values; restart the revision to apply the new ones.");
+    text::note("Running replicas keep the old values; restart the revision to apply the new ones.");
     session.print(secrets_of(&app), View::Secrets)
 }

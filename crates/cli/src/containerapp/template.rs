@@ -25,7 +25,7 @@ pub(crate) struct ContainerArgs {
     /// Program instead of the image's; one empty text for the image's.
     #[arg(long, num_args = 0.., value_name = "WORD")]
     pub(crate) command: Option<Vec<String>>,
-    /// Arguments instead of the image's; `--args=-x` for one that begins with a dash.
+    /// Arguments instead of the image's.
     #[arg(long, num_args = 0.., value_name = "WORD")]
     pub(crate) args: Option<Vec<String>>,
     /// GPU kind: not built yet, the server says so.
@@ -177,7 +177,8 @@ impl ScaleArgs {
             }
             "custom" => {
                 let kind = self.scale_rule_custom_type.as_deref().ok_or_else(|| {
-                    Failure::usage("a custom scale rule needs a type").hint("add --scale-rule-custom-type, such as `prometheus`")
+                    Failure::usage("a custom scale rule needs a type")
+                        .hint("add --scale-rule-custom-type, such as `prometheus`")
                 })?;
                 json!({ "name": name, "custom": with_auth(json!({ "type": kind, "metadata": metadata }), auth) })
             }

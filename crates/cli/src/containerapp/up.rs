@@ -29,21 +29,21 @@ pub(crate) async fn run(session: &Session, args: UpArgs) -> Result<(), Failure> 
     let mut body = create::body(&args.name, &args.app)?;
     let group = client.group(&args.group);
     if client.find(&group).await?.is_none() {
-        text::err(&format!("Creating the resource group `{}`", args.group));
+        text::note(&format!("Creating the resource group `{}`", args.group));
         client.write(Method::PUT, &group, Some(&json!({ "location": "local" })), Wait::Done).await?;
     }
     let path = client.environment(&args.group, &args.environment);
     let environment = match client.find(&path).await? {
         Some(environment) => environment,
         None => {
-            text::err(&format!("Creating the environment `{}`", args.environment));
+            text::note(&format!("Creating the environment `{}`", args.environment));
             let body = json!({ "location": "local", "properties": {} });
             client.write(Method::PUT, &path, Some(&body), Wait::Done).await?
         }
     };
     body["location"] = environment["location"].clone();
     body["properties"]["environmentId"] = environment["id"].clone();
-    text::err(&format!("Creating the container app `{}`", args.name));
+    text::note(&format!("Creating the container app `{}`", args.name));
     let app = client.write(Method::PUT, &client.app(&args.group, &args.name), Some(&body), Wait::Done).await?;
     create::say_url(session, &app);
     session.print(app, View::Apps)

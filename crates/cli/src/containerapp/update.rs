@@ -6,7 +6,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{AppRef, create, revision, template};
-use crate::{client::Wait, failure::Failure, output::View, pairs, session::Session};
+use crate::{
+    client::{Wait, encode},
+    failure::Failure,
+    output::View,
+    pairs,
+    session::Session,
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
@@ -15,6 +21,24 @@ pub(crate) struct UpdateArgs {
     /// The app as YAML or JSON; other flags are ignored.
     #[arg(long, value_name = "FILE")]
     yaml: Option<PathBuf>,
+    /// End of the new revision's name.
+    #[arg(long, value_name = "SUFFIX")]
+    revision_suffix: Option<String>,
+    /// Seconds between SIGTERM and SIGKILL.
+    #[arg(long, alias = "tgp", value_name = "SECONDS")]
+    termination_grace_period: Option<u32>,
+    /// Workload profile of the environment.
+    #[arg(short = 'w', long, value_name = "NAME")]
+    workload_profile_name: Option<String>,
+    /// `key=value …`, instead of the old ones.
+    #[arg(long, num_args = 0.., value_name = "KEY=VALUE")]
+    tags: Option<Vec<String>>,
+    /// Restart the latest revision.
+    #[arg(long)]
+    force_restart: bool,
+    /// Do not wait for the end.
+    #[arg(long)]
+    no_wait: bool,
     #[command(flatten)]
     container: template::ContainerArgs,
     /// Add or change variables: `key=value …`
@@ -29,26 +53,8 @@ pub(crate) struct UpdateArgs {
     /// Remove all variables.
     #[arg(long, help_heading = "Container")]
     remove_all_env_vars: bool,
-    /// End of the new revision's name.
-    #[arg(long, value_name = "SUFFIX")]
-    revision_suffix: Option<String>,
-    /// Seconds between SIGTERM and SIGKILL.
-    #[arg(long, alias = "tgp", value_name = "SECONDS")]
-    termination_grace_period: Option<u32>,
-    /// Workload profile of the environment.
-    #[arg(short = 'w', long, value_name = "NAME")]
-    workload_profile_name: Option<String>,
-    /// `key=value …`, instead of the old ones.
-    #[arg(long, num_args = 0.., value_name = "KEY=VALUE")]
-    tags: Option<Vec<String>>,
     #[command(flatten)]
     scale: template::ScaleArgs,
-    /// Restart the latest revision.
-    #[arg(long)]
-    force_restart: bool,
-    /// Do not wait for the end.
-    #[arg(long)]
-    no_wait: bool,
 }
 
 pub(crate) async fn run(session: &Session, args: UpdateArgs) -> Result<(), Failure> {
@@ -69,6 +75,26 @@ pub(crate) async fn run(session: &Session, args: UpdateArgs) -> Result<(), Failu
     if args.force_restart {
         revision::restart(session, &path, revision::latest(&app)?).await?;
     }
+    session.print(app, View::Apps)
+}
+
+/// A new revision of the template of `from`, or of the latest revision, with the flags' changes.
+pub(super) async fn copy(session: &Session, from: Option<String>, args: UpdateArgs) -> Result<(), Failure> {
+    let client = &session.client;
+    let path = args.app.path(session);
+    let mut old = client.get(&path).await?;
+    let from = match from {
+        Some(from) => from,
+        None => revision::latest(&old)?.to_owned(),
+    };
+    let mut source = client.get(&format!("{path}/revisions/{}", encode(&from))).await?;
+    old["properties"]["template"] = source["properties"]["template"].take();
+    let mut patch = patch(&old, &args)?;
+    if patch["properties"]["template"].is_null() {
+        patch["properties"]["template"] = old["properties"]["template"].take();
+        patch["properties"]["template"]["revisionSuffix"] = Value::Null;
+    }
+    let app = client.write(Method::PATCH, &path, Some(&patch), Wait::unless(args.no_wait)).await?;
     session.print(app, View::Apps)
 }
 
@@ -129,11 +155,14 @@ fn change_containers(template: &mut Value, app: &str, args: &UpdateArgs) -> Resu
             &mut containers[last]
         }
         (None, Some(name), None) => {
-            return Err(Failure::not_found(format!("the app has no container `{name}`")).hint("add --image to add a container"));
+            return Err(
+                Failure::not_found(format!("the app has no container `{name}`")).hint("add --image to add a container")
+            );
         }
         (None, None, _) => {
             let names: Vec<&str> = containers.iter().filter_map(|container| container["name"].as_str()).collect();
-            return Err(Failure::usage(format!("which container? the app has: {}", names.join(", "))).hint("add --container-name"));
+            return Err(Failure::usage(format!("which container? the app has: {}", names.join(", ")))
+                .hint("add --container-name"));
         }
     };
     template::apply(flags, container);

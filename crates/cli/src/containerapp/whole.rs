@@ -29,11 +29,7 @@ pub(super) async fn edit(
 }
 
 /// Changes the configuration by a merge patch.
-pub(super) async fn patch_configuration(
-    session: &Session,
-    path: &str,
-    configuration: Value,
-) -> Result<Value, Failure> {
+pub(super) async fn patch_configuration(session: &Session, path: &str, configuration: Value) -> Result<Value, Failure> {
     let body = json!({ "properties": { "configuration": configuration } });
     session.client.write(Method::PATCH, path, Some(&body), Wait::Done).await
 }
@@ -44,5 +40,6 @@ pub(super) fn ingress(app: &Value) -> Result<&Value, Failure> {
     if ingress.is_object() {
         return Ok(ingress);
     }
-    Err(Failure::new("the app has no ingress").hint("cove containerapp ingress enable --type external --target-port PORT"))
+    Err(Failure::new("the app has no ingress")
+        .hint("cove containerapp ingress enable --type external --target-port PORT"))
 }

@@ -49,12 +49,14 @@ impl Stage {
         fs::create_dir(&dir).map_err(|error| Failure::new(format!("failed to create `{}`: {error}", dir.display())))?;
         let log = fs::File::create(dir.join("demo.log"))?;
         serve::log_to_file(log);
-        let options = Options { config: config(), data_dir: dir.join("data"), clock: ClockKind::Real, shim_program: None };
+        let options =
+            Options { config: config(), data_dir: dir.join("data"), clock: ClockKind::Real, shim_program: None };
         let started = timeout(START_LIMIT, Server::start(options)).await;
         let server = match started {
             Ok(Ok(server)) => server,
             Ok(Err(error)) => {
-                let failure = Failure::from(error).hint("`cove doctor` says what this machine lacks; containers need root");
+                let failure =
+                    Failure::from(error).hint("`cove doctor` says what this machine lacks; containers need root");
                 abandon(&dir).await;
                 return Err(failure);
             }

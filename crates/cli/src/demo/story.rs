@@ -74,9 +74,10 @@ async fn create<'a>(stage: &'a Stage, timeline: &'a Timeline) -> Result<Scene<'a
     let fqdn = app["properties"]["configuration"]["ingress"]["fqdn"].as_str();
     let fqdn = fqdn.ok_or_else(|| Failure::new("the app has no host name"))?;
     let url = client.app_url(fqdn);
-    timeline.say("app", &format!("{url} runs the built-in sample, 0 to {REPLICAS_MAX} replicas"));
-    timeline.more(&format!("{SHARE} requests/s are one replica's share; the autoscaler looks every 1 s"));
-    timeline.more(&format!("(Azure: 15 s) and goes to zero after {COOLDOWN_SECS} s without requests (Azure: 300 s)"));
+    timeline.say("app", &url);
+    timeline.more(&format!("the built-in sample, 0 to {REPLICAS_MAX} replicas, {SHARE} requests/s each"));
+    timeline.more("for this demo the autoscaler looks every 1 s, not 15 s,");
+    timeline.more(&format!("and goes to zero after {COOLDOWN_SECS} s without requests, not 300 s"));
     let id = app["id"].as_str().unwrap_or_default().to_owned();
     Ok(Scene { stage, timeline, http: http_client(&url, fqdn)?, url, app: id })
 }
@@ -104,7 +105,11 @@ impl Scene<'_> {
     async fn reason(&self) -> Result<String, Failure> {
         let revisions = scale::explain(&self.stage.client, &self.app).await?;
         let decisions = revisions[0]["decisions"].as_array().cloned().unwrap_or_default();
-        let changed = decisions.iter().rev().map(|kept| &kept["record"]["decision"]).find(|decision| decision["current"] != decision["new"]);
+        let changed = decisions
+            .iter()
+            .rev()
+            .map(|kept| &kept["record"]["decision"])
+            .find(|decision| decision["current"] != decision["new"]);
         Ok(changed.and_then(|decision| decision["reason"].as_str()).unwrap_or_default().to_owned())
     }
 
@@ -124,13 +129,16 @@ impl Scene<'_> {
                 break;
             }
             if since.elapsed() > LIMIT {
-                return Err(Failure::new(format!("the app was not back at zero within {} s: {count} replicas run", LIMIT.as_secs())));
+                return Err(Failure::new(format!(
+                    "the app was not back at zero within {} s: {count} replicas run",
+                    LIMIT.as_secs()
+                )));
             }
         }
         let since = Instant::now();
         while since.elapsed() < SLOT_LIMIT {
             if self.stage.client.get("/cove/v1/health").await?["slots"].as_u64() > Some(0) {
-                self.timeline.more("a slot is prepared: network, root and process, nothing runs yet");
+                self.timeline.more("a slot is prepared: all is made, nothing runs yet");
                 return Ok(());
             }
             every.tick().await;
@@ -160,13 +168,17 @@ impl Scene<'_> {
             let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
             return Err(Failure::new(format!("{what}: the request was answered {status}: {text}")));
         }
-        self.timeline.say(what, &format!("a request was answered {} after {} ms", answer.status().as_u16(), wakes::millis(took_us)));
+        self.timeline.say(
+            what,
+            &format!("a request was answered {} after {} ms", answer.status().as_u16(), wakes::millis(took_us)),
+        );
         let mut every = tokio::time::interval(LOOK_EVERY);
         let since = Instant::now();
         loop {
             every.tick().await;
             let found = wakes::fetch(&self.stage.client, Some(&self.app), 10).await?;
-            if let Some(wake) = found.as_array().filter(|wakes| wakes.len() >= expected).and_then(|wakes| wakes.first()) {
+            if let Some(wake) = found.as_array().filter(|wakes| wakes.len() >= expected).and_then(|wakes| wakes.first())
+            {
                 let from = if wake["from_slot"] == true { "from a slot" } else { "cold start" };
                 self.say_phases(from, wake);
                 return Ok(());
@@ -226,7 +238,10 @@ impl Scene<'_> {
                 return Ok(count);
             }
             if since.elapsed() > LIMIT {
-                return Err(Failure::new(format!("the app has {count} replicas after {} s of load, not {goal}", LIMIT.as_secs())));
+                return Err(Failure::new(format!(
+                    "the app has {count} replicas after {} s of load, not {goal}",
+                    LIMIT.as_secs()
+                )));
             }
         }
     }

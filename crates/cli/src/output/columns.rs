@@ -66,7 +66,8 @@ const REPLICAS: &[Column] = &[
     ("Containers", |replica, _| names(&replica["properties"]["containers"])),
 ];
 
-const SECRETS: &[Column] = &[("Name", |secret, _| text(secret, "/name")), ("Value", |secret, _| text(secret, "/value"))];
+const SECRETS: &[Column] =
+    &[("Name", |secret, _| text(secret, "/name")), ("Value", |secret, _| text(secret, "/value"))];
 
 const TRAFFIC: &[Column] = &[
     ("Revision", |weight, _| match weight["latestRevision"].as_bool() {
@@ -174,7 +175,11 @@ pub(crate) fn size(bytes: u64) -> String {
     for unit in ["B", "KiB", "MiB"] {
         if bytes < unit_bytes * 1024 {
             let tenths = bytes * 10 / unit_bytes;
-            return if unit_bytes == 1 { format!("{bytes} B") } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) };
+            return if unit_bytes == 1 {
+                format!("{bytes} B")
+            } else {
+                format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            };
         }
         unit_bytes *= 1024;
     }

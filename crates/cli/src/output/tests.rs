@@ -31,58 +31,105 @@ fn check(format: Format, query: Option<&str>, value: Value, view: View, expected
 
 #[test]
 fn tables_have_the_columns_of_their_noun() {
-    check(Format::Table, None, apps(), View::Apps, &expect![[r#"
+    check(
+        Format::Table,
+        None,
+        apps(),
+        View::Apps,
+        &expect![[r#"
         Name    ResourceGroup  State      Status   Replicas  LatestRevision  Fqdn
         ------  -------------  ---------  -------  --------  --------------  --------------------
         web     rg             Succeeded  Running  0..10     web--a1         web.env.localhost
         worker  rg             Succeeded  Running  2..10     worker--a1      worker.env.localhost
-    "#]]);
+    "#]],
+    );
     let revision = json!({"name": "web--a1", "properties": {
         "active": true, "createdTime": "2026-01-01T00:00:00Z", "trafficWeight": 100, "healthState": "Healthy",
         "provisioningState": "Provisioned", "runningState": "ScaledToZero", "replicas": 0,
     }});
-    check(Format::Table, None, revision, View::Revisions, &expect![[r#"
+    check(
+        Format::Table,
+        None,
+        revision,
+        View::Revisions,
+        &expect![[r#"
         Name     Active  Age  Traffic  Health   State        Running       Replicas
         -------  ------  ---  -------  -------  -----------  ------------  --------
         web--a1  True    60m  100%     Healthy  Provisioned  ScaledToZero  0
-    "#]]);
+    "#]],
+    );
     check(Format::Table, None, json!([]), View::Apps, &expect![""]);
 }
 
 #[test]
 fn a_query_keeps_the_order_of_its_columns() {
     let query = "[].{Name:name, Group:resourceGroup, Fqdn:properties.configuration.ingress.fqdn}";
-    check(Format::Table, Some(query), apps(), View::Apps, &expect![[r#"
+    check(
+        Format::Table,
+        Some(query),
+        apps(),
+        View::Apps,
+        &expect![[r#"
         Name    Group  Fqdn
         ------  -----  --------------------
         web     rg     web.env.localhost
         worker  rg     worker.env.localhost
-    "#]]);
-    check(Format::Tsv, Some(query), apps(), View::Apps, &expect![[r#"
+    "#]],
+    );
+    check(
+        Format::Tsv,
+        Some(query),
+        apps(),
+        View::Apps,
+        &expect![[r#"
         web	rg	web.env.localhost
         worker	rg	worker.env.localhost
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn tsv_prints_scalars_bare() {
-    check(Format::Tsv, Some("[0].name"), apps(), View::Apps, &expect![[r#"
+    check(
+        Format::Tsv,
+        Some("[0].name"),
+        apps(),
+        View::Apps,
+        &expect![[r#"
         web
-    "#]]);
-    check(Format::Tsv, Some("[0].properties.configuration.ingress.external"), apps(), View::Apps, &expect![[r#"
+    "#]],
+    );
+    check(
+        Format::Tsv,
+        Some("[0].properties.configuration.ingress.external"),
+        apps(),
+        View::Apps,
+        &expect![[r#"
         true
-    "#]]);
-    check(Format::Tsv, Some("[].[name, properties.template, `[1, 2]`, missing]"), apps(), View::Apps, &expect![[r#"
+    "#]],
+    );
+    check(
+        Format::Tsv,
+        Some("[].[name, properties.template, `[1, 2]`, missing]"),
+        apps(),
+        View::Apps,
+        &expect![[r#"
         web		2	None
         worker		2	None
-    "#]]);
+    "#]],
+    );
     check(Format::Tsv, Some("[0].missing"), apps(), View::Apps, &expect![""]);
 }
 
 #[test]
 fn yaml_and_json_hold_the_same() {
     let value = json!({"a": [1, "two", {"b": null, "c": true}], "d": "yes", "e": "", "f": "x: y", "g": 1.5});
-    check(Format::Json, None, value.clone(), View::Plain, &expect![[r#"
+    check(
+        Format::Json,
+        None,
+        value.clone(),
+        View::Plain,
+        &expect![[r#"
         {
           "a": [
             1,
@@ -97,8 +144,14 @@ fn yaml_and_json_hold_the_same() {
           "f": "x: y",
           "g": 1.5
         }
-    "#]]);
-    check(Format::Yaml, None, value.clone(), View::Plain, &expect![[r#"
+    "#]],
+    );
+    check(
+        Format::Yaml,
+        None,
+        value.clone(),
+        View::Plain,
+        &expect![[r#"
         a:
         - 1
         - two
@@ -108,7 +161,8 @@ fn yaml_and_json_hold_the_same() {
         e: ""
         f: "x: y"
         g: 1.5
-    "#]]);
+    "#]],
+    );
     let output = Output { format: Some(Format::Yaml), query: None };
     let text = output.render(value.clone(), View::Plain, jiff::Timestamp::UNIX_EPOCH).unwrap();
     assert_eq!(serde_saphyr::from_str::<Value>(&text).unwrap(), value);

@@ -50,12 +50,41 @@ fn an_app_lives_its_life_by_commands() {
     let names = server.ok("containerapp revision list -g rg -n web --all --query [].name -o tsv");
     assert_eq!(names.lines().filter(|name| name.starts_with("web--")).count(), 2, "{names}");
     assert_eq!(server.ok("containerapp revision restart -g rg -n web --revision web--two -o json"), "\"Success\"\n");
-    assert_eq!(server.ok("containerapp revision show --name web--two --app web -g rg --query name -o tsv"), "web--two\n");
+    assert_eq!(
+        server.ok("containerapp revision show --name web--two --app web -g rg --query name -o tsv"),
+        "web--two\n"
+    );
 
-    assert_eq!(server.ok("containerapp secret set -g rg -n web --secrets other=x --query [].name -o tsv"), "pw\nother\n");
+    assert_eq!(
+        server.ok("containerapp secret set -g rg -n web --secrets other=x --query [].name -o tsv"),
+        "pw\nother\n"
+    );
     assert_eq!(server.ok("containerapp secret show -g rg -n web --secret-name pw --query value -o tsv"), "hidden\n");
-    assert_eq!(server.ok("containerapp secret remove -g rg -n web --secret-names other --query [].name -o tsv"), "pw\n");
+    assert_eq!(
+        server.ok("containerapp secret remove -g rg -n web --secret-names other --query [].name -o tsv"),
+        "pw\n"
+    );
 
+    let file = server.file("web.yaml", &server.ok("containerapp show -g rg -n web --show-secrets -o yaml"));
+    let registry = "containerapp registry set -g rg -n web --server r.example.com --username me --password";
+    assert_eq!(server.ok(&format!("{registry} one --query [].username -o tsv")), "me\n");
+    assert_eq!(server.ok(&format!("{registry} two --query [].passwordSecretRef -o tsv")), "rexamplecom-me\n");
+    let secret = server.ok("containerapp secret show -g rg -n web --secret-name rexamplecom-me --query value -o tsv");
+    assert_eq!(secret, "two\n");
+    assert_eq!(server.ok("containerapp registry remove -g rg -n web --server r.example.com -o json"), "[]\n");
+
+    server.ok("containerapp revision set-mode -g rg -n web --mode multiple");
+    server.ok("containerapp revision copy -g rg -n web --from-revision web--two --set-env-vars COLOUR=green --revision-suffix three");
+    let labelled = server.ok("containerapp revision label add -g rg -n web --label old --revision web--two -o table");
+    assert!(labelled.contains("old"), "{labelled}");
+    server.ok("containerapp ingress traffic set -g rg -n web --revision-weight web--three=100");
+    until("the copy serves", || server.get(fqdn.trim(), "/env").1.contains("COLOUR=green\n"));
+
+    server.ok(&format!("containerapp create -g rg -n copy --yaml {file}"));
+    let fqdn = server.ok("containerapp show -g rg -n copy --query properties.configuration.ingress.fqdn -o tsv");
+    assert!(server.get(fqdn.trim(), "/env").1.contains("PASSWORD=hidden\n"));
+
+    server.ok("containerapp delete -g rg -n copy --yes");
     server.ok("containerapp delete -g rg -n web --yes");
     assert_eq!(server.ok("containerapp list -o json"), "[]\n");
     server.ok("group delete -n rg --yes");
@@ -66,7 +95,9 @@ fn a_sleeping_app_wakes_and_says_how_long_it_took() {
     let server = Server::start();
     server.ok(&format!("containerapp up -n web --image {IMAGE} --ingress external --target-port 80"));
     server.ok("scale zero web");
-    until("the app is at zero", || server.ok("containerapp replica list -g cove -n web --query length(@) -o tsv") == "0\n");
+    until("the app is at zero", || {
+        server.ok("containerapp replica list -g cove -n web --query length(@) -o tsv") == "0\n"
+    });
     assert_eq!(server.get("web.cove.localhost", "/").0, 200);
     until("the wake is on record", || server.ok("wakes web --query length(@) -o tsv") == "1\n");
     let phases = server.ok("wakes web --query [0].[started_us,first_byte_us] -o tsv");
@@ -99,7 +130,13 @@ fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
     check("containerapp create -g rg -n web --environment env", 2, "the app needs an image");
     check("containerapp create -g rg -n web --image a --environment other", 3, "other");
     check(&format!("containerapp create -g rg -n web --environment env --image {IMAGE} --cpu 3 --memory 1Gi"), 1, "(");
-    check(&format!("containerapp create -g rg -n web --environment env --image {IMAGE} --gpu-type nvidia-a100 --gpu-count 1"), 1, "NotImplemented");
+    check(
+        &format!(
+            "containerapp create -g rg -n web --environment env --image {IMAGE} --gpu-type nvidia-a100 --gpu-count 1"
+        ),
+        1,
+        "NotImplemented",
+    );
     check("containerapp create -g rg -n web --environment env --image nowhere.invalid/x:y", 1, "nowhere.invalid");
     check("containerapp delete -g rg -n web", 2, "add --yes");
     check("containerapp exec -g rg -n web", 2, "not built yet");

@@ -1,5 +1,7 @@
 //! A server of a test: free ports, a folder of its own, purged at the end.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -76,6 +78,13 @@ impl Server {
         let port = endpoints["http"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
         server.http.set_port(port);
         server
+    }
+
+    /// Writes a file; its path.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// What the server wrote.

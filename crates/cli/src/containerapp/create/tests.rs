@@ -95,7 +95,9 @@ fn custom_rules_take_both_spellings() {
     let azs = text_of(&format!("{rule} --scale-rule-type prometheus"));
     let seeds = text_of(&format!("{rule} --scale-rule-type custom --scale-rule-custom-type prometheus"));
     assert_eq!(azs, seeds);
-    check(&format!("{rule} --scale-rule-type prometheus"), &expect![[r#"
+    check(
+        &format!("{rule} --scale-rule-type prometheus"),
+        &expect![[r#"
         {
           "configuration": {
             "activeRevisionsMode": "single"
@@ -129,7 +131,8 @@ fn custom_rules_take_both_spellings() {
             }
           }
         }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -226,5 +229,6 @@ fn what_is_missing_is_asked_for() {
             hint: add --scale-rule-custom-type, such as `prometheus`
         --env-vars: `A` is not `key=value`
             hint: 
-    "#]].assert_eq(&said);
+    "#]]
+    .assert_eq(&said);
 }

@@ -35,19 +35,52 @@ fn only_what_changes_is_sent() {
     check("", &expect!["{}"]);
     check("--tags a=b", &expect![[r#"{"tags":{"a":"b"}}"#]]);
     check("--set-env-vars A=1", &expect!["{}"]);
-    check("--min-replicas 1", &expect![[r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":1}}}}"#]]);
-    check("--image new --cpu 1", &expect![[r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"new","name":"web","resources":{"cpu":1.0,"memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#]]);
+    check(
+        "--min-replicas 1",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":1}}}}"#
+        ]],
+    );
+    check(
+        "--image new --cpu 1",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"new","name":"web","resources":{"cpu":1.0,"memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#
+        ]],
+    );
 }
 
 #[test]
 fn variables_are_set_removed_and_replaced() {
-    check("--set-env-vars A=2 C=3 --remove-env-vars B", &expect![[r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"2"},{"name":"C","value":"3"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#]]);
-    check("--replace-env-vars D=4", &expect![[r#"{"properties":{"template":{"containers":[{"env":[{"name":"D","value":"4"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#]]);
-    check("--remove-all-env-vars", &expect![[r#"{"properties":{"template":{"containers":[{"env":[],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#]]);
+    check(
+        "--set-env-vars A=2 C=3 --remove-env-vars B",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"2"},{"name":"C","value":"3"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#
+        ]],
+    );
+    check(
+        "--replace-env-vars D=4",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[{"name":"D","value":"4"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#
+        ]],
+    );
+    check(
+        "--remove-all-env-vars",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#
+        ]],
+    );
 }
 
 #[test]
 fn containers_are_found_by_name() {
-    check("--container-name side --image i", &expect![[r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}},{"image":"i","name":"side"}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#]]);
-    check("--container-name side --cpu 1", &expect!["the app has no container `side` | add --image to add a container"]);
+    check(
+        "--container-name side --image i",
+        &expect![[
+            r#"{"properties":{"template":{"containers":[{"env":[{"name":"A","value":"1"},{"name":"B","secretRef":"s"}],"image":"old","name":"web","resources":{"cpu":0.5,"ephemeralStorage":"2Gi","memory":"1Gi"}},{"image":"i","name":"side"}],"revisionSuffix":null,"scale":{"maxReplicas":10,"minReplicas":0}}}}"#
+        ]],
+    );
+    check(
+        "--container-name side --cpu 1",
+        &expect!["the app has no container `side` | add --image to add a container"],
+    );
 }
