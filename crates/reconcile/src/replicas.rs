@@ -376,6 +376,15 @@ impl<'a> Work<'a, '_> {
         let mut have = good.len() + lists.pending_slots.len();
         lists.slots = good;
         let orders_starts = self.plan.steps.iter().any(|step| matches!(step.action, Action::Start { .. }));
+        // making a slot takes a core for some tens of milliseconds: not while a woken replica gives its first answers
+        let newest_start = lists.live.iter().filter_map(|replica| replica.started_at).max();
+        if let Some(quiet_at) = newest_start.map(|at| after(at, self.view.settings.slot_refill_after))
+            && quiet_at > self.now
+            && have < wanted
+        {
+            self.plan.wake(quiet_at);
+            return;
+        }
         while have < wanted && !is_starting && !orders_starts && self.prepare("so that it wakes fast").is_some() {
             have += 1;
         }

@@ -31,6 +31,8 @@ pub struct Settings {
     pub failure_window: SignedDuration,
     /// Orders that had no visible effect after this are given again. Default 60 s.
     pub order_timeout: SignedDuration,
+    /// After a replica was started, slots are made again only this much later. Default 500 ms.
+    pub slot_refill_after: SignedDuration,
     /// Time between two tries to get images that could not be had. Default 30 s; ten times that once a revision failed.
     pub images_retry: SignedDuration,
     /// How long a new revision tries for images that may yet come (a registry that cannot be reached). Default 60 s; then
@@ -53,6 +55,7 @@ impl Default for Settings {
             replace_wait_most: SignedDuration::from_secs(300),
             failure_window: SignedDuration::from_secs(600),
             order_timeout: SignedDuration::from_secs(60),
+            slot_refill_after: SignedDuration::from_millis(500),
             images_retry: SignedDuration::from_secs(30),
             images_patience: SignedDuration::from_secs(60),
         }

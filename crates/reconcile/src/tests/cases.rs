@@ -87,7 +87,13 @@ fn a_slot_is_made_behind_and_started_on_demand() {
         &world.settle(),
         &expect![[r#"
             start #1: the wanted number of replicas
-            prepare #2 of web--v1: so that it wakes fast
+        "#]],
+    );
+    world.pass(SignedDuration::from_secs(1));
+    check(
+        &world.settle(),
+        &expect![[r#"
+            prepare #1 of web--v1: so that it wakes fast
         "#]],
     );
     world.config_hash = 2;
