@@ -285,6 +285,10 @@ impl Drop for Cove {
         let running = self.process.try_wait().ok().flatten().is_none();
         if running {
             let _gone = self.process.start_kill();
+            // until it is dead: it holds the data directory
+            if let Ok(pid) = i32::try_from(self.endpoints.pid) {
+                let _reaped = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+            }
             let purge = std::process::Command::new(&self.options.binary)
                 .args(["purge", "--yes", "--data-dir"])
                 .arg(self.data_dir())
