@@ -10,6 +10,8 @@ mod story;
 
 use std::time::Instant;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use crate::{failure::Failure, output::columns::span, text};
 use stage::Stage;
 
@@ -49,14 +51,16 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
 
 async fn show(args: &DemoArgs) -> Result<(), Failure> {
     let timeline = Timeline { since: Instant::now() };
+    // from here on ^C clears away before it ends
+    let mut interrupts = Interrupts::new()?;
     let stage = Stage::build(&timeline).await?;
     let shown = tokio::select! {
         shown = story::tell(&stage, &timeline, args.load) => shown,
-        () = interrupted() => Err(Failure::new("the demo was interrupted")),
+        () = interrupts.next() => Err(Failure::new("the demo was interrupted")),
     };
     if shown.is_ok() && args.keep {
         stage.describe();
-        interrupted().await;
+        interrupts.next().await;
     }
     let log = stage.log_end();
     let cleared = stage.clear(&timeline).await;
@@ -82,17 +86,22 @@ async fn show(args: &DemoArgs) -> Result<(), Failure> {
     }
 }
 
-/// Ends when the user or the system asks to stop.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+/// The user's and the system's wish to stop, from now on.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Ends when one came.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-        // without signals the process simply ends when it is told to
-        _ => std::future::pending().await,
     }
 }

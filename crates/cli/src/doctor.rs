@@ -111,7 +111,10 @@ fn table(checks: &[Check]) -> String {
         table.row([check.name, check.state.word(), &check.detail]);
     }
     let mut text = table.render();
-    let mut remedies = checks.iter().filter(|check| check.state != State::Ok).peekable();
+    let is_root = !checks.iter().any(|check| check.name == "root" && check.state != State::Ok);
+    // without root most needs cannot even be tried
+    let mut remedies =
+        checks.iter().filter(|check| check.state != State::Ok && (is_root || check.name == "root")).peekable();
     if remedies.peek().is_some() {
         text.push_str("\nWhat to do:\n");
     }
@@ -144,11 +147,16 @@ mod tests {
             root            missing  user 1000
 
             What to do:
-              port notices: use Linux 5.5 or newer
-              control groups: mount cgroup v2
               root: start Cove with `sudo`
         "#]]
         .assert_eq(&table(&checks));
+        assert!(table(&checks[..3]).ends_with(
+            "
+What to do:
+  port notices: use Linux 5.5 or newer
+  control groups: mount cgroup v2
+"
+        ));
         assert_eq!(disk(Path::new("/tmp/does/not/exist/yet")).name, "data directory");
     }
 }

@@ -3,7 +3,7 @@
 //! Flags lie over the environment, which lies over the file. One line on stdout says that it is ready; everything else
 //! it has to say goes to stderr.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use cove_server::{ClockKind, Config, Endpoints, Options, config::HumanSize};
 
@@ -11,6 +11,8 @@ use crate::{failure::Failure, place::DataDir, text};
 
 /// Log filter when `COVE_LOG` is not set.
 const LOG_DEFAULT: &str = "info";
+/// Longest wait for blocking calls after the server has drained.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
@@ -52,7 +54,17 @@ enum LogFormat {
     Json,
 }
 
+/// Refuses to begin what needs root.
+pub(crate) fn check_root() -> Result<(), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new("containers can only be run as root")
+        .hint("start it with sudo; `cove doctor` says what else this machine lacks"))
+}
+
 pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
+    check_root()?;
     start_log(args.log_format, std::io::stderr, text::stderr_is_terminal());
     let mut config = Config::load(args.config.as_deref())?;
     config.api.bind = args.api.unwrap_or(config.api.bind);
@@ -70,7 +82,10 @@ pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
     };
     let options = Options { config, data_dir: data_dir.path(), clock, shim_program: None };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(cove_server::run_until_signal(options, ready))?;
+    let done = runtime.block_on(cove_server::run_until_signal(options, ready));
+    // what still hangs in a blocking call must not hold the process
+    runtime.shutdown_timeout(END_LIMIT);
+    done?;
     Ok(())
 }
 

@@ -45,7 +45,10 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts the server.
     pub(super) async fn build(timeline: &Timeline) -> Result<Self, Failure> {
-        let dir = std::env::temp_dir().join(format!("cove-demo-{}", uuid::Uuid::new_v4().simple()));
+        serve::check_root()?;
+        // short: sockets below it have names of at most 107 bytes
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let dir = std::env::temp_dir().join(format!("cove-demo-{}", &id[..8]));
         fs::create_dir(&dir).map_err(|error| Failure::new(format!("failed to create `{}`: {error}", dir.display())))?;
         let log = fs::File::create(dir.join("demo.log"))?;
         serve::log_to_file(log);
@@ -55,8 +58,7 @@ impl Stage {
         let server = match started {
             Ok(Ok(server)) => server,
             Ok(Err(error)) => {
-                let failure =
-                    Failure::from(error).hint("`cove doctor` says what this machine lacks; containers need root");
+                let failure = Failure::from(error).hint("`cove doctor` says what this machine lacks");
                 abandon(&dir).await;
                 return Err(failure);
             }
