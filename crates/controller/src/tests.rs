@@ -278,6 +278,8 @@ async fn an_app_comes_up_sleeps_and_wakes_from_a_slot() {
     bench.want("v1", 1);
     bench.until("it serves again", || bench.ready("v1") == 1).await;
     assert_eq!(bench.fake.world().log[0], "start web--v1", "a slot was started, nothing was made first");
+    bench.advance(SignedDuration::from_secs(1)).await;
+    bench.advance(SignedDuration::from_secs(1)).await;
     bench.until("the slot is replaced", || bench.fake.count("web--v1", ReplicaPhase::Prepared) == 1).await;
 }
 
@@ -441,4 +443,43 @@ async fn stop_start_and_delete() {
     assert!(bench.fake.world().replicas.is_empty());
     bench.until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.borrow().is_empty()).await;
     assert_eq!(bench.endpoints.get(&key("v1")), None);
+}
+
+/// From the wanted count on the board to the start order, among many apps at zero. Debug build and a shared machine, so
+/// the limit is generous; the printed median is the figure to look at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waking_one_of_many_apps_goes_straight() {
+    const APPS: usize = 300;
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    let others = (0..APPS).map(|index| {
+        let id = ResourceId::resource("s", "g", "Microsoft.App/containerApps", &format!("other{index}")).unwrap();
+        let (store, now) = (bench.store.clone(), bench.clock.now());
+        async move {
+            let app = ContainerApp { id: id.clone(), ..app(template("sample")) };
+            let spec = Some(serde_json::to_value(app).unwrap());
+            store.put(PutResource { spec, ..put(id, now) }).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(others).await;
+    let mut spans = Vec::new();
+    for _ in 0..20 {
+        bench.want("v1", 0);
+        let asleep = || {
+            bench.clock.advance(SignedDuration::from_secs(1));
+            let count = |phase| bench.fake.count("web--v1", phase);
+            (count(ReplicaPhase::Running), count(ReplicaPhase::Prepared)) == (0, 1)
+        };
+        bench.until("it is at zero with a slot", asleep).await;
+        bench.fake.world().last_start = None;
+        let begun = std::time::Instant::now();
+        bench.want("v1", 1);
+        bench.until("it is started", || bench.fake.world().last_start.is_some()).await;
+        let started = bench.fake.world().last_start.unwrap();
+        spans.push(started.duration_since(begun));
+        bench.until("it serves", || bench.ready("v1") == 1).await;
+    }
+    spans.sort();
+    println!("wanted to start order: median {:?}, most {:?}", spans[spans.len() / 2], spans[spans.len() - 1]);
 }

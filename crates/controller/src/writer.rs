@@ -12,6 +12,7 @@ use std::{
 use cove_base::{Backoff, Clock};
 use cove_model::{ReplicaObservation, ResourceId, RevisionKey, RevisionName, RevisionStatus};
 use cove_store::{Failure, PlanRow, Store, StoreError};
+use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -134,38 +135,33 @@ impl Writer {
     }
 }
 
-/// Writes a batch; what was written is taken out of it.
+/// Writes a batch; what was written is taken out of it. Writes of one kind go to the store together: it commits what
+/// waits in one go.
 async fn write(store: &Store, clock: &Clock, batch: &mut Pending) -> Result<(), StoreError> {
+    let now = clock.now();
     if !batch.statuses.is_empty() {
         store.set_revision_statuses(batch.statuses.clone().into_iter().collect()).await?;
         batch.statuses.clear();
     }
-    while let Some((key, replicas)) = batch.replicas.first_key_value() {
-        let key = key.clone();
-        store.set_replicas(key.clone(), replicas.as_ref().clone()).await?;
-        batch.replicas.remove(&key);
-    }
-    while let Some((app, active)) = batch.active.first_key_value() {
-        let app = app.clone();
-        store.set_active(app.clone(), active.clone(), clock.now()).await?;
-        batch.active.remove(&app);
-    }
+    let replicas = batch.replicas.iter();
+    try_join_all(replicas.map(|(key, seen)| store.set_replicas(key.clone(), seen.as_ref().clone()))).await?;
+    batch.replicas.clear();
+    let active = batch.active.iter();
+    try_join_all(active.map(|(app, active)| store.set_active(app.clone(), active.clone(), now))).await?;
+    batch.active.clear();
     if !batch.removed_revisions.is_empty() {
         store.remove_revisions(batch.removed_revisions.iter().cloned().collect()).await?;
         batch.removed_revisions.clear();
     }
-    while let Some((app, (generation, failure))) = batch.outcomes.first_key_value() {
-        let app = app.clone();
-        store.finish(app.clone(), *generation, failure.clone(), clock.now()).await?;
-        batch.outcomes.remove(&app);
-    }
-    while let Some((app, plan)) = batch.plans.front().cloned() {
-        store.record_plan(app, plan).await?;
-        batch.plans.pop_front();
-    }
-    while let Some(app) = batch.removed_apps.first().cloned() {
-        store.remove(app.clone(), clock.now()).await?;
-        batch.removed_apps.remove(&app);
-    }
+    let outcomes = batch.outcomes.iter();
+    let finish = |(app, (generation, failure)): (&ResourceId, &(u64, Option<Failure>))| {
+        store.finish(app.clone(), *generation, failure.clone(), now)
+    };
+    try_join_all(outcomes.map(finish)).await?;
+    batch.outcomes.clear();
+    try_join_all(batch.plans.iter().map(|(app, plan)| store.record_plan(app.clone(), plan.clone()))).await?;
+    batch.plans.clear();
+    try_join_all(batch.removed_apps.iter().map(|app| store.remove(app.clone(), now))).await?;
+    batch.removed_apps.clear();
     Ok(())
 }

@@ -38,6 +38,8 @@ pub(crate) struct World {
     /// Every order for a replica, in order.
     pub(crate) log: Vec<String>,
     starts: BTreeMap<ReplicaName, u32>,
+    /// When the last start was ordered.
+    pub(crate) last_start: Option<std::time::Instant>,
 }
 
 impl Fake {
@@ -149,6 +151,7 @@ impl Runtime for Fake {
     fn start(&self, replica: &ReplicaName) -> Result<(), RuntimeError> {
         let now = self.clock.now();
         let mut world = self.world();
+        world.last_start = Some(std::time::Instant::now());
         *world.starts.entry(replica.clone()).or_default() += 1;
         assert_eq!(world.starts[replica], 1, "`{replica}` was started twice");
         let (crashing, deaf) = (world.crashing.clone(), world.deaf.clone());
