@@ -231,7 +231,7 @@ impl Client {
     /// Waits for the operation that an answer's headers name.
     async fn finish(&self, path: &str, headers: &HeaderMap) -> Result<(), Failure> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let progress = Progress::start(self, path);
+        let mut progress = Progress::start(self, path);
         let deadline = Instant::now() + OPERATION_LIMIT;
         let (url, has_status) = match (text("azure-asyncoperation"), text("location")) {
             (Some(url), _) => (url, true),

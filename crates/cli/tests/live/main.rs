@@ -138,12 +138,27 @@ fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
         "NotImplemented",
     );
     check("containerapp create -g rg -n web --environment env --image nowhere.invalid/x:y", 1, "nowhere.invalid");
+    check("containerapp update -g rg -n web --image nowhere.invalid/x:z", 1, "warning: ");
+    let left = server.ok("containerapp create -g rg -n later --environment env --image nowhere.invalid/x:y --no-wait --query name -o tsv");
+    assert_eq!(left, "later\n");
     check("containerapp delete -g rg -n web", 2, "add --yes");
     check("containerapp exec -g rg -n web", 2, "not built yet");
     check("containerapp list --query [?", 2, "--query");
     check("clock advance 5m", 1, "--clock virtual");
     check("image import /does/not/exist", 1, "failed to read");
     check("nonsense", 2, "nonsense");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_nothing_with_a_panic() {
+    for line in ["--help", "containerapp create --help", "doctor"] {
+        let mut child = server::spawn(line);
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{line}: {said}");
+        assert!(output.status.code().is_some(), "{line} was ended by a signal");
+    }
 }
 
 #[test]

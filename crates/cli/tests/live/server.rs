@@ -51,6 +51,13 @@ pub(crate) fn cove(data_dir: &Path, line: &str) -> Ran {
     Ran { status: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
+/// Starts `cove` with both outputs piped.
+pub(crate) fn spawn(line: &str) -> Child {
+    let mut command = Command::new(COVE);
+    command.args(line.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
 impl Server {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
