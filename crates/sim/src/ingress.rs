@@ -59,13 +59,15 @@ impl Sim {
         None
     }
 
-    /// A held request whose revision became inactive is routed anew; its deadline stays.
+    /// A held request whose revision became inactive is routed anew; it arrives there now, its deadline stays.
     fn hold_elsewhere(&mut self, app: usize, rev: usize, since: u64) {
         let revision = &mut self.apps[app].revisions[rev];
         let at = revision.held.partition_point(|other| *other <= since);
         revision.held.insert(at, since);
         let (now_ms, deadline_ms) = (self.now_ms, since + HOLD_MAX_MS);
-        self.apps[app].revisions[rev].last_busy_ms = now_ms;
+        let revision = &mut self.apps[app].revisions[rev];
+        revision.arrivals.push_back(now_ms);
+        revision.last_busy_ms = now_ms;
         self.at(deadline_ms, Event::Deadline { app, rev });
         self.activate(app, rev);
         self.dirty.push_back(app);
