@@ -170,7 +170,7 @@ async fn difference(cove: &Cove, known: &Known) -> anyhow::Result<Option<String>
         return Ok(Some(format!("process {} of `{name}` is left over", process.pid)));
     }
     let slots = cove.ask("GET", "/cove/v1/health", None).await?["slots"].as_u64().unwrap_or(0);
-    let folders = std::fs::read_dir(cove.data_dir().join("replicas"))
+    let folders = std::fs::read_dir(cove.data_dir().join("replicas/replicas"))
         .context("failed to read the replicas' folder")?
         .filter_map(Result::ok)
         .filter(|entry| entry.file_name().to_string_lossy().contains("--"))
