@@ -1,6 +1,9 @@
 //! `cove scale`: why an app has as many replicas as it has.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -27,6 +30,11 @@ pub(crate) enum ScaleCommand {
     },
     /// End the cool-down now: an idle app goes to zero at once.
     Zero(AppArg),
+    /// Check the scaling core against a file of expected decisions; needs no server.
+    Vectors {
+        /// The file; its own header describes its schema.
+        file: PathBuf,
+    },
 }
 
 /// An app by name or id.
@@ -40,6 +48,9 @@ pub(crate) struct AppArg {
 }
 
 pub(crate) fn run(command: ScaleCommand, globals: &Globals) -> Result<(), Failure> {
+    if let ScaleCommand::Vectors { file } = &command {
+        return vectors(file);
+    }
     block_on(async {
         let session = Session::open(globals).await?;
         let client = &session.client;
@@ -56,6 +67,7 @@ pub(crate) fn run(command: ScaleCommand, globals: &Globals) -> Result<(), Failur
                 text::out(&describe(&revisions));
                 Ok(())
             }
+            ScaleCommand::Vectors { file } => vectors(&file),
             ScaleCommand::Zero(app) => {
                 let id = wakes::find_app(client, &app.app, app.group.as_deref()).await?;
                 let mut answer =
@@ -64,6 +76,22 @@ pub(crate) fn run(command: ScaleCommand, globals: &Globals) -> Result<(), Failur
             }
         }
     })
+}
+
+/// Runs the vectors of a file; fails unless every one passed.
+fn vectors(file: &Path) -> Result<(), Failure> {
+    let name = file.display();
+    let json =
+        std::fs::read_to_string(file).map_err(|error| Failure::new(format!("failed to read `{name}`: {error}")))?;
+    let report =
+        cove_scaling::vectors::run(&json).map_err(|error| Failure::new(format!("failed to run `{name}`: {error}")))?;
+    text::out(&format!("{report}\n"));
+    let failed = report.results.len() - report.passed();
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("{failed} of {} vectors did not pass", report.results.len())))
+    }
 }
 
 /// Count, limits and decisions of the active revisions.
