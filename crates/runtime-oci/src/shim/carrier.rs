@@ -202,9 +202,16 @@ impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         // Only now: changing user and capabilities cleared what was set before.
         die_with_parent();
-        find_program(spec)
-            .map(|_| ())
-            .map_err(|text| ExecutorValidationError::ArgValidationError(format!("{OURS}{text}")))
+        let ours = |text: String| ExecutorValidationError::ArgValidationError(format!("{OURS}{text}"));
+        find_program(spec).map_err(ours)?;
+        // Here and not right before the program: the kernel takes a millisecond to compile the filter, which a slot pays
+        // ahead. What is left to do until then (wait for `start`, become the program) the filter allows.
+        let listener =
+            self.filter.install().map_err(|error| ours(format!("failed to install the seccomp filter: {error}")))?;
+        if let Some(listener) = &listener {
+            let _ = send(self.channel, &FromInit::Listener, &[listener.as_raw_fd()], MsgFlags::MSG_DONTWAIT);
+        }
+        Ok(())
     }
 
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -245,11 +252,6 @@ impl Program {
         // SAFETY: resets a disposition that Rust's start-up changed; there is no handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(|error| error.to_string())?;
-        let listener =
-            self.filter.install().map_err(|error| format!("failed to install the seccomp filter: {error}"))?;
-        if let Some(listener) = &listener {
-            let _ = send(self.channel, &FromInit::Listener, &[listener.as_raw_fd()], MsgFlags::MSG_DONTWAIT);
-        }
         match execv(&path, &arguments) {
             Ok(never) => Ok(never),
             Err(nix::errno::Errno::ENOEXEC) => Err(format!(
