@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use super::request::time_to_first_byte;
+use super::request::{quiet, time_to_first_byte};
 use super::stats::{Samples, ms};
 use super::{Outcome, machine};
 use crate::cove::{App, Cove, Options, sample_template};
@@ -45,12 +45,20 @@ pub(crate) struct WakeArgs {
     /// Apps that are woken in turn, and all at once in the burst.
     #[arg(long, default_value_t = 50)]
     apps: usize,
+    /// Count only wakes that began while nothing else was runnable on the machine; others are done and counted apart.
+    #[arg(long)]
+    quiet: bool,
 }
+
+/// Longest wait for a quiet moment.
+const QUIET_LIMIT: Duration = Duration::from_secs(5);
 
 /// What one server gave.
 struct Series {
     wakes: Samples,
     failed: Vec<String>,
+    /// Wakes that found other work on the machine.
+    disturbed: usize,
     records: Vec<Value>,
     bursts: Samples,
     bursts_failed: Vec<String>,
@@ -61,23 +69,22 @@ pub(crate) async fn run(cove: PathBuf, args: &WakeArgs) -> anyhow::Result<Outcom
     ensure!(args.apps > 0, "--apps must be at least 1");
     let machine = machine();
     let mut baseline = Baseline::default();
-    let slots = series(&cove, args.wakes, args.apps, true, &mut baseline).await?;
-    let cold =
-        if args.cold > 0 { Some(series(&cove, args.cold, args.apps, false, &mut baseline).await?) } else { None };
+    let slots = series(&cove, args.wakes, args, true, &mut baseline).await?;
+    let cold = if args.cold > 0 { Some(series(&cove, args.cold, args, false, &mut baseline).await?) } else { None };
     Ok(report(&machine, &slots, cold.as_ref(), &baseline))
 }
 
 async fn series(
     binary: &Path,
     wakes: usize,
-    apps: usize,
+    args: &WakeArgs,
     with_slots: bool,
     baseline: &mut Baseline,
 ) -> anyhow::Result<Series> {
     let arguments = if with_slots { Vec::new() } else { vec!["--no-slots".to_owned()] };
     let options = Options { binary: binary.to_owned(), config: CONFIG.to_owned(), arguments };
     let cove = Cove::start(options).await?;
-    match measure(&cove, wakes, apps, with_slots, baseline).await {
+    match measure(&cove, wakes, args, with_slots, baseline).await {
         Ok(series) => cove.close().await.map(|()| series),
         Err(error) => Err(error.context(format!("the server's log ends with\n{}", cove.log_tail()))),
     }
@@ -86,11 +93,12 @@ async fn series(
 async fn measure(
     cove: &Cove,
     wakes: usize,
-    count: usize,
+    args: &WakeArgs,
     with_slots: bool,
     baseline: &mut Baseline,
 ) -> anyhow::Result<Series> {
     let ingress: SocketAddr = cove.ingress().parse().context("the ingress has no address")?;
+    let count = args.apps;
     let slots = if with_slots { u64::try_from(count)? } else { 0 };
     cove.create_environment().await?;
     let mut apps = Vec::new();
@@ -101,16 +109,22 @@ async fn measure(
     let mut times = Vec::new();
     let mut failed = Vec::new();
     let mut warm = Vec::new();
+    let mut disturbed = 0;
     let mut asked = 0;
     while asked < wakes {
         to_zero(cove, &apps, slots).await?;
+        if args.quiet {
+            quiet(QUIET_LIMIT).await;
+        }
         tokio::task::block_in_place(|| baseline.measure(10))?;
         for (woken, app) in apps.iter().take(wakes - asked).enumerate() {
             // an app with one replica at most needs no slot while that runs: nothing is left to prepare
             cove.until_slots(slots.saturating_sub(u64::try_from(woken)?)).await?;
             asked += 1;
+            let counts = !args.quiet || quiet(QUIET_LIMIT).await;
             match tokio::task::block_in_place(|| time_to_first_byte(ingress, &app.host)) {
-                Ok(time) => times.push(time),
+                Ok(time) if counts => times.push(time),
+                Ok(_) => disturbed += 1,
                 Err(error) => failed.push(format!("{}: {error:#}", app.host)),
             }
         }
@@ -124,6 +138,7 @@ async fn measure(
     Ok(Series {
         wakes: times.into_iter().collect(),
         failed,
+        disturbed,
         records,
         bursts,
         bursts_failed,
@@ -187,6 +202,13 @@ fn report(machine: &str, slots: &Series, cold: Option<&Series>, baseline: &Basel
             series.failed.len(),
             series.records.len()
         );
+        if series.disturbed > 0 {
+            let _ = writeln!(
+                text,
+                "  {} wakes found other work on the machine and are not in the figures",
+                series.disturbed
+            );
+        }
         let _ = writeln!(text, "  wake             {}\n  added            {added}", series.wakes);
         let phases = phases(&series.records);
         for (phase, description) in PHASES {
@@ -209,7 +231,7 @@ fn report(machine: &str, slots: &Series, cold: Option<&Series>, baseline: &Basel
         let phases: serde_json::Map<String, Value> =
             phases.iter().map(|(name, samples)| ((*name).to_owned(), samples.to_json())).collect();
         json[name] = json!({
-            "failed": series.failed.len(), "from_slot": from_slot, "records": series.records.len(), "wake": series.wakes.to_json(),
+            "failed": series.failed.len(), "disturbed": series.disturbed, "from_slot": from_slot, "records": series.records.len(), "wake": series.wakes.to_json(),
             "added": added.to_json(), "phases": phases, "burst": series.bursts.to_json(), "burst_failed": series.bursts_failed.len(),
         });
     }
