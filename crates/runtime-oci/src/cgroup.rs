@@ -49,8 +49,16 @@ const DEVICES_ALLOWED: [&str; 10] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
     kind: Kind,
-    /// Controllers that are not there.
-    pub(crate) missing: Vec<&'static str>,
+    /// Controllers that cannot be used.
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// A controller whose limits are not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) controller: &'static str,
+    /// What is in the way and what to do about it.
+    pub(crate) why: String,
 }
 
 #[derive(Clone, Debug)]
@@ -90,15 +98,17 @@ impl Cgroups {
             }
         }
         if let Some(root) = v2 {
-            let available = fs::read_to_string(root.join("cgroup.controllers"))?;
-            let missing =
-                V2_CONTROLLERS.into_iter().filter(|name| !available.split_whitespace().any(|a| a == *name)).collect();
+            let missing = missing_v2(&root)?;
             return Ok(Self { kind: Kind::V2(root), missing });
         }
         if v1.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cgroup is mounted at {}", root.display())));
         }
-        let missing = V1_CONTROLLERS.into_iter().filter(|name| !v1.contains_key(name)).collect();
+        let missing = V1_CONTROLLERS
+            .into_iter()
+            .filter(|name| !v1.contains_key(name))
+            .map(|controller| Missing { controller, why: NOT_ENABLED.to_owned() })
+            .collect();
         Ok(Self { kind: Kind::V1(v1), missing })
     }
 
@@ -135,6 +145,21 @@ impl Cgroups {
             Kind::V1(_) => "v1",
             Kind::V2(_) => "v2",
         }
+    }
+
+    /// Whether limits of a controller are kept.
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        self.missing.iter().all(|missing| missing.controller != controller)
+    }
+
+    /// What is missing and why, in words; empty when nothing is.
+    pub(crate) fn missing_words(&self) -> String {
+        let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for missing in &self.missing {
+            reasons.entry(&missing.why).or_default().push(missing.controller);
+        }
+        let each = reasons.iter().map(|(why, names)| format!("{} ({why})", names.join(", ")));
+        each.collect::<Vec<_>>().join("; ")
     }
 
     fn mounts(&self) -> Vec<&PathBuf> {
@@ -174,8 +199,8 @@ impl Cgroups {
             let mut folder = mount.clone();
             for part in path.split('/') {
                 if let Kind::V2(_) = self.kind {
-                    for name in V2_CONTROLLERS {
-                        // The one that cannot be enabled is reported by the limit that needs it.
+                    for name in V2_CONTROLLERS.into_iter().filter(|name| self.has(name)) {
+                        // One that cannot be enabled is reported by the limit that needs it.
                         let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{name}"));
                     }
                 }
@@ -251,7 +276,7 @@ impl Cgroups {
 
     /// A missing controller is no error: [`Cgroups::missing`] says so once, at the start.
     fn write(&self, controller: &str, path: &str, file: &str, value: &str) -> io::Result<()> {
-        if self.missing.contains(&controller) {
+        if !self.has(controller) {
             return Ok(());
         }
         let Some(folder) = self.controller(controller, path) else { return Ok(()) };
@@ -334,6 +359,40 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Why a controller is not there.
+const NOT_ENABLED: &str = "this machine does not have it; enable it on the kernel's command line";
+
+/// Controllers of version 2 that cannot be passed on to groups below `root`; passes on all others.
+///
+/// A group other than the machine's first may have processes or pass on controllers, not both. With processes in it some
+/// controllers could still be passed on, and then no process could enter a group below: so none is.
+fn missing_v2(root: &Path) -> io::Result<Vec<Missing>> {
+    let read = |name: &str| fs::read_to_string(root.join(name)).map_err(|error| at(&root.join(name), &error));
+    let (available, enabled) = (read("cgroup.controllers")?, read("cgroup.subtree_control")?);
+    let has = |list: &str, name: &str| list.split_whitespace().any(|found| found == name);
+    // The machine's first group has no type.
+    let is_first = !root.join("cgroup.type").exists();
+    let is_taken =
+        !is_first && V2_CONTROLLERS.iter().any(|name| !has(&enabled, name)) && !read("cgroup.procs")?.is_empty();
+    let why = |name: &str| {
+        if !has(&available, name) {
+            Some(NOT_ENABLED.to_owned())
+        } else if is_taken {
+            Some(format!(
+                "{} is not the machine's own and holds processes; start Cove on the host, or its container with `--cgroupns=host`",
+                root.display()
+            ))
+        } else {
+            let file = root.join("cgroup.subtree_control");
+            fs::write(&file, format!("+{name}")).err().map(|error| at(&file, &error).to_string())
+        }
+    };
+    Ok(V2_CONTROLLERS
+        .into_iter()
+        .filter_map(|controller| Some(Missing { controller, why: why(controller)? }))
+        .collect())
+}
+
 /// A folder and all below it, the deepest first.
 fn subtree(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
@@ -374,5 +433,39 @@ mod tests {
         cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
         assert!(!waiter.join().unwrap().success());
         assert!(cgroups.mounts().iter().all(|mount| !mount.join(&group.1).exists()));
+    }
+
+    #[test]
+    fn a_group_with_processes_passes_nothing_on() {
+        let cgroups = Cgroups::detect(Path::new("/sys/fs/cgroup")).unwrap();
+        assert_eq!((cgroups.missing_words().as_str(), &cgroups.missing), ("", &Vec::new()));
+        let group = Group(&cgroups, format!("cove-test-taken-{}", std::process::id()));
+        let taken = format!("{}/taken", group.1);
+        cgroups.create(&taken).unwrap();
+        let Kind::V2(root) = &cgroups.kind else {
+            // Version 1 has no such rule: groups with processes have limited groups below them.
+            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            cgroups.attach(&taken, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
+            cgroups.create(&format!("{taken}/c0")).unwrap();
+            cgroups.limit_memory(&format!("{taken}/c0"), 64 << 20).unwrap();
+            cgroups.kill(&taken);
+            assert!(!child.wait().unwrap().success());
+            return;
+        };
+        assert_eq!(missing_v2(&root.join(&taken)).unwrap(), []);
+        let inner = format!("{taken}/inner");
+        cgroups.create(&inner).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        cgroups.attach(&inner, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
+        let missing = missing_v2(&root.join(&inner)).unwrap();
+        assert_eq!(missing.iter().map(|missing| missing.controller).collect::<Vec<_>>(), V2_CONTROLLERS);
+        let inside = Cgroups { kind: Kind::V2(root.join(&inner)), missing };
+        assert!(inside.missing_words().starts_with("memory, cpu, pids ("), "{}", inside.missing_words());
+        // Without limits, but it works.
+        inside.create("c0").unwrap();
+        inside.limit_memory("c0", 64 << 20).unwrap();
+        inside.attach("c0", Pid::from_raw(child.id().try_into().unwrap())).unwrap();
+        inside.kill("c0");
+        assert!(!child.wait().unwrap().success());
     }
 }

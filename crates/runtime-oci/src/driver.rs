@@ -405,8 +405,8 @@ fn capabilities(cgroups: &Cgroups, network: &Network) -> Capabilities {
     let mut warnings = network.capabilities().warnings.clone();
     if !cgroups.missing.is_empty() {
         warnings.push(format!(
-            "cgroup controllers {} are missing: CPU, memory or process limits are not enforced; enable them in the kernel's command line",
-            cgroups.missing.join(", ")
+            "CPU, memory or process limits are not enforced, as cgroup controllers are missing: {}",
+            cgroups.missing_words()
         ));
     }
     if !crate::seccomp::has_notices() {
@@ -422,7 +422,7 @@ fn capabilities(cgroups: &Cgroups, network: &Network) -> Capabilities {
         driver: "oci".to_owned(),
         slots: true,
         slot_bytes: SLOT_BYTES,
-        limits: !cgroups.missing.iter().any(|name| matches!(*name, "memory" | "cpu")),
+        limits: cgroups.has("memory") && cgroups.has("cpu"),
         egress: network.capabilities().nat,
         warnings,
     }

@@ -1,6 +1,7 @@
 //! Tries out what running containers needs of this machine, for `cove doctor`.
 //!
-//! **Invariant:** leaves nothing behind and changes nothing of the host.
+//! **Invariant:** leaves nothing behind and changes nothing of the host but which controllers its first control group
+//! passes on.
 
 use std::{path::Path, time::Duration};
 
@@ -92,7 +93,7 @@ fn cgroups() -> Result<String, String> {
     if cgroups.missing.is_empty() {
         return Ok(format!("version {}", cgroups.version()));
     }
-    Err(format!("version {}, without {}", cgroups.version(), cgroups.missing.join(", ")))
+    Err(format!("version {}, without {}", cgroups.version(), cgroups.missing_words()))
 }
 
 fn seccomp_filter() -> Result<String, String> {

@@ -2,10 +2,12 @@
 
 #[path = "host/fixture.rs"]
 mod fixture;
+#[path = "host/limits.rs"]
+mod limits;
 #[path = "host/shell_image.rs"]
 mod shell_image;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use cove_images::SAMPLE_IMAGE;
 use cove_model::{Bytes, ContainerState, Probe, ProbeAction, ProbeKind, ReplicaPhase, Volume, VolumeKind, VolumeMount};
@@ -156,7 +158,9 @@ async fn containers_of_a_replica_share_network_and_volumes_and_nothing_else() {
     });
     let mut session = timeout(LIMIT, exec).await.unwrap().unwrap();
     assert_eq!(timeout(LIMIT, session.output.recv()).await.unwrap(), Some((1, b"first\nsecond\n".to_vec())));
-    let all = wait_log(&host, &seen.name, "look", "memory").await;
+    // The last that it lists: a folder of v1, a file of v2.
+    let cgroup_file = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "memory.max" } else { "memory" };
+    let all = host.wait_log(&seen.name, "look", cgroup_file).await;
     for line in
         ["first", "second", "1000", "dir /work/dir home /home/app", "proc is read-only", "kcore is masked", "s3cret"]
     {
@@ -167,23 +171,6 @@ async fn containers_of_a_replica_share_network_and_volumes_and_nothing_else() {
     assert_eq!((status("NoNewPrivs:"), status("Seccomp:"), status("CapEff:")), ("1", "2", "0000000000000000"));
     assert!(all.iter().any(|line| line.ends_with("\tweb--v1-a")), "{all:#?}");
     host.finish().await;
-}
-
-/// What a container wrote, once it wrote this line.
-async fn wait_log(host: &Host, replica: &cove_model::ReplicaName, container: &str, line: &str) -> Vec<String> {
-    let find = async {
-        loop {
-            let all = host.log(replica, container);
-            if all.iter().any(|found| found == line) {
-                return all;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    match timeout(LIMIT, find).await {
-        Ok(all) => all,
-        Err(_) => panic!("{line} is missing in {:#?}", host.log(replica, container)),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

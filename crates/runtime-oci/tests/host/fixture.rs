@@ -30,7 +30,7 @@ use tokio::{
 };
 
 /// Longest wait for anything; the machine may be busy with other tests.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A driver with its own network and folders, all of it removed at the end.
 pub(crate) struct Host {
@@ -73,6 +73,11 @@ impl Host {
         self.events = events;
     }
 
+    /// Part of the names of all that it makes.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn runtime(&self) -> &OciRuntime {
         self.runtime.as_ref().unwrap()
     }
@@ -92,11 +97,28 @@ impl Host {
         nix::unistd::Pid::from_raw(getsockopt(&fd, sockopt::PeerCredentials).unwrap().pid())
     }
 
-    /// What a container wrote, line by line.
+    /// What a container wrote, line by line; nothing when it wrote nothing yet.
     pub(crate) fn log(&self, replica: &ReplicaName, container: &str) -> Vec<String> {
-        let text = std::fs::read(self.log_path(replica, container)).unwrap();
+        let text = std::fs::read(self.log_path(replica, container)).unwrap_or_default();
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| String::from_utf8_lossy(parse_cri_line(line).unwrap().text).into_owned()).collect()
+    }
+
+    /// What a container wrote, once it wrote this line.
+    pub(crate) async fn wait_log(&self, replica: &ReplicaName, container: &str, line: &str) -> Vec<String> {
+        let find = async {
+            loop {
+                let all = self.log(replica, container);
+                if all.iter().any(|found| found == line) {
+                    return all;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match timeout(LIMIT, find).await {
+            Ok(all) => all,
+            Err(_) => panic!("{line} is missing in {:#?}", self.log(replica, container)),
+        }
     }
 
     /// Orders a replica, starts it and waits until it is as wanted.
