@@ -21,7 +21,7 @@ use crate::cove::{App, Cove, Options, sample_template};
 use crate::process::{Process, of_data_dir, samples};
 use writers::{Known, Writers};
 
-const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\n";
+const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\nfresh_hold = \"1s\"\n";
 /// The app that must never notice anything.
 const STEADY: &str = "steady";
 const STEADY_REPLICAS: u32 = 2;

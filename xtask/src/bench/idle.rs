@@ -13,7 +13,7 @@ use super::{Outcome, machine};
 use crate::cove::{Cove, Options, sample_template};
 use crate::process::{Memory, cpu, memory, of_data_dir};
 
-const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\n";
+const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\nfresh_hold = \"1s\"\n";
 /// Apps that are made at the same time.
 const AT_ONCE: usize = 8;
 

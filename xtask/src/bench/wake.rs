@@ -21,7 +21,7 @@ use crate::cove::{App, Cove, Options, sample_template};
 use baseline::Baseline;
 
 /// Scale-in without the usual wait for clients: there are none left.
-const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\n";
+const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\nfresh_hold = \"1s\"\n";
 /// Phases of a wake record in their order, with what ends each.
 const PHASES: [(&str, &str); 7] = [
     ("planned_us", "planned: request read to replica chosen"),
