@@ -75,17 +75,12 @@ impl Bytes {
     /// The shortest quantity ARM would write: `0.5Gi`, `512Mi`, `100`.
     #[must_use]
     pub fn to_quantity(self) -> String {
-        if self.0 != 0 && self.0 % (Self::GIB / 100) == 0 || self.0 % Self::GIB == 0 {
-            #[expect(clippy::cast_precision_loss, reason = "two decimals are kept")]
-            let gib = self.0 as f64 / Self::GIB as f64;
-            return format!("{gib}Gi");
-        }
-        if self.0 % (Self::GIB / 4) == 0 {
+        if self.0.is_multiple_of(Self::GIB / 4) {
             #[expect(clippy::cast_precision_loss, reason = "a multiple of a quarter")]
             let gib = self.0 as f64 / Self::GIB as f64;
             return format!("{gib}Gi");
         }
-        if self.0 % Self::MIB == 0 {
+        if self.0.is_multiple_of(Self::MIB) {
             return format!("{}Mi", self.0 / Self::MIB);
         }
         self.0.to_string()

@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
 use cove_images::{ImageStore, RegistryConfig, StoreConfig};
 use cove_ingress::{Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
+use cove_model::{DesiredCount, RevisionKey};
 use cove_monitor::{Monitor, MonitorConfig};
 use cove_network::{
     Network, NetworkConfig,
@@ -22,11 +23,16 @@ use cove_network::{
 };
 use cove_runtime::Runtime;
 use cove_runtime_oci::{OciConfig, OciRuntime};
+use cove_scaling::ScaledRevision;
 use cove_store::Store;
-use cove_traffic::RouteTable;
+use cove_traffic::{RouteTable, WakeObservation};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +49,8 @@ use crate::{
 
 /// Longest that loops get to write down what is left when the server stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Longest that the first look at all apps may take.
+const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// How long finished operations can be asked for.
 const OPERATIONS_KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 
@@ -131,13 +139,32 @@ struct Sockets {
     https: TcpListener,
 }
 
-/// Values that services share.
+/// What services share.
 struct Shared {
     clock: Clock,
     tasks: Tasks,
+    boards: Boards,
+    /// The ingress and the autoscaler need each other: the ingress asks through this cell, filled once both are made.
+    activate: Arc<OnceLock<cove_autoscaler::Handle>>,
+}
+
+/// Where services meet.
+struct Boards {
+    desired: Board<RevisionKey, DesiredCount>,
+    endpoints: Board<RevisionKey, cove_traffic::Endpoints>,
     routes: watch::Sender<Arc<RouteTable>>,
-    directory: Directory,
-    autoscaler: cove_autoscaler::Handle,
+    scaled: watch::Sender<Arc<Vec<ScaledRevision>>>,
+}
+
+impl Default for Boards {
+    fn default() -> Self {
+        Self {
+            desired: Board::default(),
+            endpoints: Board::default(),
+            routes: watch::Sender::new(Arc::default()),
+            scaled: watch::Sender::new(Arc::default()),
+        }
+    }
 }
 
 impl Server {
@@ -246,91 +273,47 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
 }
 
 async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
-    let clock = match options.clock {
-        ClockKind::Real => Clock::real(),
-        ClockKind::Virtual => Clock::virtual_at(Timestamp::now()),
-    };
     let endpoints = endpoints_of(&sockets, &opened.authority, &options.config)?;
-    let desired = Board::default();
-    let replica_endpoints = Board::default();
-    let routes = watch::Sender::new(Arc::new(RouteTable::default()));
-    let scaled = watch::Sender::new(Arc::new(Vec::new()));
-    let directory = Directory::new(routes.subscribe(), opened.network.gateway());
+    let shared = Shared {
+        clock: match options.clock {
+            ClockKind::Real => Clock::real(),
+            ClockKind::Virtual => Clock::virtual_at(Timestamp::now()),
+        },
+        tasks: tasks.clone(),
+        boards: Boards::default(),
+        activate: Arc::default(),
+    };
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
+    let directory = Directory::new(shared.boards.routes.subscribe(), opened.network.gateway());
     tasks.spawn(HELPER, directory.clone().follow(Arc::clone(&runtime)));
 
-    // the ingress and the autoscaler need each other: the ingress asks through a cell that is filled right below
-    let activate = Arc::new(std::sync::OnceLock::<cove_autoscaler::Handle>::new());
-    let https_port = sockets.https.local_addr()?.port();
-    let (ingress, seen_wakes) = {
-        let certificates = AppCertificates::new(Arc::clone(&opened.authority), {
-            let routes = routes.subscribe();
-            move |host| routes.borrow().app(host).is_some()
-        })?;
-        let sources = IngressSources {
-            routes: routes.subscribe(),
-            endpoints: replica_endpoints.clone(),
-            activate: Arc::new({
-                let activate = Arc::clone(&activate);
-                move |revision| {
-                    if let Some(autoscaler) = activate.get() {
-                        autoscaler.activate(revision);
-                    }
-                }
-            }),
-            clock: clock.clone(),
-            certificates: Some(Arc::new(certificates)),
-            environment_of: Arc::new({
-                let directory = directory.clone();
-                move |address| directory.environment_of(address)
-            }),
-            random: Arc::new(rand::random),
-        };
-        let listeners = IngressListeners {
-            http: vec![sockets.http],
-            https: vec![sockets.https],
-            internal: internal_listener(&opened.network).into_iter().collect(),
-        };
-        Ingress::new(ingress_config(&options.config, https_port), sources, listeners).map_err(with_causes)?
+    let listeners = IngressListeners {
+        internal: internal_listener(&opened.network).into_iter().collect(),
+        http: vec![sockets.http],
+        https: vec![sockets.https],
     };
-    let ingress_handle = ingress.handle();
-    let controller = {
-        let config = controller_config(options);
-        let deps = cove_controller::Deps {
-            store: opened.store.clone(),
-            runtime: Arc::clone(&runtime),
-            clock: clock.clone(),
-            desired: desired.clone(),
-            endpoints: replica_endpoints,
-            routes: routes.clone(),
-            drained: ingress_handle.drained(),
-            open: None,
-            scaled: scaled.clone(),
-            events: opened.monitor.events(),
-        };
-        cove_controller::Controller::new(config, deps)
-    };
-    let autoscaler =
-        autoscaler_service(options, &opened, &clock, &desired, &scaled, &ingress_handle, &controller.handle());
-    let autoscaler_handle = autoscaler.handle();
-    let _first = activate.set(autoscaler_handle.clone());
+    let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, &directory, listeners)?;
+    let controller = make_controller(options, &opened, &shared, &ingress.handle());
+    let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle());
+    let _first = shared.activate.set(autoscaler.handle());
 
-    let shared = Shared { clock, tasks: tasks.clone(), routes, directory, autoscaler: autoscaler_handle };
+    let mut loaded = shared.boards.scaled.subscribe();
     let stop = tasks.shutdown_token();
     tasks.spawn_fallible(ESSENTIAL, {
         let stop = stop.clone();
         async move { autoscaler.run(stop).await }
     });
-    tasks.spawn(ESSENTIAL, {
-        let stop = stop.clone();
-        async move { controller.run(stop).await }
-    });
+    tasks.spawn(ESSENTIAL, async move { controller.run(stop).await });
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone()));
-    start_dns(&opened.network, &shared).await;
+    start_dns(&opened.network, &shared, directory).await;
     let api = api_router(options, &opened, &shared, runtime).await?;
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
     tasks.spawn(HELPER, prune(opened.store.clone()));
 
+    // requests wait in the sockets' queues until the routes are known: a restart answers no 404
+    if tokio::time::timeout(LOAD_LIMIT, loaded.changed()).await.is_err() {
+        bail!("the apps could not be loaded from the store within {} s; the log says why", LOAD_LIMIT.as_secs());
+    }
     // the ingress ends before everything else, while replicas, counts and logs are still served
     let ingress_stop = CancellationToken::new();
     let ingress = tokio::spawn({
@@ -343,6 +326,61 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
     });
     write_endpoints(&options.data_dir, &endpoints)?;
     Ok(Server { endpoints, tasks, ingress_stop, ingress, network: opened.network, runtime: opened.runtime })
+}
+
+fn make_ingress(
+    options: &Options,
+    opened: &Opened,
+    shared: &Shared,
+    directory: &Directory,
+    listeners: IngressListeners,
+) -> anyhow::Result<(Ingress, mpsc::Receiver<WakeObservation>)> {
+    let https_port = listeners.https.first().context("there is always an HTTPS listener")?.local_addr()?.port();
+    let certificates = AppCertificates::new(Arc::clone(&opened.authority), {
+        let routes = shared.boards.routes.subscribe();
+        move |host| routes.borrow().app(host).is_some()
+    })?;
+    let sources = IngressSources {
+        routes: shared.boards.routes.subscribe(),
+        endpoints: shared.boards.endpoints.clone(),
+        activate: Arc::new({
+            let activate = Arc::clone(&shared.activate);
+            move |revision| {
+                if let Some(autoscaler) = activate.get() {
+                    autoscaler.activate(revision);
+                }
+            }
+        }),
+        clock: shared.clock.clone(),
+        certificates: Some(Arc::new(certificates)),
+        environment_of: Arc::new({
+            let directory = directory.clone();
+            move |address| directory.environment_of(address)
+        }),
+        random: Arc::new(rand::random),
+    };
+    Ingress::new(ingress_config(&options.config, https_port), sources, listeners).map_err(with_causes)
+}
+
+fn make_controller(
+    options: &Options,
+    opened: &Opened,
+    shared: &Shared,
+    ingress: &IngressHandle,
+) -> cove_controller::Controller {
+    let deps = cove_controller::Deps {
+        store: opened.store.clone(),
+        runtime: opened.runtime.clone(),
+        clock: shared.clock.clone(),
+        desired: shared.boards.desired.clone(),
+        endpoints: shared.boards.endpoints.clone(),
+        routes: shared.boards.routes.clone(),
+        drained: ingress.drained(),
+        open: None,
+        scaled: shared.boards.scaled.clone(),
+        events: opened.monitor.events(),
+    };
+    cove_controller::Controller::new(controller_config(options), deps)
 }
 
 fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
@@ -372,18 +410,16 @@ fn controller_config(options: &Options) -> cove_controller::Config {
     }
 }
 
-fn autoscaler_service(
+fn make_autoscaler(
     options: &Options,
     opened: &Opened,
-    clock: &Clock,
-    desired: &Board<cove_model::RevisionKey, cove_model::DesiredCount>,
-    scaled: &watch::Sender<Arc<Vec<cove_scaling::ScaledRevision>>>,
+    shared: &Shared,
     ingress: &IngressHandle,
     controller: &cove_controller::Handle,
 ) -> cove_autoscaler::Service {
     let deps = cove_autoscaler::Deps {
-        clock: clock.clone(),
-        revisions: scaled.subscribe(),
+        clock: shared.clock.clone(),
+        revisions: shared.boards.scaled.subscribe(),
         load: Arc::new({
             let ingress = ingress.clone();
             move |revision| ingress.load(revision)
@@ -392,7 +428,7 @@ fn autoscaler_service(
             let controller = controller.clone();
             move |revision| controller.existing(revision)
         }),
-        desired: desired.clone(),
+        desired: shared.boards.desired.clone(),
         counts: Some(Arc::new(StoredCounts {
             store: opened.store.clone(),
             runtime: tokio::runtime::Handle::current(),
@@ -415,8 +451,7 @@ fn internal_listener(network: &Network) -> Option<TcpListener> {
     }
 }
 
-async fn start_dns(network: &Network, shared: &Shared) {
-    let directory = shared.directory.clone();
+async fn start_dns(network: &Network, shared: &Shared, directory: Directory) {
     let mut config = DnsConfig::new(network.gateway(), Arc::new(move |client, name| directory.lookup(client, name)));
     config.subnet = Some(network.subnet());
     match DnsServer::bind(config).await {
@@ -446,7 +481,7 @@ async fn api_router(
     let context = extensions::Context {
         store: opened.store.clone(),
         monitor: opened.monitor.clone(),
-        autoscaler: shared.autoscaler.clone(),
+        autoscaler: shared.activate.get().context("the autoscaler is made before the API")?.clone(),
         images: opened.images.clone(),
         runtime,
         clock: shared.clock.clone(),
@@ -468,7 +503,6 @@ async fn api_router(
         retry_after_secs: api.retry_after,
         ..cove_control_plane::Config::default()
     };
-    debug_assert!(shared.routes.receiver_count() > 0, "the ingress reads the routes");
     let plane = ControlPlane::new(
         config,
         opened.store.clone(),
