@@ -25,14 +25,6 @@ const RUST_WORDS: [(&str, &str); 6] = [
     (concat!("#[al", "low("), "write `#[expect(lint, reason = \"…\")]`"),
 ];
 
-/// Places of one machine that no file may name.
-const MACHINE_PATHS: [&str; 4] = [
-    concat!("/wo", "rk/main"),
-    concat!("/wo", "rk/shared"),
-    concat!("shared/", "reference"),
-    concat!("shared/", "design"),
-];
-
 /// Lines of a Rust file by kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
@@ -54,7 +46,8 @@ fn count(text: &str) -> Count {
 
 /// Checks one file of any kind.
 pub(super) fn check(file: &File, found: &mut Findings) {
-    for path in MACHINE_PATHS.iter().filter(|path| file.text.contains(**path)) {
+    let checkout = crate::root();
+    if let Some(path) = checkout.to_str().filter(|path| path.len() > 1 && file.text.contains(*path)) {
         found.error(&file.path, format!("names `{path}`, which exists on one machine only"));
     }
     if file.path.extension().is_some_and(|extension| extension == "rs") {
