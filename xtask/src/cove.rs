@@ -243,6 +243,19 @@ impl Cove {
         signal(self.endpoints.pid, nix::sys::signal::Signal::SIGTERM)?;
         let ended = tokio::time::timeout(STOP_LIMIT, self.process.wait()).await;
         ended.context("the server did not end in time")??;
+        self.purge()
+    }
+
+    /// Ends what is left of a server that has ended: slots of apps just deleted, its bridge, its cgroups.
+    fn purge(&self) -> anyhow::Result<()> {
+        let done = std::process::Command::new(&self.options.binary)
+            .args(["purge", "--yes", "--data-dir"])
+            .arg(self.data_dir())
+            .stdin(Stdio::null())
+            .output()
+            .context("failed to run `cove purge`")?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "`cove purge` failed: {}", said.trim());
         Ok(())
     }
 
@@ -289,14 +302,8 @@ impl Drop for Cove {
             if let Ok(pid) = i32::try_from(self.endpoints.pid) {
                 let _reaped = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
             }
-            let purge = std::process::Command::new(&self.options.binary)
-                .args(["purge", "--yes", "--data-dir"])
-                .arg(self.data_dir())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            if !purge.is_ok_and(|status| status.success()) {
-                eprintln!("warning: replicas of `{}` may be left", self.data_dir().display());
+            if let Err(error) = self.purge() {
+                eprintln!("warning: replicas of `{}` may be left: {error:#}", self.data_dir().display());
             }
         }
     }

@@ -51,7 +51,7 @@ pub(crate) struct WakeArgs {
 }
 
 /// Longest wait for a quiet moment.
-const QUIET_LIMIT: Duration = Duration::from_secs(5);
+const QUIET_LIMIT: Duration = Duration::from_millis(500);
 
 /// What one server gave.
 struct Series {
