@@ -12,6 +12,7 @@ mod directory;
 mod extensions;
 mod logs;
 mod ports;
+mod registry_login;
 mod serve;
 mod tls;
 mod wakes;

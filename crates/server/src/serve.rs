@@ -43,6 +43,7 @@ use crate::{
     extensions,
     logs::MonitorStreams,
     ports::StoredCounts,
+    registry_login,
     tls::{AppCertificates, Authority},
     wakes,
 };
@@ -391,6 +392,7 @@ fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
         held_per_revision_max: section.held_per_revision_max,
         redirect_http: section.redirect_http,
         https_port: Some(https_port),
+        websocket_drain_after: config.controller.drain_period.0,
         ..IngressConfig::default()
     }
 }
@@ -514,7 +516,8 @@ async fn api_router(
     .await
     .map_err(with_causes)?;
     shared.tasks.spawn_fallible(ESSENTIAL, plane.clone().run());
-    let registry = opened.images.registry(RegistryConfig::default());
+    let authorize = registry_login::check(&api.clients);
+    let registry = opened.images.registry(RegistryConfig { authorize, ..RegistryConfig::default() });
     let router = cove_control_plane::router(plane.clone()).merge(registry);
     Ok((router, cove_control_plane::identity_router(plane)))
 }
