@@ -68,7 +68,8 @@ fn limit(
     let code = if name == "minReplicas" { "MinReplicasOutOfRange" } else { "MaxReplicasOutOfRange" };
     let message = format!("{name} is {number}; expected {} to {}.", allowed.start(), allowed.end());
     errors.push(options_error(code, scope, &message).at(&node.path));
-    default
+    // kept, so that "min above max" is told as well; with an error nothing of it is used
+    u32::try_from(number.max(0)).unwrap_or(u32::MAX)
 }
 
 fn options_error(code: &str, scope: &Scope<'_>, message: &str) -> ArmError {
