@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -23,6 +23,8 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::metrics::Metrics;
+
 /// What the extensions read.
 #[derive(Clone)]
 pub(crate) struct Context {
@@ -32,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) images: ImageStore,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Wakes given when no limit is asked for, and at most.
@@ -41,6 +44,7 @@ const WAKES_MAX: u32 = 10_000;
 pub(crate) fn router(context: Context) -> Router {
     Router::new()
         .route("/health", get(health))
+        .route("/metrics", get(metrics))
         .route("/wakes", get(wakes))
         .route("/plans", get(plans))
         .route("/scale/explain", get(explain))
@@ -104,6 +108,11 @@ async fn health(State(context): State<Arc<Context>>) -> Json<Value> {
         "slots": slots,
         "runtime": capabilities,
     }))
+}
+
+async fn metrics(State(context): State<Arc<Context>>) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, OPEN_METRICS)], context.metrics.text()).into_response()
 }
 
 async fn wakes(State(context): State<Arc<Context>>, Query(query): Query<WakesQuery>) -> Result<Json<Value>, Failed> {

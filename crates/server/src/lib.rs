@@ -11,6 +11,7 @@ pub mod config;
 mod directory;
 mod extensions;
 mod logs;
+mod metrics;
 mod ports;
 mod registry_login;
 mod serve;

@@ -42,6 +42,7 @@ use crate::{
     directory::Directory,
     extensions,
     logs::MonitorStreams,
+    metrics::Metrics,
     ports::StoredCounts,
     registry_login,
     tls::{AppCertificates, Authority},
@@ -145,6 +146,7 @@ struct Shared {
     clock: Clock,
     tasks: Tasks,
     boards: Boards,
+    metrics: Arc<Metrics>,
     /// The ingress and the autoscaler need each other: the ingress asks through this cell, filled once both are made.
     activate: Arc<OnceLock<cove_autoscaler::Handle>>,
 }
@@ -282,6 +284,7 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
         },
         tasks: tasks.clone(),
         boards: Boards::default(),
+        metrics: Arc::new(Metrics::new()),
         activate: Arc::default(),
     };
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
@@ -305,7 +308,8 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
         async move { autoscaler.run(stop).await }
     });
     tasks.spawn(ESSENTIAL, async move { controller.run(stop).await });
-    tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone()));
+    let metrics = Arc::clone(&shared.metrics);
+    tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
     start_dns(&opened.network, &shared, directory).await;
     let api = api_router(options, &opened, &shared, runtime).await?;
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
@@ -487,6 +491,7 @@ async fn api_router(
         images: opened.images.clone(),
         runtime,
         clock: shared.clock.clone(),
+        metrics: Arc::clone(&shared.metrics),
     };
     let api = &options.config.api;
     let auth = if api.clients.is_empty() {

@@ -9,11 +9,19 @@ use cove_traffic::WakeObservation;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::metrics::Metrics;
+
 /// Keeps every wake that the ingress reports; ends with the ingress.
-pub(crate) async fn keep(mut wakes: mpsc::Receiver<WakeObservation>, runtime: Arc<dyn Runtime>, monitor: Monitor) {
+pub(crate) async fn keep(
+    mut wakes: mpsc::Receiver<WakeObservation>,
+    runtime: Arc<dyn Runtime>,
+    monitor: Monitor,
+    metrics: Arc<Metrics>,
+) {
     while let Some(wake) = wakes.recv().await {
         let phases = runtime.phases(&wake.replica).unwrap_or_default();
         let record = record(&wake, &phases);
+        metrics.wake(&record);
         if let Err(error) = monitor.record_wake(wake.revision.app.as_str(), record).await {
             tracing::error!(error = &error as &dyn std::error::Error, "a wake was not recorded");
         }
