@@ -162,7 +162,7 @@ async fn containers_of_a_replica_share_network_and_volumes_and_nothing_else() {
     let cgroup_file = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "memory.max" } else { "memory" };
     let all = host.wait_log(&seen.name, "look", cgroup_file).await;
     for line in
-        ["first", "second", "1000", "dir /work/dir home /home/app", "proc is read-only", "kcore is masked", "s3cret"]
+        ["first", "second", "1000", "dir /srv/dir home /home/app", "proc is read-only", "kcore is masked", "s3cret"]
     {
         assert!(all.iter().any(|found| found == line), "{line} is missing in {all:#?}");
     }

@@ -21,7 +21,7 @@ pub(crate) async fn import(store: &ImageStore, dir: &Path) {
     let config = json!({
         "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
         "os": "linux",
-        "config": { "User": "app", "WorkingDir": "/work/dir", "Cmd": ["sh", "-c", "echo image command"], "Env": ["PATH=/bin"] },
+        "config": { "User": "app", "WorkingDir": "/srv/dir", "Cmd": ["sh", "-c", "echo image command"], "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [diff_id] },
     });
     let config = serde_json::to_vec(&config).unwrap();
