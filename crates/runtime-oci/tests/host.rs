@@ -107,8 +107,7 @@ async fn what_cannot_run_says_why() {
         if let Some(image) = image {
             main.image = image.to_owned();
         }
-        let seen =
-            host.run(spec(&format!("web--v1-{number}"), vec![main]), |seen| seen.phase == ReplicaPhase::Failed).await;
+        let seen = host.run_in_vain(spec(&format!("web--v1-{number}"), vec![main])).await;
         let said = host.runtime().failure(&seen.name).unwrap();
         assert!(said.1.contains(words), "{said:?}");
     }

@@ -16,11 +16,11 @@ use std::{
 use camino::{Utf8Path, Utf8PathBuf};
 use cove_images::{ImageStore, SAMPLE_IMAGE, StoreConfig};
 use cove_model::{
-    Bytes, Container, EnvValue, EnvVar, MilliCpu, ReplicaName, ReplicaObservation, ResourceId, Resources, RevisionKey,
-    RevisionName, Scale, SystemEvent, Template,
+    Bytes, Container, EnvValue, EnvVar, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources,
+    RevisionKey, RevisionName, Scale, SystemEvent, Template,
 };
 use cove_network::{Network, NetworkConfig};
-use cove_runtime::{ReplicaSpec, Runtime, logs::parse_cri_line};
+use cove_runtime::{ReplicaSpec, Runtime, RuntimeError, logs::parse_cri_line};
 use cove_runtime_oci::{OciConfig, OciRuntime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -131,6 +131,17 @@ impl Host {
         self.runtime().prepare(spec).unwrap();
         self.runtime().start(&name).unwrap();
         self.wait(&name, wanted).await
+    }
+
+    /// Orders a replica that cannot run and waits until it failed. Preparing may have failed before it is to start.
+    pub(crate) async fn run_in_vain(&self, spec: ReplicaSpec) -> ReplicaObservation {
+        let name = spec.name.clone();
+        self.runtime().prepare(spec).unwrap();
+        match self.runtime().start(&name) {
+            Ok(()) | Err(RuntimeError::Gone(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        self.wait(&name, |seen| seen.phase == ReplicaPhase::Failed).await
     }
 
     fn log_path(&self, replica: &ReplicaName, container: &str) -> Utf8PathBuf {
