@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{Environment, ResourceId};
+use cove_model::{Environment, ResourceId, WorkloadProfile};
 use serde_json::{Value, json};
 
 use crate::{
@@ -106,16 +106,25 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
     let logs = root.get("properties").get("appLogsConfiguration");
     let customer = logs.get("logAnalyticsConfiguration").get("customerId").text().map(str::to_owned);
     let profiles = root.get("properties").get("workloadProfiles").items();
-    let mut names: Vec<String> =
-        profiles.iter().filter_map(|node| node.get("name").text().map(str::to_owned)).collect();
-    if !names.iter().any(|name| name.eq_ignore_ascii_case("Consumption")) {
-        names.push("Consumption".to_owned());
+    let count = |node: &Node<'_>, name: &str| node.get(name).int().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let profile = |node: &Node<'_>| {
+        Some(WorkloadProfile {
+            name: node.get("name").text()?.to_owned(),
+            kind: node.get("workloadProfileType").text().unwrap_or("Consumption").to_owned(),
+            min_nodes: count(node, "minimumCount"),
+            max_nodes: count(node, "maximumCount"),
+        })
+    };
+    let mut workload_profiles: Vec<WorkloadProfile> = profiles.iter().filter_map(profile).collect();
+    if !workload_profiles.iter().any(|profile| profile.name.eq_ignore_ascii_case("Consumption")) {
+        let (name, kind) = ("Consumption".to_owned(), "Consumption".to_owned());
+        workload_profiles.push(WorkloadProfile { name, kind, min_nodes: 0, max_nodes: 0 });
     }
     let environment = Environment {
         id: context.id.clone(),
         default_domain: context.default_domain.to_owned(),
         log_workspace: customer,
-        workload_profiles: names,
+        workload_profiles,
     };
     Ok(Parsed { environment, doc, shared_key: shared_key.and_then(|key| key.as_str().map(str::to_owned)) })
 }

@@ -230,7 +230,7 @@ impl Write<'_> {
 
 fn check_profile(environment: &Environment, profile: Option<&str>) -> Result<(), Refusal> {
     let Some(profile) = profile.filter(|profile| !profile.is_empty()) else { return Ok(()) };
-    let known = &environment.workload_profiles;
+    let known: Vec<&str> = environment.workload_profiles.iter().map(|known| known.name.as_str()).collect();
     if known.iter().any(|known| known.eq_ignore_ascii_case(profile)) {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use cove_arm::{ArmError, SystemData, environment, list};
-use cove_model::{Environment, ResourceId};
+use cove_model::{Environment, ResourceId, WorkloadProfile};
 use cove_store::{Expect, NewOperation, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError};
 use http::Method;
 use jiff::Timestamp;
@@ -227,7 +227,7 @@ fn check_profiles_in_use(plane: &ControlPlane, id: &ResourceId, new: &Environmen
     for app in apps::in_environment(plane, id)? {
         let profile = app.doc.pointer("/properties/workloadProfileName").and_then(Value::as_str);
         let Some(profile) = profile else { continue };
-        if !new.workload_profiles.iter().any(|known| known.eq_ignore_ascii_case(profile)) {
+        if !new.workload_profiles.iter().any(|known| known.name.eq_ignore_ascii_case(profile)) {
             let message = format!(
                 "Workload profile '{profile}' is used by container app '{}'; move the app to another profile first.",
                 app.id.name()
@@ -258,7 +258,7 @@ async fn delete(plane: ControlPlane, call: Call) -> Answer {
 
 async fn profile_states(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    let states = model(&row)?.workload_profiles.into_iter().map(|name| {
+    let states = model(&row)?.workload_profiles.into_iter().map(|WorkloadProfile { name, .. }| {
         json!({
             "id": format!("{}/workloadProfileStates/{name}", row.id),
             "name": name,

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use cove_base::{Board, Clock};
 use cove_model::{
-    ActiveRevisionsMode, Bytes, Container, ContainerApp, DesiredCount, Environment, Ingress, MilliCpu, ReplicaName,
-    ReplicaPhase, ResourceId, Resources, Revision, RevisionKey, RevisionName, RevisionProvisioning, RevisionStatus,
-    Scale, Template, Transport,
+    ActiveRevisionsMode, Bytes, Container, ContainerApp, DesiredCount, Environment, Ingress, IngressPolicies, MilliCpu,
+    ReplicaName, ReplicaPhase, ResourceId, Resources, Revision, RevisionKey, RevisionName, RevisionProvisioning,
+    RevisionStatus, Scale, Template, Transport,
 };
 use cove_runtime::Runtime;
 use cove_scaling::ScaledRevision;
@@ -225,11 +225,16 @@ fn app(template: Template) -> ContainerApp {
             transport: Transport::Auto,
             allow_insecure: true,
             traffic: vec![],
+            exposed_port: None,
+            additional_ports: Vec::new(),
+            custom_domains: Vec::new(),
+            policies: IngressPolicies::default(),
         }),
         registries: vec![],
         max_inactive_revisions: 100,
         template,
         is_stopped: false,
+        workload_profile: None,
     }
 }
 

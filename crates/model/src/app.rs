@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ResourceId, Template};
+use crate::{CustomDomain, IngressPolicies, PortMapping, ResourceId, Template};
 
 /// What the user asked of one container app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct ContainerApp {
     pub template: Template,
     /// `start`/`stop`: a stopped app runs nothing and answers 404 at its ingress.
     pub is_stopped: bool,
+    /// Workload profile that its replicas run on; `None` is `Consumption`.
+    #[serde(default)]
+    pub workload_profile: Option<String>,
 }
 
 /// Which revisions may be active.
@@ -50,6 +53,18 @@ pub struct Ingress {
     pub allow_insecure: bool,
     /// Shares per revision; empty means all to the latest ready.
     pub traffic: Vec<TrafficWeight>,
+    /// Port that clients use, transport `tcp` only; `None` is the target port.
+    #[serde(default)]
+    pub exposed_port: Option<u16>,
+    /// More TCP ports, at most 5.
+    #[serde(default)]
+    pub additional_ports: Vec<PortMapping>,
+    /// Host names of the user's own.
+    #[serde(default)]
+    pub custom_domains: Vec<CustomDomain>,
+    /// Who may call, from where, and how replicas are kept.
+    #[serde(default)]
+    pub policies: IngressPolicies,
 }
 
 /// Protocol to the app.

@@ -13,6 +13,37 @@ pub struct Environment {
     pub default_domain: String,
     /// Log Analytics workspace, if any: its customer id.
     pub log_workspace: Option<String>,
-    /// Workload profile names; `Consumption` is always there.
-    pub workload_profiles: Vec<String>,
+    /// Workload profiles; `Consumption` is always there.
+    pub workload_profiles: Vec<WorkloadProfile>,
+}
+
+/// One of an environment's workload profiles.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredProfile")]
+pub struct WorkloadProfile {
+    /// Its name in this environment.
+    pub name: String,
+    /// Type as the catalogue spells it: `Consumption`, `D4`, `Consumption-GPU-NC24-A100`, …
+    pub kind: String,
+    /// Nodes that are always there, dedicated types only.
+    pub min_nodes: u32,
+    /// Most nodes, dedicated types only; 0 for types without nodes.
+    pub max_nodes: u32,
+}
+
+/// What older servers stored: the name alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredProfile {
+    Name(String),
+    Full { name: String, kind: String, min_nodes: u32, max_nodes: u32 },
+}
+
+impl From<StoredProfile> for WorkloadProfile {
+    fn from(stored: StoredProfile) -> Self {
+        match stored {
+            StoredProfile::Name(name) => Self { name, kind: "Consumption".to_owned(), min_nodes: 0, max_nodes: 0 },
+            StoredProfile::Full { name, kind, min_nodes, max_nodes } => Self { name, kind, min_nodes, max_nodes },
+        }
+    }
 }

@@ -6,25 +6,31 @@
 //! **Invariant:** nothing here does IO, reads a clock or depends on another Cove crate.
 
 mod app;
+mod edge;
 mod environment;
 mod event;
 mod id;
 mod name;
+mod policy;
 mod replica;
 mod revision;
 mod scale;
+mod storage;
 mod template;
 mod units;
 mod wake;
 
 pub use app::*;
+pub use edge::*;
 pub use environment::*;
 pub use event::*;
 pub use id::*;
 pub use name::*;
+pub use policy::*;
 pub use replica::*;
 pub use revision::*;
 pub use scale::*;
+pub use storage::*;
 pub use template::*;
 pub use units::*;
 pub use wake::*;

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, MilliCpu, Scale};
+use crate::{Bytes, MilliCpu, Scale, StorageVolume};
 
 /// What a revision runs; the snapshot that makes a revision a revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +139,8 @@ pub enum VolumeKind {
     EmptyDir,
     /// Secrets as files: secret name and path; empty list means every secret under its own name.
     Secret(Vec<(String, String)>),
+    /// A share of one of the environment's storages; outlives the replica.
+    Storage(StorageVolume),
 }
 
 /// Where a volume appears in a container.

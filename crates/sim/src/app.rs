@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use cove_model::{
-    ActiveRevisionsMode, Bytes, Container, ContainerApp, ContainerObservation, ContainerState, Ingress, MilliCpu,
-    ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources, Revision, RevisionName, RevisionStatus,
-    Scale, Template, Transport,
+    ActiveRevisionsMode, Bytes, Container, ContainerApp, ContainerObservation, ContainerState, Ingress,
+    IngressPolicies, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources, Revision,
+    RevisionName, RevisionStatus, Scale, Template, Transport,
 };
 use cove_reconcile::{AppMemory, AppPhase, Images, Traffic};
 use cove_scaling::{ScaleConfig, ScaleState};
@@ -118,6 +118,10 @@ impl App {
             transport: Transport::Auto,
             allow_insecure: true,
             traffic: Vec::new(),
+            exposed_port: None,
+            additional_ports: Vec::new(),
+            custom_domains: Vec::new(),
+            policies: IngressPolicies::default(),
         };
         let app = ContainerApp {
             id: id("containerApps", name),
@@ -128,6 +132,7 @@ impl App {
             max_inactive_revisions: 5,
             template: template("good", Scale::default()),
             is_stopped: false,
+            workload_profile: None,
         };
         Self {
             app,

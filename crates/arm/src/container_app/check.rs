@@ -71,6 +71,7 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
             max_inactive_revisions: max_inactive(&configuration, errors),
             template: template::read(&template_node, &scope, errors),
             is_stopped: false,
+            workload_profile: root.get("properties").get("workloadProfileName").text().map(str::to_owned),
         };
         (secrets, app, revision_suffix(&template_node, &scope, errors))
     };

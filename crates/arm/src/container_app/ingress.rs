@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{ActiveRevisionsMode, Ingress, RevisionName, TrafficWeight, Transport};
+use cove_model::{ActiveRevisionsMode, Ingress, IngressPolicies, RevisionName, TrafficWeight, Transport};
 
 use super::check::{Scope, is_dns_label};
 use crate::{ArmError, Errors, node::Node};
@@ -24,6 +24,10 @@ pub(super) fn read(
         transport: transport(node, errors),
         allow_insecure: node.get("allowInsecure").flag().unwrap_or(false),
         traffic: if mode == ActiveRevisionsMode::Single { Vec::new() } else { traffic },
+        exposed_port: None,
+        additional_ports: Vec::new(),
+        custom_domains: Vec::new(),
+        policies: IngressPolicies::default(),
     })
 }
 

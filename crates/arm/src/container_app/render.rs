@@ -195,6 +195,14 @@ pub fn render_template(template: &Template) -> Value {
                 }
                 value
             }
+            VolumeKind::Storage(volume_of) => {
+                let kind = if volume_of.is_nfs { "NfsAzureFile" } else { "AzureFile" };
+                let mut value = json!({ "name": volume.name, "storageType": kind, "storageName": volume_of.storage });
+                if !volume_of.options.is_empty() {
+                    value["mountOptions"] = json!(volume_of.options);
+                }
+                value
+            }
         };
         value["volumes"] = template.volumes.iter().map(volume).collect();
     }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use cove_model::{
     ActiveRevisionsMode, Bytes, Container, ContainerApp, ContainerExit, ContainerObservation, ContainerState, Ingress,
-    MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources, Revision, RevisionName,
-    RevisionStatus, Scale, Template, Transport,
+    IngressPolicies, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources, Revision,
+    RevisionName, RevisionStatus, Scale, Template, Transport,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -67,6 +67,10 @@ impl World {
             transport: Transport::Auto,
             allow_insecure: true,
             traffic: vec![],
+            exposed_port: None,
+            additional_ports: Vec::new(),
+            custom_domains: Vec::new(),
+            policies: IngressPolicies::default(),
         };
         let app = ContainerApp {
             id: id("containerApps", "web"),
@@ -77,6 +81,7 @@ impl World {
             max_inactive_revisions: 100,
             template: template("sample"),
             is_stopped: false,
+            workload_profile: None,
         };
         Self {
             app,

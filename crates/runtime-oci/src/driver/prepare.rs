@@ -252,6 +252,13 @@ fn volume_spec(spec: &ReplicaSpec, name: &str, kind: &VolumeKind) -> Result<Volu
             }
             Ok(VolumeSpec::Files(files))
         }
+        VolumeKind::Storage(volume) => {
+            let text = format!(
+                "the storage `{}` of volume `{name}` is not bound to a directory of this machine",
+                volume.storage
+            );
+            Err(("StorageNotBound".to_owned(), text))
+        }
     }
 }
 
