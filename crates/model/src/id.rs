@@ -1,5 +1,8 @@
 //! Azure resource ids: `/subscriptions/{id}/resourceGroups/{name}/providers/{namespace}/{type}/{name}/…`.
 //!
+//! Resources of a subscription (`/subscriptions/{id}/providers/…`) and extensions of any resource
+//! (`…/providers/{namespace}/{type}/{name}` behind its id) are ids too.
+//!
 //! Azure compares them without regard to case and gives them back in the case of their creation; so do we.
 
 use std::{cmp::Ordering, fmt, hash, sync::Arc};
@@ -39,6 +42,7 @@ impl ResourceId {
             && match parts.len() {
                 2 => true,
                 4 => is(2, "resourcegroups"),
+                n if n >= 6 && n % 2 == 0 && is(2, "providers") => true,
                 n if n >= 8 && n % 2 == 0 => is(2, "resourcegroups") && is(4, "providers"),
                 _ => false,
             };
@@ -50,8 +54,9 @@ impl ResourceId {
             text.push('/');
             text.push_str(match index {
                 0 => "subscriptions",
+                2 if parts[2].eq_ignore_ascii_case("providers") => "providers",
                 2 => "resourceGroups",
-                4 => "providers",
+                4 if !parts[2].eq_ignore_ascii_case("providers") => "providers",
                 _ => part,
             });
         }
@@ -105,16 +110,32 @@ impl ResourceId {
         self.part(1)
     }
 
-    /// The resource group's name, empty for a subscription.
+    /// The resource group's name, empty for a subscription and what belongs to it directly.
     #[must_use]
     pub fn group_name(&self) -> &str {
-        self.part(3)
+        if self.part(2) == "resourceGroups" { self.part(3) } else { "" }
     }
 
-    /// `Microsoft.App/containerApps/revisions`: namespace and types without names; empty for groups and subscriptions.
+    /// An extension of this resource, group or subscription: `extension("Microsoft.Authorization/roleAssignments", guid)`.
+    ///
+    /// # Errors
+    /// [`InvalidResourceId`] when a part is empty.
+    pub fn extension(&self, kind: &str, name: &str) -> Result<Self, InvalidResourceId> {
+        Self::parse(&format!("{}/providers/{kind}/{name}", self.text))
+    }
+
+    /// What this resource belongs to, a group, subscription or, for an extension, a resource.
+    #[must_use]
+    pub fn scope(&self) -> Option<Self> {
+        Self::parse(&self.text[..self.provider()?]).ok()
+    }
+
+    /// `Microsoft.App/containerApps/revisions`: namespace and types without names; empty for groups and subscriptions. Of an
+    /// extension it is the extension's own kind.
     #[must_use]
     pub fn kind(&self) -> String {
-        let mut parts = self.text.split('/').filter(|part| !part.is_empty()).skip(5);
+        let Some(at) = self.provider() else { return String::new() };
+        let mut parts = self.text[at + "/providers/".len()..].split('/');
         let Some(namespace) = parts.next() else { return String::new() };
         let mut kind = namespace.to_owned();
         while let Some(kind_part) = parts.next() {
@@ -123,6 +144,23 @@ impl ResourceId {
             parts.next();
         }
         kind
+    }
+
+    /// Where the last `/providers/` stands that is not the name of something.
+    fn provider(&self) -> Option<usize> {
+        let (mut found, mut at, mut is_pair_start, mut is_namespace) = (None, 0, true, false);
+        for part in self.key.split('/').skip(1) {
+            if is_namespace {
+                is_namespace = false;
+            } else if is_pair_start && part == "providers" {
+                found = Some(at);
+                is_namespace = true;
+            } else {
+                is_pair_start = !is_pair_start;
+            }
+            at += 1 + part.len();
+        }
+        found
     }
 
     /// The last name.
@@ -135,7 +173,7 @@ impl ResourceId {
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
         let parts: Vec<&str> = self.text.split('/').filter(|part| !part.is_empty()).collect();
-        if parts.len() < 10 {
+        if parts.len() < 8 || self.kind().split('/').count() < 3 {
             return None;
         }
         Self::parse(&format!("/{}", parts[..parts.len() - 2].join("/"))).ok()
@@ -210,6 +248,21 @@ mod tests {
         let child = a.child("revisions", "web--1").unwrap();
         assert_eq!(child.kind(), "Microsoft.App/containerApps/revisions");
         assert_eq!(child.parent(), Some(a));
+    }
+
+    #[test]
+    fn subscriptions_and_extensions_have_ids() {
+        let kind = "microsoft.Authorization/roleAssignments";
+        let app = ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap();
+        for scope in [ResourceId::parse("/subscriptions/s").unwrap(), ResourceId::group("s", "g").unwrap(), app] {
+            let id = scope.extension(kind, "n").unwrap();
+            assert_eq!((id.kind().as_str(), id.name(), id.scope(), id.parent()), (kind, "n", Some(scope), None));
+        }
+        let named = ResourceId::resource("s", "g", "Microsoft.App/containerApps", "providers").unwrap();
+        assert_eq!(named.child("revisions", "r").unwrap().kind(), "Microsoft.App/containerApps/revisions");
+        let deployment = ResourceId::parse("/Subscriptions/s/Providers/Microsoft.Resources/deployments/d").unwrap();
+        assert_eq!(deployment.as_str(), "/subscriptions/s/providers/Microsoft.Resources/deployments/d");
+        assert_eq!((deployment.group_name(), deployment.subscription()), ("", "s"));
     }
 
     #[test]
