@@ -1,17 +1,17 @@
 //! `Microsoft.App/containerApps`: how an app is found and shown. Its writes are in [`crate::app_write`], its verbs in
 //! [`crate::app_actions`].
 
-use cove_arm::{ArmError, container_app, list};
+use cove_arm::{ArmError, container_app};
 use cove_model::{ContainerApp, ResourceId};
 use cove_store::{Provisioning, ResourceRow, RevisionRow};
 use http::Method;
 use serde_json::Value;
 
 use crate::{
-    answer::{self, Answer, Refusal, with_etag},
+    answer::{Answer, Refusal},
     call::Call,
     control_plane::ControlPlane,
-    environments, groups, links,
+    crud, environments, groups,
     route::Route,
 };
 
@@ -121,24 +121,18 @@ fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[RevisionRo
     }
 }
 
-fn render_list(plane: &ControlPlane, call: &Call, rows: &[ResourceRow]) -> Answer {
-    let (page, next) = links::page(call, rows);
-    let values: Result<Vec<Value>, Refusal> = page.iter().map(|row| render(plane, call, row)).collect();
-    Ok(answer::json(200, &list::render(values?, next.as_deref())))
-}
-
 async fn list_all(plane: ControlPlane, call: Call) -> Answer {
     let rows = plane.store().resources(KIND, Some(&call.subscription_id()?))?;
-    render_list(&plane, &call, &rows)
+    crud::list(&call, &rows, |row| render(&plane, &call, row))
 }
 
 async fn list_group(plane: ControlPlane, call: Call) -> Answer {
     let group = groups::require(&plane, &call)?;
     let rows = plane.store().resources(KIND, Some(&group.id))?;
-    render_list(&plane, &call, &rows)
+    crud::list(&call, &rows, |row| render(&plane, &call, row))
 }
 
 async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    Ok(with_etag(answer::json(200, &render(&plane, &call, &row)?), &row.etag))
+    crud::shown(200, &row, &render(&plane, &call, &row)?)
 }

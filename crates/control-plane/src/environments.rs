@@ -17,6 +17,7 @@ use crate::{
     apps,
     call::Call,
     control_plane::{ControlPlane, new_id},
+    crud,
     groups::{self, TRIES_MAX, check_same_location},
     links::{self, Family},
     route::Route,
@@ -97,26 +98,20 @@ fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Result<Value,
     Ok(environment::render(&row.doc, &view))
 }
 
-fn render_list(plane: &ControlPlane, call: &Call, rows: &[ResourceRow]) -> Answer {
-    let (page, next) = links::page(call, rows);
-    let values: Result<Vec<Value>, Refusal> = page.iter().map(|row| render(plane, call, row)).collect();
-    Ok(answer::json(200, &list::render(values?, next.as_deref())))
-}
-
 async fn list_all(plane: ControlPlane, call: Call) -> Answer {
     let rows = plane.store().resources(KIND, Some(&call.subscription_id()?))?;
-    render_list(&plane, &call, &rows)
+    crud::list(&call, &rows, |row| render(&plane, &call, row))
 }
 
 async fn list_group(plane: ControlPlane, call: Call) -> Answer {
     let group = groups::require(&plane, &call)?;
     let rows = plane.store().resources(KIND, Some(&group.id))?;
-    render_list(&plane, &call, &rows)
+    crud::list(&call, &rows, |row| render(&plane, &call, row))
 }
 
 async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    Ok(with_etag(answer::json(200, &render(&plane, &call, &row)?), &row.etag))
+    crud::shown(200, &row, &render(&plane, &call, &row)?)
 }
 
 async fn put(plane: ControlPlane, call: Call) -> Answer {

@@ -1,16 +1,16 @@
 //! Resource groups. Deleting one deletes what is inside: the controller takes the apps down, [`crate::reaper`] the rest.
 
-use cove_arm::{ArmError, group, list};
+use cove_arm::{ArmError, group};
 use cove_model::ResourceId;
 use cove_store::{Expect, NewOperation, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError};
 use http::Method;
 use serde_json::Value;
 
 use crate::{
-    answer::{self, Answer, Refusal, with_etag},
+    answer::{self, Answer, Refusal},
     call::Call,
     control_plane::{ControlPlane, new_id},
-    links,
+    crud, links,
     route::Route,
 };
 
@@ -61,12 +61,12 @@ fn render(row: &ResourceRow) -> Value {
 
 async fn all(plane: ControlPlane, call: Call) -> Answer {
     let rows = plane.store().resources("resourcegroups", Some(&call.subscription_id()?))?;
-    Ok(answer::json(200, &list::render(rows.iter().map(render).collect(), None)))
+    crud::list(&call, &rows, |row| Ok(render(row)))
 }
 
 async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    Ok(with_etag(answer::json(200, &render(&row)), &row.etag))
+    crud::shown(200, &row, &render(&row))
 }
 
 async fn head(plane: ControlPlane, call: Call) -> Answer {
@@ -119,7 +119,7 @@ async fn write(
         match plane.store().put(put).await {
             Ok(row) => {
                 let status = if old.is_some() { 200 } else { 201 };
-                return Ok(with_etag(answer::json(status, &render(&row)), &row.etag));
+                return crud::shown(status, &row, &render(&row));
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -18,6 +18,7 @@ mod auth;
 mod call;
 mod config;
 mod control_plane;
+mod crud;
 mod environments;
 mod front;
 mod groups;

@@ -1,16 +1,17 @@
 //! `Microsoft.OperationalInsights/workspaces`: what `az containerapp env create` makes for its logs.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use cove_arm::{ArmError, SystemData, list, workspace};
+use cove_arm::{ArmError, workspace};
 use cove_model::ResourceId;
 use cove_store::{Expect, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError};
 use http::Method;
 use serde_json::Value;
 
 use crate::{
-    answer::{self, Answer, Refusal, with_etag},
+    answer::{self, Answer, Refusal},
     call::Call,
     control_plane::ControlPlane,
+    crud, environments,
     groups::{self, TRIES_MAX, check_same_location},
     route::Route,
 };
@@ -46,30 +47,24 @@ fn customer_id(id: &ResourceId) -> String {
 }
 
 fn render(row: &ResourceRow) -> Value {
-    let who = |name: &str| row.doc.pointer(name).and_then(Value::as_str).unwrap_or("anonymous").to_owned();
-    let data = SystemData {
-        created_by: who("/systemData/createdBy"),
-        created_at: row.created_at,
-        last_modified_by: who("/systemData/lastModifiedBy"),
-        last_modified_at: row.updated_at,
-    };
+    let data = environments::system_data(row);
     workspace::render(&row.id, &row.doc, &customer_id(&row.id), Some(&data))
 }
 
 async fn list_all(plane: ControlPlane, call: Call) -> Answer {
     let rows = plane.store().resources(KIND, Some(&call.subscription_id()?))?;
-    Ok(answer::json(200, &list::render(rows.iter().map(render).collect(), None)))
+    crud::list(&call, &rows, |row| Ok(render(row)))
 }
 
 async fn list_group(plane: ControlPlane, call: Call) -> Answer {
     let group = groups::require(&plane, &call)?;
     let rows = plane.store().resources(KIND, Some(&group.id))?;
-    Ok(answer::json(200, &list::render(rows.iter().map(render).collect(), None)))
+    crud::list(&call, &rows, |row| Ok(render(row)))
 }
 
 async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    Ok(with_etag(answer::json(200, &render(&row)), &row.etag))
+    crud::shown(200, &row, &render(&row))
 }
 
 async fn put(plane: ControlPlane, call: Call) -> Answer {
@@ -98,7 +93,7 @@ async fn put(plane: ControlPlane, call: Call) -> Answer {
         match plane.store().put(put).await {
             Ok(row) => {
                 let status = if old.is_some() { 200 } else { 201 };
-                return Ok(with_etag(answer::json(status, &render(&row)), &row.etag));
+                return crud::shown(status, &row, &render(&row));
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
