@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -148,6 +149,26 @@ class Server:
             return answer.status, answer.read().decode(errors="replace")
         finally:
             connection.close()
+
+    def headers(self, host, method="GET", headers=None, timeout=60):
+        """Headers of an answer through the ingress, names in lower case."""
+        connection = http.client.HTTPConnection(self.http.removeprefix("http://"), timeout=timeout)
+        try:
+            connection.request(method, "/", headers={"Host": host, **(headers or {})})
+            answer = connection.getresponse()
+            answer.read()
+            return {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def leaf(self, name):
+        """The certificate that the ingress serves for a host name, as DER."""
+        address, port = self.https.removeprefix("https://").rsplit(":", 1)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with socket.create_connection((address, int(port)), timeout=30) as plain:
+            with context.wrap_socket(plain, server_hostname=name) as secure:
+                return secure.getpeercert(binary_form=True)
 
 
 def until(what, check, within_seconds=60):
