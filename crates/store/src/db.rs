@@ -45,7 +45,9 @@ struct Inner {
     readers: Mutex<Vec<Connection>>,
     changes: Board<ResourceId, u64>,
     sequence: Arc<AtomicU64>,
-    _lock: Flock<File>,
+    _lock: Option<Flock<File>>,
+    /// The directory of a rehearsal, gone when the store goes; declared last, so dropped after the connections.
+    _scratch: Option<crate::rehearsal::Scratch>,
 }
 
 type Job = Box<dyn Run>;
@@ -83,6 +85,7 @@ impl Store {
         let io = |what: String| move |source| StoreError::Io { what, source };
         std::fs::create_dir_all(dir).map_err(io(format!("create `{}`", dir.display())))?;
         let lock = lock_directory(dir)?;
+        crate::rehearsal::remove_leftovers(dir)?;
         let path = dir.join("cove.db");
         let mut db = Connection::open(&path)?;
         restrict(&path).map_err(io(format!("restrict `{}` to its owner", path.display())))?;
@@ -101,6 +104,17 @@ impl Store {
                 }
             }
         }
+        Self::start(path, db, changes, sequence, (Some(lock), None))
+    }
+
+    /// Starts the writer on an open database.
+    pub(crate) fn start(
+        path: PathBuf,
+        db: Connection,
+        changes: Board<ResourceId, u64>,
+        sequence: Arc<AtomicU64>,
+        (lock, scratch): (Option<Flock<File>>, Option<crate::rehearsal::Scratch>),
+    ) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let writer = thread::Builder::new()
             .name("store-writer".into())
@@ -108,7 +122,7 @@ impl Store {
                 let (changes, sequence) = (changes.clone(), Arc::clone(&sequence));
                 move || write_loop(&db, &queue, &changes, &sequence)
             })
-            .map_err(io("start the writer thread".into()))?;
+            .map_err(|source| StoreError::Io { what: "start the writer thread".into(), source })?;
         let inner = Inner {
             path,
             jobs: Some(jobs),
@@ -117,8 +131,14 @@ impl Store {
             changes,
             sequence,
             _lock: lock,
+            _scratch: scratch,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The file of the database.
+    pub(crate) fn path(&self) -> &Path {
+        &self.inner.path
     }
 
     /// Notices of every resource that changes from now on; all that exist count as changed at first.
@@ -295,7 +315,7 @@ fn lock_directory(dir: &Path) -> Result<Flock<File>, StoreError> {
     }
 }
 
-fn restrict(path: &Path) -> std::io::Result<()> {
+pub(crate) fn restrict(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
 }

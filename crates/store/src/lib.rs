@@ -9,6 +9,7 @@
 mod db;
 mod error;
 mod operations;
+mod rehearsal;
 mod resources;
 mod revisions;
 mod status;

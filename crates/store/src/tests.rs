@@ -156,3 +156,24 @@ async fn many_writers_share_commits_and_none_is_lost() {
     }
     assert_eq!(store.setting("n499").unwrap().as_deref(), Some("499"));
 }
+
+#[tokio::test]
+async fn a_rehearsal_starts_equal_and_stays_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let secrets = SecretsChange::Replace(BTreeMap::from([("a".to_owned(), Some("1".to_owned()))]));
+    store.put(PutResource { secrets, ..put(Expect::Absent) }).await.unwrap();
+    let rehearsal = store.rehearsal().unwrap();
+    assert_eq!(rehearsal.resource(&app()).unwrap(), store.resource(&app()).unwrap());
+    assert_eq!(rehearsal.secrets(&app()).unwrap(), store.secrets(&app()).unwrap());
+    rehearsal.remove(app(), NOW).await.unwrap();
+    assert!(rehearsal.resource(&app()).unwrap().is_none() && store.resource(&app()).unwrap().is_some());
+    let copies = dir.path().join("rehearsals");
+    assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 1);
+    drop(rehearsal);
+    assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 0);
+    std::fs::create_dir(copies.join("7")).unwrap();
+    drop(store);
+    let _store = Store::open(dir.path()).unwrap();
+    assert!(!copies.exists(), "what a killed server left is deleted");
+}
