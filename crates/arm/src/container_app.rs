@@ -19,6 +19,7 @@ use crate::{
 mod check;
 mod ingress;
 mod not_built;
+mod policies;
 mod probes;
 mod properties;
 mod render;

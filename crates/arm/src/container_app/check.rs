@@ -66,12 +66,12 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
             id: context.id.clone(),
             environment: environment.clone(),
             active_revisions_mode: mode,
-            ingress: ingress::read(&configuration.get("ingress"), mode, &scope, errors),
+            ingress: ingress::read(&configuration.get("ingress"), mode, &environment, &scope, errors),
             registries: registries(&configuration, &scope, errors),
             max_inactive_revisions: max_inactive(&configuration, errors),
             template: template::read(&template_node, &scope, errors),
             is_stopped: false,
-            workload_profile: root.get("properties").get("workloadProfileName").text().map(str::to_owned),
+            workload_profile: profile(&root.get("properties").get("workloadProfileName")),
         };
         (secrets, app, revision_suffix(&template_node, &scope, errors))
     };
@@ -99,6 +99,11 @@ fn make_canonical(doc: &mut Value, environment: &ResourceId, mode: ActiveRevisio
     {
         ingress.remove("traffic");
     }
+}
+
+/// The profile that replicas run on; `Consumption` is what no profile means.
+fn profile(node: &Node<'_>) -> Option<String> {
+    node.text().filter(|name| !name.eq_ignore_ascii_case("Consumption")).map(str::to_owned)
 }
 
 fn location(root: &Node<'_>, errors: &mut Errors) {

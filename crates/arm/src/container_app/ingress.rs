@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{ActiveRevisionsMode, Ingress, IngressPolicies, RevisionName, TrafficWeight, Transport};
+use cove_model::{ActiveRevisionsMode, Ingress, ResourceId, RevisionName, TrafficWeight, Transport};
 
-use super::check::{Scope, is_dns_label};
+use super::{
+    check::{Scope, is_dns_label},
+    policies,
+};
 use crate::{ArmError, Errors, node::Node};
 
 /// Reads `configuration.ingress`.
 pub(super) fn read(
     node: &Node<'_>,
     mode: ActiveRevisionsMode,
+    environment: &ResourceId,
     scope: &Scope<'_>,
     errors: &mut Errors,
 ) -> Option<Ingress> {
@@ -18,16 +22,28 @@ pub(super) fn read(
         return None;
     }
     let traffic = traffic(&node.get("traffic"), scope, errors);
+    let transport = transport(node, errors);
+    let target_port = port(&node.get("targetPort"), errors);
+    let exposed_port = exposed_port(node, transport, target_port, errors);
+    let additional = node.get("additionalPortMappings");
+    if !additional.items().is_empty() {
+        let instead = "serve everything at targetPort";
+        errors.push(ArmError::not_implemented(&additional.path, "Additional ports", instead));
+    }
+    let domains = node.get("customDomains");
+    if transport == Transport::Tcp && !domains.items().is_empty() {
+        errors.invalid(&domains.path, "Custom domains need an HTTP ingress; with transport 'tcp' leave them out.");
+    }
     Some(Ingress {
         external: node.get("external").flag().unwrap_or(false),
-        target_port: port(&node.get("targetPort"), errors),
-        transport: transport(node, errors),
+        target_port,
+        transport,
         allow_insecure: node.get("allowInsecure").flag().unwrap_or(false),
         traffic: if mode == ActiveRevisionsMode::Single { Vec::new() } else { traffic },
-        exposed_port: None,
-        additional_ports: Vec::new(),
-        custom_domains: Vec::new(),
-        policies: IngressPolicies::default(),
+        exposed_port,
+        additional_ports: policies::additional_ports(&additional, errors),
+        custom_domains: policies::custom_domains(&domains, environment, errors),
+        policies: policies::read(node, errors),
     })
 }
 
@@ -43,8 +59,6 @@ pub(super) fn port(node: &Node<'_>, errors: &mut Errors) -> Option<u16> {
 
 fn transport(ingress: &Node<'_>, errors: &mut Errors) -> Transport {
     let node = ingress.get("transport");
-    let exposed = ingress.get("exposedPort");
-    let is_exposed = port(&exposed, errors).is_some();
     let transport = match node.text() {
         Some("Http") => Transport::Http,
         Some("Http2") => Transport::Http2,
@@ -60,16 +74,34 @@ fn transport(ingress: &Node<'_>, errors: &mut Errors) -> Transport {
             let instead = "use 'auto' or 'http'";
             errors.push(ArmError::not_implemented(&node.path, "Raw TCP (transport 'tcp')", instead));
         }
-        Transport::Auto | Transport::Http => {
-            if is_exposed {
-                errors.invalid(
-                    &exposed.path,
-                    "exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.",
-                );
-            }
-        }
+        Transport::Auto | Transport::Http => {}
     }
     transport
+}
+
+/// `exposedPort`: the port of a TCP app that clients use.
+fn exposed_port(
+    ingress: &Node<'_>,
+    transport: Transport,
+    target_port: Option<u16>,
+    errors: &mut Errors,
+) -> Option<u16> {
+    let node = ingress.get("exposedPort");
+    let given = port(&node, errors);
+    if transport == Transport::Tcp {
+        match given.or(target_port) {
+            Some(port) => policies::check_exposed(port, &node, errors),
+            None => errors.invalid(&node.path, "Transport 'tcp' needs a targetPort or an exposedPort."),
+        }
+        return given;
+    }
+    if given.is_some() {
+        errors.invalid(
+            &node.path,
+            "exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.",
+        );
+    }
+    None
 }
 
 fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<TrafficWeight> {

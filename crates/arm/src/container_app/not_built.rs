@@ -12,18 +12,6 @@ const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["properties", "configuration", "service"], "A development service (add-on)", "run it as an app of its own"),
     (&["properties", "configuration", "identitySettings"], "Managed identity", "leave identitySettings out"),
     (&["properties", "patchingConfiguration"], "Automatic patching", "leave patchingConfiguration out"),
-    (&["properties", "configuration", "ingress", "customDomains"], "Custom domains", "use the app's own host name"),
-    (
-        &["properties", "configuration", "ingress", "ipSecurityRestrictions"],
-        "IP restrictions",
-        "use `external: false` or the machine's firewall",
-    ),
-    (&["properties", "configuration", "ingress", "corsPolicy"], "CORS at the ingress", "let the app send the headers"),
-    (
-        &["properties", "configuration", "ingress", "additionalPortMappings"],
-        "Additional ports",
-        "serve everything at targetPort",
-    ),
     (&["properties", "template", "serviceBinds"], "Service binding", "pass addresses in environment variables"),
 ];
 
@@ -35,21 +23,9 @@ pub(super) fn check(root: &Node<'_>, errors: &mut Errors) {
             errors.push(ArmError::not_implemented(&node.path, what, instead));
         }
     }
-    let refused_words: [(&[&str], &[&str], &str, &str); 5] = [
+    let refused_words: [(&[&str], &[&str], &str, &str); 3] = [
         (&["kind"], &["containerapp"], "Apps of this kind", "leave `kind` out"),
         (&["identity", "type"], &["None"], "Managed identity", "leave `identity` out or set its type to 'None'"),
-        (
-            &["properties", "configuration", "ingress", "stickySessions", "affinity"],
-            &["none"],
-            "Session affinity",
-            "set affinity to 'none' and keep session state outside the app",
-        ),
-        (
-            &["properties", "configuration", "ingress", "clientCertificateMode"],
-            &["ignore"],
-            "Client certificates",
-            "set clientCertificateMode to 'ignore'",
-        ),
         (
             &["properties", "configuration", "ingress", "targetPortHttpScheme"],
             &["http"],

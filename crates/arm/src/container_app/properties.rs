@@ -105,12 +105,37 @@ static INGRESS: Schema = Object(&[
             ("label", &TextOrAbsent),
         ])),
     ),
-    ("customDomains", &List(&Any)),
-    ("ipSecurityRestrictions", &List(&Any)),
+    (
+        "customDomains",
+        &List(&Object(&[
+            ("name", &Text),
+            ("bindingType", &Word(&["Disabled", "SniEnabled", "Auto"])),
+            ("certificateId", &TextOrAbsent),
+        ])),
+    ),
+    (
+        "ipSecurityRestrictions",
+        &List(&Object(&[
+            ("name", &Text),
+            ("description", &Text),
+            ("ipAddressRange", &Text),
+            ("action", &Word(&["Allow", "Deny"])),
+        ])),
+    ),
     ("stickySessions", &Object(&[("affinity", &Word(&["none", "sticky"]))])),
     ("clientCertificateMode", &Word(&["ignore", "accept", "require"])),
-    ("corsPolicy", &Any),
-    ("additionalPortMappings", &List(&Any)),
+    (
+        "corsPolicy",
+        &Object(&[
+            ("allowedOrigins", &List(&Text)),
+            ("allowedMethods", &List(&Text)),
+            ("allowedHeaders", &List(&Text)),
+            ("exposeHeaders", &List(&Text)),
+            ("maxAge", &Int),
+            ("allowCredentials", &Bool),
+        ]),
+    ),
+    ("additionalPortMappings", &List(&Object(&[("external", &Bool), ("targetPort", &Int), ("exposedPort", &Int)]))),
     ("targetPortHttpScheme", &TextOrAbsent),
 ]);
 

@@ -154,7 +154,7 @@ fn render_ingress(ingress: &Ingress, app: &str, view: &View<'_>) -> Value {
         "fqdn": host(app, ingress.external, view.default_domain),
         "external": ingress.external,
         "targetPort": ingress.target_port.unwrap_or(0),
-        "exposedPort": 0,
+        "exposedPort": ingress.exposed_port.unwrap_or(0),
         "transport": transport,
         "allowInsecure": ingress.allow_insecure,
         "traffic": traffic,

@@ -421,28 +421,90 @@ fn what_is_not_built_says_so() {
             501 NotImplemented [properties.configuration.ingress.transport] properties.configuration.ingress.transport: Raw TCP (transport 'tcp'): not implemented yet; use 'auto' or 'http'.
         "#]],
     );
+}
+
+#[test]
+fn policies_of_the_way_in_are_checked() {
+    let at = |name: &str| format!("/properties/configuration/ingress/{name}");
+    let certificate = |environment: &str| {
+        format!(
+            "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/{environment}/certificates/c"
+        )
+    };
     check(
-        &[(&at("ingress/customDomains"), json!([{ "name": "a.b" }]))],
-        &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.customDomains] properties.configuration.ingress.customDomains: Custom domains: not implemented yet; use the app's own host name.
-        "#]],
-    );
-    check(
-        &[(&at("ingress/stickySessions"), json!({ "affinity": "Sticky" }))],
-        &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.stickySessions.affinity] properties.configuration.ingress.stickySessions.affinity: Session affinity: not implemented yet; set affinity to 'none' and keep session state outside the app.
-        "#]],
-    );
-    check(
-        &[(&at("ingress/stickySessions"), json!({ "affinity": "None" })), (&at("ingress/customDomains"), json!([]))],
+        &[
+            (&at("stickySessions"), json!({ "affinity": "Sticky" })),
+            (&at("clientCertificateMode"), json!("Require")),
+            (&at("ipSecurityRestrictions"), json!([{ "name": "a", "action": "deny", "ipAddressRange": "10.1.2.3/8" }])),
+            (&at("corsPolicy"), json!({ "allowedOrigins": ["*"], "maxAge": "60" })),
+            (
+                &at("customDomains"),
+                json!([
+                    { "name": "a.example.com", "bindingType": "disabled" },
+                    { "name": "b.example.com", "bindingType": "SniEnabled", "certificateId": certificate("MYENV") },
+                ]),
+            ),
+        ],
         &expect![[r#"
             ok
         "#]],
     );
     check(
-        &[(&at("ingress/clientCertificateMode"), json!("require"))],
+        &[(
+            &at("ipSecurityRestrictions"),
+            json!([
+                { "name": "a", "action": "Deny", "ipAddressRange": "10.0.0.0/8" },
+                { "name": "A", "action": "Allow", "ipAddressRange": "10.0.0.0/8" },
+                { "name": "c", "action": "Block", "ipAddressRange": "10.0.0.0/8" },
+                { "name": "d", "action": "Deny", "ipAddressRange": "10.0.0.0/64" },
+            ]),
+        )],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.clientCertificateMode] properties.configuration.ingress.clientCertificateMode: Client certificates: not implemented yet; set clientCertificateMode to 'ignore'.
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions[2].action] the value is 'Block'; expected one of Allow, Deny.
+            400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions[1].name] The IP restriction 'A' is given twice.
+            400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions[2].action] An IP restriction needs an action: Allow or Deny.
+            400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions[3].ipAddressRange] The IP address range '10.0.0.0/64' is not valid; expected CIDR such as '10.0.0.0/8'.
+            400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions] IP restrictions must be all Allow or all Deny; these are mixed.
+        "#]],
+    );
+    check(
+        &[(
+            &at("corsPolicy"),
+            json!({ "allowedOrigins": ["example.com"], "allowedMethods": ["GET POST"], "maxAge": -1 }),
+        )],
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.configuration.ingress.corsPolicy.allowedOrigins[0]] The origin 'example.com' is not valid; expected '*' or such as 'https://example.com'.
+            400 InvalidParameterValue [properties.configuration.ingress.corsPolicy.allowedMethods[0]] 'GET POST' is not the name of a method.
+            400 InvalidParameterValue [properties.configuration.ingress.corsPolicy.maxAge] maxAge is -1; expected seconds, 0 or more.
+        "#]],
+    );
+    check(
+        &[(
+            &at("customDomains"),
+            json!([
+                { "name": "*.example.com" },
+                { "name": "b.example.com", "bindingType": "SniEnabled" },
+                { "name": "B.example.com", "bindingType": "SniEnabled", "certificateId": "c" },
+                { "name": "c.example.com", "bindingType": "SniEnabled", "certificateId": certificate("other") },
+                { "name": "d.example.com", "bindingType": "Auto" },
+            ]),
+        )],
+        &expect![[r#"
+            400 InvalidRequestParameterWithDetails
+            400 InvalidCustomHostName [properties.configuration.ingress.customDomains[0].name] The custom domain '*.example.com' is not valid; expected a host name such as 'www.example.com'.
+            400 InvalidParameterValue [properties.configuration.ingress.customDomains[1].certificateId] The custom domain 'b.example.com' with bindingType SniEnabled needs a certificateId.
+            400 InvalidParameterValue [properties.configuration.ingress.customDomains[2].name] The custom domain 'b.example.com' is given twice.
+            400 InvalidCertificateId [properties.configuration.ingress.customDomains[2].certificateId] 'c' is not the id of a certificate; expected /subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/myenv/certificates/NAME.
+            400 CertificateMustBeInSameEnvironment [properties.configuration.ingress.customDomains[3].certificateId] The certificate '/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/other/certificates/c' belongs to another environment than the app.
+            501 NotImplemented [properties.configuration.ingress.customDomains[4].bindingType] Binding a certificate by itself ('Auto'): not implemented yet; make a certificate of the environment, give its certificateId and bindingType 'SniEnabled'.
+        "#]],
+    );
+    check(
+        &[(&at("exposedPort"), json!(1))],
+        &expect![[r#"
+            400 InvalidParameterValue [properties.configuration.ingress.exposedPort] properties.configuration.ingress.exposedPort: exposedPort needs transport 'tcp'; HTTP apps are reached by host name, leave it out.
         "#]],
     );
 }
