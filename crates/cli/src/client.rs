@@ -4,18 +4,40 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use reqwest::{Method, Response, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
 
-use crate::{failure::Failure, place::Place, progress::Progress};
+use crate::{failure::Failure, place::Place, progress::Progress, text};
 
 /// api-version of `Microsoft.App`, az's.
 const APP_VERSION: &str = "2025-07-01";
 /// api-version of everything else.
 const ARM_VERSION: &str = "2024-11-01";
+/// api-versions of the other namespaces, as az sends them.
+const VERSIONS: [(&str, &str); 4] = [
+    ("/microsoft.app/", APP_VERSION),
+    ("/microsoft.resources/deployments", "2025-04-01"),
+    ("/microsoft.managedidentity/", "2023-01-31"),
+    ("/microsoft.authorization/", "2022-04-01"),
+];
+/// `POST`s that change nothing; `--dry-run` sends them.
+const QUESTIONS: [&str; 8] = [
+    "listsecrets",
+    "getauthtoken",
+    "checknameavailability",
+    "listcustomhostnameanalysis",
+    "getcustomdomainverificationid",
+    "validate",
+    "whatif",
+    "exporttemplate",
+];
 /// Longest wait for one answer; streams have no limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(100);
 /// Longest wait for an operation, as az's.
@@ -36,6 +58,12 @@ pub(crate) struct Client {
     ingress: String,
     token: String,
     subscription: String,
+    /// Writes are printed instead of sent.
+    is_dry_run: bool,
+    /// Requests are told on stderr.
+    is_verbose: bool,
+    /// Whether a write was printed.
+    has_shown: Arc<AtomicBool>,
 }
 
 /// What becomes of a write.
@@ -74,8 +102,16 @@ impl Client {
             builder = builder.resolve("localhost", SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         }
         let http = builder.build().map_err(|error| Failure::new(causes(&error)))?;
-        let mut client =
-            Self { http, api: found.api, ingress: found.http, token: String::new(), subscription: String::new() };
+        let mut client = Self {
+            http,
+            api: found.api,
+            ingress: found.http,
+            token: String::new(),
+            subscription: String::new(),
+            is_dry_run: place.is_dry_run,
+            is_verbose: place.is_verbose,
+            has_shown: Arc::default(),
+        };
         client.log_in(place).await?;
         client.subscription = match &place.subscription {
             Some(subscription) => subscription.clone(),
@@ -193,6 +229,10 @@ impl Client {
 
     /// `POST` that answers at once.
     pub(crate) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        if self.is_dry_run && !is_question(path) {
+            self.show(&Method::POST, path, body);
+            return Ok(Value::Null);
+        }
         let response = self.send(Method::POST, path, body).await?;
         body_of(response).await
     }
@@ -206,6 +246,9 @@ impl Client {
         wait: Wait,
     ) -> Result<Value, Failure> {
         let is_action = method == Method::POST;
+        if self.is_dry_run && !is_question(path) {
+            return self.dry_write(&method, path, body).await;
+        }
         let response = self.send(method, path, body).await?;
         let headers = response.headers().clone();
         let status = response.status();
@@ -220,12 +263,64 @@ impl Client {
 
     /// `DELETE`; deleting what is not there is success.
     pub(crate) async fn delete(&self, path: &str, wait: Wait) -> Result<(), Failure> {
+        if self.is_dry_run {
+            self.show(&Method::DELETE, path, None);
+            return Ok(());
+        }
         let response = self.send(Method::DELETE, path, None).await?;
         let headers = response.headers().clone();
         if response.status() != StatusCode::ACCEPTED || wait == Wait::Accepted {
             return Ok(());
         }
         self.finish(path, &headers).await
+    }
+
+    /// Whether writes are printed instead of sent.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.is_dry_run
+    }
+
+    /// Whether a write was printed instead of sent.
+    pub(crate) fn has_shown(&self) -> bool {
+        self.has_shown.load(Ordering::Relaxed)
+    }
+
+    /// Any request, whose answer is given as it is; `None` when it was only shown.
+    pub(crate) async fn raw(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Option<Value>, Failure> {
+        if self.is_dry_run && method != Method::GET && method != Method::HEAD && !is_question(path) {
+            self.show(&method, path, body);
+            return Ok(None);
+        }
+        let response = self.send(method, path, body).await?;
+        body_of(response).await.map(Some)
+    }
+
+    /// Shows a write and gives what the resource would be, as far as the body tells.
+    async fn dry_write(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        self.show(method, path, body);
+        if *method == Method::POST {
+            return Ok(Value::Null);
+        }
+        let mut resource = match (method == Method::PATCH, self.find(path).await) {
+            (true, Ok(Some(old))) => old,
+            _ => json!({}),
+        };
+        if let Some(body) = body {
+            merge(&mut resource, body);
+        }
+        resource["id"] = path.into();
+        Ok(resource)
+    }
+
+    /// Prints a request that is not sent.
+    fn show(&self, method: &Method, path: &str, body: Option<&Value>) {
+        let mut request = json!({ "method": method.as_str(), "url": self.url(path) });
+        if let Some(body) = body {
+            request["body"] = body.clone();
+            hide_secrets(&mut request["body"]);
+        }
+        text::out(&format!("{request:#}\n"));
+        self.has_shown.store(true, Ordering::Relaxed);
     }
 
     /// Waits for the operation that an answer's headers name.
@@ -270,6 +365,9 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response, Failure> {
+        if self.is_verbose {
+            text::err(&format!("{method} {}", self.url(path)));
+        }
         let mut request = self.http.request(method, self.url(path)).timeout(ANSWER_LIMIT);
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
@@ -288,7 +386,10 @@ impl Client {
         if path.starts_with("/cove/") || path.contains("api-version=") {
             return format!("{}{path}", self.api);
         }
-        let version = if path.to_ascii_lowercase().contains("/microsoft.app/") { APP_VERSION } else { ARM_VERSION };
+        let lower = path.to_ascii_lowercase();
+        // the last namespace is the resource's own: an assignment may be of an app
+        let known = VERSIONS.iter().filter_map(|(part, version)| Some((lower.rfind(part)?, version)));
+        let version = known.max_by_key(|(at, _)| *at).map_or(ARM_VERSION, |(_, version)| version);
         let separator = if path.contains('?') { '&' } else { '?' };
         format!("{}{path}{separator}api-version={version}", self.api)
     }
@@ -302,6 +403,59 @@ impl Client {
             return Failure::new(format!("{} did not answer in time", self.api));
         }
         Failure::new(format!("the connection to {} broke: {}", self.api, causes(error)))
+    }
+}
+
+/// Whether a `POST` only asks.
+fn is_question(path: &str) -> bool {
+    let path = path.split('?').next().unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    QUESTIONS.iter().any(|question| last.eq_ignore_ascii_case(question))
+}
+
+/// JSON merge patch.
+pub(crate) fn merge(target: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        target.clone_from(patch);
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Some(known) = target.as_object_mut() else { return };
+    for (name, value) in fields {
+        if value.is_null() {
+            known.remove(name);
+        } else {
+            merge(known.entry(name.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+/// Keys whose texts are never shown.
+const HIDDEN: [&str; 6] =
+    ["sharedkey", "accountkey", "password", "certificatepassword", "clientsecret", "certificatevalue"];
+
+/// Puts stars where a request holds a secret.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(hide_secrets),
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                if HIDDEN.contains(&name.to_ascii_lowercase().as_str()) && value.is_string() {
+                    *value = "***".into();
+                }
+                if name == "secrets"
+                    && let Some(secrets) = value.as_array_mut()
+                {
+                    for secret in secrets.iter_mut().filter(|secret| secret["value"].is_string()) {
+                        secret["value"] = "***".into();
+                    }
+                }
+                hide_secrets(value);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -413,6 +567,9 @@ mod tests {
             ingress: "http://localhost:8080".into(),
             token: String::new(),
             subscription: "s".into(),
+            is_dry_run: false,
+            is_verbose: false,
+            has_shown: Arc::default(),
         };
         assert_eq!(client.app_url("web.env.localhost"), "http://web.env.localhost:8080/");
         assert_eq!(client.url("/cove/v1/wakes"), "https://localhost:1/cove/v1/wakes");
@@ -422,6 +579,8 @@ mod tests {
         );
         assert_eq!(client.url("/subscriptions?x=1"), "https://localhost:1/subscriptions?x=1&api-version=2024-11-01");
         assert_eq!(client.url("https://localhost:1/x?y"), "https://localhost:1/x?y");
+        let assignment = format!("{}/providers/Microsoft.Authorization/roleAssignments/r", client.app("g", "a"));
+        assert!(client.url(&assignment).ends_with("?api-version=2022-04-01"));
     }
 
     #[test]
@@ -435,6 +594,19 @@ mod tests {
         assert_eq!(pause("5"), Duration::from_secs(5));
         assert_eq!(pause("5000"), POLL_MAX);
         assert_eq!(pause_of(&HeaderMap::new()), POLL_DEFAULT);
+    }
+
+    #[test]
+    fn a_shown_request_holds_no_secret() {
+        let mut body = json!({"properties": {"configuration": {"secrets": [{"name": "a", "value": "x"}]},
+            "azureFile": {"accountKey": "k", "shareName": "s"}, "template": {"env": [{"name": "A", "value": "1"}]}}});
+        hide_secrets(&mut body);
+        assert_eq!(
+            body,
+            json!({"properties": {"configuration": {"secrets": [{"name": "a", "value": "***"}]},
+                "azureFile": {"accountKey": "***", "shareName": "s"}, "template": {"env": [{"name": "A", "value": "1"}]}}})
+        );
+        assert!(is_question("/x/listSecrets?api-version=1") && !is_question("/x/restart"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     client::Wait,
     failure::Failure,
     output::View,
-    session::{Globals, GroupArg, Session, block_on, confirm},
+    session::{Globals, GroupArg, Session, block_on},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -141,7 +141,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             }
             ContainerappCommand::List { group, environment } => list(&session, group, environment).await,
             ContainerappCommand::Delete { app, yes, no_wait } => {
-                confirm(&format!("Delete the container app `{}`?", app.name), yes)?;
+                session.confirm(&format!("Delete the container app `{}`?", app.name), yes)?;
                 client.delete(&app.path(&session), Wait::unless(no_wait)).await
             }
             ContainerappCommand::Start { app, no_wait } => act(&session, &app, "start", no_wait).await,

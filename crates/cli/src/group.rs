@@ -8,7 +8,7 @@ use crate::{
     failure::Failure,
     output::View,
     pairs,
-    session::{Globals, Session, block_on, confirm},
+    session::{Globals, Session, block_on},
     text,
 };
 
@@ -70,7 +70,7 @@ pub(crate) fn run(command: GroupCommand, globals: &Globals) -> Result<(), Failur
                 session.print(client.list(&path).await?, View::Groups)
             }
             GroupCommand::Delete { name, yes, no_wait } => {
-                confirm(&format!("Delete the resource group `{}` and everything in it?", name.name), yes)?;
+                session.confirm(&format!("Delete the resource group `{}` and everything in it?", name.name), yes)?;
                 client.delete(&client.group(&name.name), Wait::unless(no_wait)).await
             }
             GroupCommand::Exists(name) => {

@@ -67,6 +67,12 @@ struct Global {
     /// Print results and errors only.
     #[arg(long, global = true, hide = true)]
     only_show_errors: bool,
+    /// Print the requests that would change something as JSON, and send none of them.
+    #[arg(long, global = true)]
+    dry_run: bool,
+    /// Tell every request on stderr.
+    #[arg(long, visible_alias = "debug", global = true)]
+    verbose: bool,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -123,10 +129,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cove: Cove) -> Result<(), Failure> {
-    let Global { output, query, subscription, only_show_errors, data_dir } = cove.global;
+    let Global { output, query, subscription, only_show_errors, dry_run, verbose, data_dir } = cove.global;
     text::only_errors(only_show_errors);
-    let globals =
-        Globals { place: Place::new(data_dir.clone(), subscription), output: Output { format: output, query } };
+    let place = Place { is_dry_run: dry_run, is_verbose: verbose, ..Place::new(data_dir.clone(), subscription) };
+    let globals = Globals { place, output: Output { format: output, query } };
     match cove.command {
         Command::Serve(args) => serve::run(*args, &data_dir),
         Command::Group(command) => group::run(command, &globals),

@@ -35,6 +35,10 @@ pub(crate) struct Place {
     pub(crate) client_id: Option<String>,
     /// `COVE_CLIENT_SECRET`.
     pub(crate) client_secret: Option<String>,
+    /// `--dry-run`.
+    pub(crate) is_dry_run: bool,
+    /// `--verbose`.
+    pub(crate) is_verbose: bool,
 }
 
 /// What a server wrote into `endpoints.json`, as far as clients need it.
@@ -59,6 +63,8 @@ impl Place {
             ca: text("COVE_CA").map(PathBuf::from),
             client_id: text("COVE_CLIENT_ID"),
             client_secret: text("COVE_CLIENT_SECRET"),
+            is_dry_run: false,
+            is_verbose: false,
         }
     }
 

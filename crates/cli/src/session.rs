@@ -30,8 +30,16 @@ impl Session {
         Ok(Self { client: Client::connect(&globals.place).await?, output: globals.output.clone() })
     }
 
-    /// Prints a result.
+    /// Asks for consent; with `--dry-run` there is nothing to consent to.
+    pub(crate) fn confirm(&self, question: &str, yes: bool) -> Result<(), Failure> {
+        confirm(question, yes || self.client.is_dry_run())
+    }
+
+    /// Prints a result; with `--dry-run` there is none.
     pub(crate) fn print(&self, value: Value, view: View) -> Result<(), Failure> {
+        if self.client.has_shown() {
+            return Ok(());
+        }
         self.output.print(value, view)
     }
 }

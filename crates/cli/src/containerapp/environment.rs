@@ -9,7 +9,7 @@ use crate::{
     failure::Failure,
     output::View,
     pairs,
-    session::{GroupArg, Session, confirm},
+    session::{GroupArg, Session},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -116,7 +116,7 @@ pub(crate) async fn run(session: &Session, command: EnvironmentCommand) -> Resul
             session.print(list, View::Environments)
         }
         EnvironmentCommand::Delete { environment, yes, no_wait } => {
-            confirm(&format!("Delete the environment `{}`?", environment.name), yes)?;
+            session.confirm(&format!("Delete the environment `{}`?", environment.name), yes)?;
             client.delete(&path(&environment), Wait::unless(no_wait)).await
         }
         EnvironmentCommand::Logs(EnvironmentLogs::Show { environment, stream }) => {

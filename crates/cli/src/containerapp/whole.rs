@@ -7,7 +7,8 @@ use crate::{client::Wait, failure::Failure, session::Session};
 
 /// Puts the values of secrets where the app has only names.
 pub(super) async fn fill_secrets(session: &Session, path: &str, app: &mut Value) -> Result<(), Failure> {
-    if app.pointer("/properties/configuration/secrets").is_none() {
+    // a secret without a value keeps the one it has; a request that is only shown needs none
+    if app.pointer("/properties/configuration/secrets").is_none() || session.client.is_dry_run() {
         return Ok(());
     }
     let answer = session.client.post(&format!("{path}/listSecrets"), None).await?;
