@@ -2,6 +2,12 @@
 //!
 //! **Invariant:** the stored document never holds the shared key of a workspace.
 
+pub mod certificate;
+pub mod child;
+pub mod dapr;
+pub mod http_route;
+pub mod maintenance;
+
 use std::collections::BTreeSet;
 
 use cove_model::{Environment, ResourceId, WorkloadProfile};
