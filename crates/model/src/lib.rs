@@ -19,6 +19,7 @@ mod storage;
 mod template;
 mod units;
 mod wake;
+mod workload;
 
 pub use app::*;
 pub use edge::*;
@@ -34,3 +35,4 @@ pub use storage::*;
 pub use template::*;
 pub use units::*;
 pub use wake::*;
+pub use workload::*;
