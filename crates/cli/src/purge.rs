@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 13] = [
+const ENTRIES: [&str; 16] = [
     "az",
     "console",
     "cove.db",
@@ -38,7 +38,10 @@ const ENTRIES: [&str; 13] = [
     "images",
     "logs",
     "network",
+    "rehearsals",
     "replicas",
+    "secrets.key",
+    "secrets.key.tmp",
     "tls",
     "cove.lock",
 ];
@@ -65,11 +68,11 @@ pub(crate) fn run(args: &PurgeArgs, data_dir: &DataDir) -> Result<(), Failure> {
 /// Ends the replicas, removes the network, deletes the files.
 pub(crate) async fn everything(dir: &Path) -> anyhow::Result<()> {
     cove_server::install_crypto();
-    let store = Store::open(dir).context("a server may be running: stop it first, with SIGTERM")?;
+    let lock = Store::lock(dir).context("a server may be running: stop it first, with SIGTERM")?;
     let network = cove_server::network_config(dir)?;
     end_replicas(dir, &network).await?;
     Network::purge_leftovers(&network).context("failed to remove the network of the replicas")?;
-    drop(store);
+    drop(lock);
     for entry in ENTRIES {
         let path = dir.join(entry);
         let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

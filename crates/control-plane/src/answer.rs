@@ -50,6 +50,12 @@ fn from_store(error: StoreError, request_id: &str) -> ArmError {
         StoreError::Closed => ArmError::new(503, "ServiceUnavailable", "The server is shutting down; try again later."),
         error @ (StoreError::InUse { .. }
         | StoreError::TooNew { .. }
+        | StoreError::SecretsKeyMissing { .. }
+        | StoreError::SecretsKeyReadable { .. }
+        | StoreError::SecretsKeyDamaged { .. }
+        | StoreError::SecretsKeyOther { .. }
+        | StoreError::SecretDamaged { .. }
+        | StoreError::NoRandom
         | StoreError::Sqlite(_)
         | StoreError::Damaged(_)
         | StoreError::Io { .. }) => {

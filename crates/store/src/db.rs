@@ -19,7 +19,10 @@ use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
-use crate::StoreError;
+use crate::{
+    StoreError,
+    secrets::{self, Keyring},
+};
 
 /// Writes that wait for one commit at most; more wait for the next.
 const GROUP_MAX: usize = 256;
@@ -29,7 +32,16 @@ const QUEUE_MAX: usize = 4096;
 const READERS_MAX: usize = 4;
 
 /// Each entry brings the schema one version further; never edit one that was released.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
+const MIGRATIONS: &[Migration] = &[
+    Migration { sql: include_str!("schema/1.sql"), then: |_, _| Ok(()) },
+    Migration { sql: include_str!("schema/2.sql"), then: secrets::seal_clear_values },
+];
+
+/// SQL, and what only the program can do, in one transaction.
+struct Migration {
+    sql: &'static str,
+    then: fn(&Connection, &Keyring) -> Result<(), StoreError>,
+}
 
 /// The control plane's state. Cheap to clone; closed when the last clone goes.
 #[derive(Clone, Debug)]
@@ -45,6 +57,7 @@ struct Inner {
     readers: Mutex<Vec<Connection>>,
     changes: Board<ResourceId, u64>,
     sequence: Arc<AtomicU64>,
+    keyring: Arc<Keyring>,
     _lock: Option<Flock<File>>,
     /// The directory of a rehearsal, gone when the store goes; declared last, so dropped after the connections.
     _scratch: Option<crate::rehearsal::Scratch>,
@@ -76,11 +89,26 @@ impl Tx<'_> {
     }
 }
 
+/// Keeps servers out of a data directory for as long as it lives.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _lock: Flock<File>,
+}
+
 impl Store {
+    /// Locks a data directory without opening what is in it: for deleting it, whatever state it is in.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] when a server runs on it, else IO.
+    pub fn lock(dir: &Path) -> Result<DirectoryLock, StoreError> {
+        Ok(DirectoryLock { _lock: lock_directory(dir)? })
+    }
+
     /// Opens (or makes) `cove.db` in `dir`, brings it to the newest schema and locks the directory.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] when another server runs on it, [`StoreError::TooNew`] after a downgrade, else IO.
+    /// [`StoreError::InUse`] when another server runs on it, [`StoreError::TooNew`] after a downgrade, one of
+    /// `StoreError::SecretsKey…` when the key of its secrets is missing or not right, else IO.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let io = |what: String| move |source| StoreError::Io { what, source };
         std::fs::create_dir_all(dir).map_err(io(format!("create `{}`", dir.display())))?;
@@ -93,7 +121,10 @@ impl Store {
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "foreign_keys", "ON")?;
         db.busy_timeout(Duration::from_secs(5))?;
-        migrate(&mut db)?;
+        db.pragma_update(None, "secure_delete", "ON")?;
+        let keyring = Keyring::open(dir, &db)?;
+        migrate(&mut db, &keyring)?;
+        secrets::repair(&db, &keyring)?;
         let changes = Board::default();
         let sequence = Arc::new(AtomicU64::new(1));
         {
@@ -104,7 +135,7 @@ impl Store {
                 }
             }
         }
-        Self::start(path, db, changes, sequence, (Some(lock), None))
+        Self::start(path, db, changes, sequence, Arc::new(keyring), (Some(lock), None))
     }
 
     /// Starts the writer on an open database.
@@ -113,6 +144,7 @@ impl Store {
         db: Connection,
         changes: Board<ResourceId, u64>,
         sequence: Arc<AtomicU64>,
+        keyring: Arc<Keyring>,
         (lock, scratch): (Option<Flock<File>>, Option<crate::rehearsal::Scratch>),
     ) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
@@ -130,10 +162,16 @@ impl Store {
             readers: Mutex::new(Vec::new()),
             changes,
             sequence,
+            keyring,
             _lock: lock,
             _scratch: scratch,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What opens and seals secrets.
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.inner.keyring
     }
 
     /// The file of the database.
@@ -274,16 +312,17 @@ fn run_group(tx: &mut Tx<'_>, group: &mut [Job]) -> Result<(), rusqlite::Error> 
     })
 }
 
-fn migrate(db: &mut Connection) -> Result<(), StoreError> {
+fn migrate(db: &mut Connection, keyring: &Keyring) -> Result<(), StoreError> {
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = i64::try_from(MIGRATIONS.len()).expect("a handful of migrations");
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }
     let done = usize::try_from(found).unwrap_or(0);
-    for (index, sql) in MIGRATIONS.iter().enumerate().skip(done) {
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
         let tx = db.transaction()?;
-        tx.execute_batch(sql)?;
+        tx.execute_batch(migration.sql)?;
+        (migration.then)(&tx, keyring)?;
         tx.pragma_update(None, "user_version", i64::try_from(index + 1).expect("a handful of migrations"))?;
         tx.commit()?;
     }

@@ -53,6 +53,51 @@ pub enum StoreError {
         /// Cause.
         source: std::io::Error,
     },
+    /// There are sealed secrets and no key.
+    #[error(
+        "`{path}` is missing, and the database has secrets that only it opens; bring it back from where you keep copies (nothing was changed)"
+    )]
+    SecretsKeyMissing {
+        /// Where the key should be.
+        path: String,
+    },
+    /// Others may read the key.
+    #[error(
+        "`{path}` may be read by others (mode {mode:o}); run `chmod 600` on it, and `cove secrets rotate` if they did"
+    )]
+    SecretsKeyReadable {
+        /// The key's file.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file holds no key.
+    #[error("`{path}` is damaged: a line must be `v1 ` and 32 bytes in base64; bring the file back from a copy")]
+    SecretsKeyDamaged {
+        /// The key's file.
+        path: String,
+    },
+    /// The file holds another key.
+    #[error(
+        "`{path}` belongs to another database: key {key_id} that sealed this one is not in it; bring back the file that was kept with the database"
+    )]
+    SecretsKeyOther {
+        /// The key's file.
+        path: String,
+        /// Id of the key that is needed.
+        key_id: String,
+    },
+    /// A sealed value does not open: it was changed or moved.
+    #[error("the secret `{name}` of `{owner}` is damaged; set it again")]
+    SecretDamaged {
+        /// The resource, or `settings`.
+        owner: String,
+        /// Name of the secret.
+        name: String,
+    },
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes")]
+    NoRandom,
     /// The writer has ended: the server is shutting down.
     #[error("the store is closed")]
     Closed,

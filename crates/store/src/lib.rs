@@ -12,9 +12,10 @@ mod operations;
 mod rehearsal;
 mod resources;
 mod revisions;
+mod secrets;
 mod status;
 
-pub use db::Store;
+pub use db::{DirectoryLock, Store};
 pub use error::StoreError;
 pub use operations::{NewOperation, OperationRow, OperationStatus};
 pub use resources::{Expect, Failure, Provisioning, PutResource, ResourceRow, SecretsChange};

@@ -70,7 +70,8 @@ impl Store {
         db.pragma_update(None, "synchronous", "OFF")?;
         db.pragma_update(None, "foreign_keys", "ON")?;
         db.busy_timeout(Duration::from_secs(5))?;
-        Self::start(path, db, Board::default(), Arc::new(AtomicU64::new(1)), (None, Some(scratch)))
+        let keyring = Arc::clone(self.keyring());
+        Self::start(path, db, Board::default(), Arc::new(AtomicU64::new(1)), keyring, (None, Some(scratch)))
     }
 }
 

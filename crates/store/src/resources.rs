@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{NewOperation, NewRevision, Store, StoreError, db::Tx, operations, revisions};
+use crate::{NewOperation, NewRevision, Store, StoreError, db::Tx, operations, revisions, secrets::Keyring};
 
 /// A stored resource.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,8 +117,8 @@ pub enum Expect {
     Generation(u64),
 }
 
-/// What to do with a resource's secrets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What to do with a resource's secrets; its `Debug` text has names only.
+#[derive(Clone, PartialEq, Eq)]
 pub enum SecretsChange {
     /// Keep all.
     Keep,
@@ -192,11 +192,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub fn secrets(&self, id: &ResourceId) -> Result<BTreeMap<String, String>, StoreError> {
-        self.read(|db| {
-            let mut query = db.prepare_cached("SELECT name, value FROM secrets WHERE key = ?1")?;
-            let rows = query.query_map([id.key()], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
+        self.read(|db| crate::secrets::read(db, self.keyring(), id.key()))
     }
 
     /// Writes a resource with its secrets, operation and revision, all or nothing; gives it as it is now.
@@ -204,7 +200,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Conflict`] when `expect` does not hold, [`StoreError::RevisionExists`] for a taken revision name.
     pub async fn put(&self, put: PutResource) -> Result<ResourceRow, StoreError> {
-        self.write(move |tx| put_in(tx, put)).await
+        let keyring = std::sync::Arc::clone(self.keyring());
+        self.write(move |tx| put_in(tx, put, &keyring)).await
     }
 
     /// Marks a resource as being deleted, with an operation that ends when it is gone.
@@ -238,6 +235,12 @@ impl Store {
     pub async fn remove(&self, id: ResourceId, now: Timestamp) -> Result<bool, StoreError> {
         self.write(move |tx| {
             let was_there = tx.db.execute("DELETE FROM resources WHERE key = ?1", [id.key()])? > 0;
+            // role assignments and other extensions of it have nothing left to extend
+            let extensions = format!("{}/providers/", id.key());
+            tx.db.execute(
+                "DELETE FROM resources WHERE key > ?1 AND key < ?1 || x'ff' AND substr(key, 1, length(?1)) = ?1",
+                [extensions],
+            )?;
             operations::end_all(tx, &id, u64::MAX, None, now)?;
             tx.gone(&id);
             Ok(was_there)
@@ -296,7 +299,7 @@ impl Store {
     }
 }
 
-fn put_in(tx: &mut Tx<'_>, put: PutResource) -> Result<ResourceRow, StoreError> {
+fn put_in(tx: &mut Tx<'_>, put: PutResource, keyring: &Keyring) -> Result<ResourceRow, StoreError> {
     let old = load(tx.db, put.id.key())?;
     let holds = match put.expect {
         Expect::Anything => true,
@@ -328,7 +331,7 @@ fn put_in(tx: &mut Tx<'_>, put: PutResource) -> Result<ResourceRow, StoreError> 
             put.now.to_string(),
         ],
     )?;
-    change_secrets(tx, &id, put.secrets)?;
+    change_secrets(tx, &id, put.secrets, keyring)?;
     if let Some(revision) = put.revision {
         revisions::insert(tx, &id, revision)?;
     }
@@ -339,19 +342,16 @@ fn put_in(tx: &mut Tx<'_>, put: PutResource) -> Result<ResourceRow, StoreError> 
     load(tx.db, id.key())?.ok_or_else(|| StoreError::NotFound { id: id.to_string() })
 }
 
-fn change_secrets(tx: &Tx<'_>, id: &ResourceId, change: SecretsChange) -> Result<(), StoreError> {
+fn change_secrets(tx: &Tx<'_>, id: &ResourceId, change: SecretsChange, keyring: &Keyring) -> Result<(), StoreError> {
     let SecretsChange::Replace(wanted) = change else { return Ok(()) };
-    let mut query = tx.db.prepare_cached("SELECT name FROM secrets WHERE key = ?1")?;
+    let mut query = tx.db.prepare_cached("SELECT name FROM sealed_secrets WHERE key = ?1")?;
     let names: Vec<String> = query.query_map([id.key()], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for name in names.iter().filter(|name| !wanted.contains_key(*name)) {
-        tx.db.execute("DELETE FROM secrets WHERE key = ?1 AND name = ?2", params![id.key(), name])?;
+        tx.db.execute("DELETE FROM sealed_secrets WHERE key = ?1 AND name = ?2", params![id.key(), name])?;
     }
     for (name, value) in wanted {
         if let Some(value) = value {
-            tx.db.execute(
-                "INSERT OR REPLACE INTO secrets (key, name, value) VALUES (?1, ?2, ?3)",
-                params![id.key(), name, value],
-            )?;
+            crate::secrets::write(tx.db, keyring, id.key(), &name, &value)?;
         }
     }
     Ok(())
