@@ -36,6 +36,7 @@ pub mod revision;
 pub mod schema;
 pub mod secrets;
 pub mod system_data;
+pub mod user_identity;
 pub mod workspace;
 
 pub use error::{ArmError, Errors};

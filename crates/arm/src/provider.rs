@@ -102,6 +102,7 @@ const PROVIDERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("Microsoft.OperationalInsights", &["workspaces"]),
+    ("Microsoft.ManagedIdentity", &["userAssignedIdentities"]),
     ("Microsoft.Resources", &["resourceGroups", "subscriptions", "tenants", "providers"]),
 ];
 
@@ -172,6 +173,17 @@ pub fn location_key(location: &str) -> String {
 pub fn display_location(location: &str) -> Option<&'static str> {
     let key = location_key(location);
     LOCATIONS.iter().copied().find(|display| location_key(display) == key)
+}
+
+/// Reports a document without a location, or with one that does not exist.
+pub fn check_required_location(doc: &Value, errors: &mut Errors) {
+    match doc.get("location").and_then(Value::as_str) {
+        None | Some("") => {
+            let message = "The location property is required.";
+            errors.push(crate::ArmError::new(400, "LocationRequired", message).at("location"));
+        }
+        Some(location) => check_location(location, errors),
+    }
 }
 
 /// Reports a location that does not exist.

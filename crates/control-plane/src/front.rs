@@ -39,6 +39,7 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::providers::routes());
     routes.extend(crate::groups::routes());
     routes.extend(crate::workspaces::routes());
+    routes.extend(crate::identities::routes());
     routes.extend(crate::environments::routes());
     routes.extend(crate::apps::routes());
     routes.extend(crate::app_actions::routes());

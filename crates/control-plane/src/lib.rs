@@ -22,6 +22,7 @@ mod crud;
 mod environments;
 mod front;
 mod groups;
+mod identities;
 mod links;
 mod login;
 mod not_built;

@@ -8,7 +8,6 @@ const PLANNED_NAMESPACES: &[&str] = &[
     "Microsoft.Authorization",
     "Microsoft.ContainerRegistry",
     "Microsoft.Insights",
-    "Microsoft.ManagedIdentity",
     "Microsoft.Network",
 ];
 

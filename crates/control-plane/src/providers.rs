@@ -13,8 +13,12 @@ use crate::{
 };
 
 /// Kinds that `…/resources` lists, in Azure's spelling.
-const LISTED: [&str; 3] =
-    ["Microsoft.App/containerApps", "Microsoft.App/managedEnvironments", "Microsoft.OperationalInsights/workspaces"];
+const LISTED: &[&str] = &[
+    "Microsoft.App/containerApps",
+    "Microsoft.App/managedEnvironments",
+    "Microsoft.ManagedIdentity/userAssignedIdentities",
+    "Microsoft.OperationalInsights/workspaces",
+];
 
 pub(crate) fn routes() -> Vec<Route> {
     vec![
