@@ -2,12 +2,14 @@
 //!
 //! **Invariant:** a status in memory is never older than the one in the store; a reload does not bring old ones back.
 
-use cove_model::{ReplicaName, ResourceId, Revision, RevisionKey, RevisionStatus};
+use std::collections::BTreeMap;
+
+use cove_model::{ReplicaName, ResourceId, Revision, RevisionKey, RevisionName, RevisionStatus};
 use cove_reconcile::{AppMemory, AppPhase, Images, Traffic};
 use cove_runtime::ImagesState;
 use jiff::Timestamp;
 
-use crate::loader::AppData;
+use crate::{edge::Published, loader::AppData};
 
 /// One app.
 #[derive(Debug)]
@@ -21,10 +23,12 @@ pub(crate) struct Entry {
     pub(crate) told: Option<u64>,
     /// As published last.
     pub(crate) traffic: Option<Traffic>,
-    /// Its host names in the route table.
-    pub(crate) hosts: Vec<String>,
+    /// Its entries in the route table.
+    pub(crate) published: Published,
     /// Reported as draining to the ingress.
     pub(crate) draining: Vec<ReplicaName>,
+    /// Revisions that wait for room, and how many replicas of each.
+    pub(crate) short: BTreeMap<RevisionName, u32>,
     /// Set in the timer.
     pub(crate) wake_at: Option<Timestamp>,
     /// Every revision was planned once, the dormant ones too.
@@ -55,8 +59,9 @@ impl Entry {
             memory: AppMemory::new(name_seed),
             told: None,
             traffic: None,
-            hosts: Vec::new(),
+            published: Published::default(),
             draining: Vec::new(),
+            short: BTreeMap::new(),
             wake_at: None,
             is_complete: false,
         };
@@ -107,7 +112,7 @@ impl Entry {
         &self.data.app.id
     }
 
-    pub(crate) fn known(&self, name: &cove_model::RevisionName) -> Option<&KnownRevision> {
+    pub(crate) fn known(&self, name: &RevisionName) -> Option<&KnownRevision> {
         self.revisions.iter().find(|known| known.revision.name == *name)
     }
 }

@@ -15,6 +15,7 @@ use cove_traffic::EndpointState;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    edge,
     entry::{Entry, images},
     events::About,
     service::Brain,
@@ -40,6 +41,7 @@ impl Brain {
         let looked = self.look(&entry);
         let open = self.open_requests(&looked);
         let mut memory = std::mem::take(&mut entry.memory);
+        let room = self.ledger.room(self.config.capacity, &entry);
         let mut plan = {
             let views: Vec<RevisionView<'_>> = looked
                 .iter()
@@ -63,6 +65,7 @@ impl Brain {
                 config_hash: entry.data.config_hash,
                 revisions: &views,
                 open: &open,
+                room: &room,
                 settings: &self.config.settings,
             };
             plan(&view, &mut memory, now)
@@ -73,6 +76,7 @@ impl Brain {
             plan.wake_at = Some(plan.wake_at.map_or(look, |at| at.min(look)));
         }
         entry.is_complete = true;
+        self.note_capacity(&mut entry, &plan);
         self.order(&mut entry, &plan, now);
         self.publish_app(&mut entry, &mut plan);
         self.write_down(&mut entry, &looked, plan, now);
@@ -171,20 +175,9 @@ impl Brain {
         if entry.traffic.as_ref() == Some(&plan.traffic) {
             return;
         }
-        let table = hosts(&entry.data.app, &entry.data.domain, &plan.traffic);
-        let is_same = table.len() == entry.hosts.len()
-            && table.iter().all(|(host, route)| self.hosts.get(host).is_some_and(|old| **old == *route));
-        if is_same {
-            return;
-        }
-        for host in entry.hosts.drain(..) {
-            self.hosts.remove(&host);
-        }
-        for (host, route) in table {
-            entry.hosts.push(host.clone());
-            self.hosts.insert(host, Arc::new(route));
-        }
-        self.hosts_changed = true;
+        let (app, domain) = (&entry.data.app, entry.data.domain.as_str());
+        let wanted = edge::of_app(app, domain, hosts(app, domain, &plan.traffic));
+        self.table_changed |= edge::publish(&mut self.table, &mut entry.published, &app.id, wanted);
     }
 
     /// Statuses, the autoscaler's list, slots, events, and what goes to the store.

@@ -8,6 +8,8 @@
 //! **Invariant:** the planning task never waits for IO. **Invariant:** first start, restart after `kill -9`, change and
 //! repair are the same code: a plan of what is there.
 
+mod capacity;
+mod edge;
 mod entry;
 mod events;
 mod execute;
@@ -18,6 +20,7 @@ mod scaled;
 mod service;
 mod slots;
 mod spec;
+mod storages;
 mod writer;
 
 pub use ports::{Config, Deps, Handle, OpenSource};

@@ -9,17 +9,22 @@ use std::{
 };
 
 use cove_base::Backoff;
-use cove_model::{ContainerApp, Environment, ResourceId, Revision, RevisionStatus};
+use cove_model::{ContainerApp, Environment, HttpRouteConfig, ResourceId, Revision, RevisionStatus, WorkloadProfile};
 use cove_reconcile::AppPhase;
 use cove_runtime::RegistryLogin;
 use cove_store::{Provisioning, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::storages::{self, Storages};
+
 /// Kind of the resources that are reconciled.
 const APP_KIND: &str = "microsoft.app/containerapps";
 /// Kind of the resources that apps live in.
 const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
+
+/// Kind of the path routings of an environment.
+const PATH_ROUTES_KIND: &str = "microsoft.app/managedenvironments/httprouteconfigs";
 
 /// An app as the store has it.
 #[derive(Clone, Debug)]
@@ -32,12 +37,28 @@ pub(crate) struct AppData {
     pub(crate) revisions: Vec<(Revision, RevisionStatus)>,
     pub(crate) secrets: BTreeMap<String, String>,
     pub(crate) logins: Vec<RegistryLogin>,
+    /// Workload profile that its replicas run on.
+    pub(crate) profile: Option<WorkloadProfile>,
+    /// Storages that its revisions' volumes name.
+    pub(crate) storages: Storages,
     /// Of all that goes into a replica besides its template.
     pub(crate) config_hash: u64,
 }
 
-/// What became of some apps; `None` = gone.
-pub(crate) type Batch = Vec<(ResourceId, Option<Box<AppData>>)>;
+/// What became of some resources; `None` = gone.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) apps: Vec<(ResourceId, Option<Box<AppData>>)>,
+    pub(crate) path_routes: Vec<(ResourceId, Option<PathRoutesData>)>,
+}
+
+/// A path routing as the store has it.
+#[derive(Clone, Debug)]
+pub(crate) struct PathRoutesData {
+    pub(crate) config: HttpRouteConfig,
+    pub(crate) environment: ResourceId,
+    pub(crate) domain: String,
+}
 
 /// Follows the change feed until shutdown.
 pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown: CancellationToken) {
@@ -59,7 +80,8 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
             Ok(Ok(batch)) => {
                 backoff.reset();
                 todo.clear();
-                if (is_first || !batch.is_empty()) && batches.send(batch).await.is_err() {
+                let is_empty = batch.apps.is_empty() && batch.path_routes.is_empty();
+                if (is_first || !is_empty) && batches.send(batch).await.is_err() {
                     return;
                 }
                 is_first = false;
@@ -78,21 +100,62 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
 
 fn load_all(store: &Store, ids: &BTreeSet<ResourceId>) -> Result<Batch, StoreError> {
     let mut apps: BTreeSet<ResourceId> = BTreeSet::new();
+    let mut routes: BTreeSet<ResourceId> = BTreeSet::new();
     for id in ids {
         match id.kind().to_ascii_lowercase().as_str() {
             APP_KIND => {
                 apps.insert(id.clone());
             }
-            ENVIRONMENT_KIND => apps.extend(apps_of(store, id)?),
+            ENVIRONMENT_KIND => {
+                apps.extend(apps_of(store, id)?);
+                routes.extend(store.resources(PATH_ROUTES_KIND, Some(id))?.into_iter().map(|row| row.id));
+            }
+            storages::KIND => {
+                if let Some(environment) = id.parent() {
+                    apps.extend(apps_of(store, &environment)?);
+                }
+            }
+            PATH_ROUTES_KIND => {
+                routes.insert(id.clone());
+            }
             _ => {}
         }
     }
-    apps.into_iter()
-        .map(|id| {
-            let data = load(store, &id)?;
-            Ok((id, data.map(Box::new)))
-        })
-        .collect()
+    let mut batch = Batch::default();
+    for id in apps {
+        let data = load(store, &id)?;
+        batch.apps.push((id, data.map(Box::new)));
+    }
+    for id in routes {
+        let data = load_path_routes(store, &id)?;
+        batch.path_routes.push((id, data));
+    }
+    Ok(batch)
+}
+
+fn load_path_routes(store: &Store, id: &ResourceId) -> Result<Option<PathRoutesData>, StoreError> {
+    let Some(row) = store.resource(id)? else { return Ok(None) };
+    let Some(spec) = row.spec.filter(|_| row.provisioning != Provisioning::Deleting) else { return Ok(None) };
+    let Some(environment) = id.parent() else { return Ok(None) };
+    let config: HttpRouteConfig = serde_json::from_value(spec)?;
+    let domain = domain_of(store, &environment)?;
+    Ok(Some(PathRoutesData { config, environment, domain }))
+}
+
+fn domain_of(store: &Store, environment: &ResourceId) -> Result<String, StoreError> {
+    let environment = environment_of(store, environment)?;
+    Ok(environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain))
+}
+
+fn environment_of(store: &Store, id: &ResourceId) -> Result<Option<Environment>, StoreError> {
+    let spec = store.resource(id)?.and_then(|row| row.spec);
+    Ok(spec.map(serde_json::from_value).transpose()?)
+}
+
+/// The workload profile that an app's replicas run on.
+fn profile_of(app: &ContainerApp, environment: &Environment) -> Option<WorkloadProfile> {
+    let name = app.workload_profile.as_deref().filter(|name| !name.is_empty()).unwrap_or("Consumption");
+    environment.workload_profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name)).cloned()
 }
 
 /// Apps of an environment that changed: their host names may have.
@@ -109,13 +172,14 @@ fn load(store: &Store, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
     let Some(row) = store.resource(id)? else { return Ok(None) };
     let Some(spec) = row.spec else { return Ok(None) };
     let app: ContainerApp = serde_json::from_value(spec)?;
-    let environment = store.resource(&app.environment)?.and_then(|row| row.spec);
-    let environment: Option<Environment> = environment.map(serde_json::from_value).transpose()?;
+    let environment = environment_of(store, &app.environment)?;
+    let profile = environment.as_ref().and_then(|environment| profile_of(&app, environment));
     let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain);
     let secrets = store.secrets(id)?;
     let logins = logins(&app, &secrets);
-    let config_hash = config_hash(&app, &secrets);
     let revisions = store.revisions(id)?;
+    let storages = storages::load(store, &app.environment, &revisions)?;
+    let config_hash = config_hash(&app, &secrets, &storages);
     Ok(Some(AppData {
         generation: row.generation,
         phase: match row.provisioning {
@@ -124,9 +188,11 @@ fn load(store: &Store, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
             Provisioning::Deleting => AppPhase::Deleting,
         },
         domain,
+        profile,
         revisions: revisions.into_iter().map(|row| (row.revision, row.status)).collect(),
         secrets,
         logins,
+        storages,
         config_hash,
         app,
     }))
@@ -141,9 +207,10 @@ fn logins(app: &ContainerApp, secrets: &BTreeMap<String, String>) -> Vec<Registr
     app.registries.iter().filter_map(login).collect()
 }
 
-fn config_hash(app: &ContainerApp, secrets: &BTreeMap<String, String>) -> u64 {
+fn config_hash(app: &ContainerApp, secrets: &BTreeMap<String, String>, storages: &Storages) -> u64 {
     let mut hasher = DefaultHasher::new();
     secrets.hash(&mut hasher);
+    storages::hash(storages, &mut hasher);
     app.ingress.as_ref().and_then(|ingress| ingress.target_port).hash(&mut hasher);
     app.ingress.is_some().hash(&mut hasher);
     for registry in &app.registries {

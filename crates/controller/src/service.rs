@@ -12,13 +12,15 @@ use std::{
 use cove_base::{OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
 use cove_scaling::ScaledRevision;
-use cove_traffic::{AppRoute, RouteTable};
+use cove_traffic::RouteTable;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, Deps, Handle,
+    capacity::Ledger,
+    edge::{self, Published, Wanted},
     entry::Entry,
     events::{About, Teller},
     loader::{self, Batch},
@@ -52,10 +54,15 @@ pub(crate) struct Brain {
     pub(crate) observed: BTreeSet<RevisionKey>,
     pub(crate) wakes: BTreeSet<(Timestamp, ResourceId)>,
     pub(crate) draining: HashMap<ReplicaName, ResourceId>,
-    pub(crate) hosts: BTreeMap<String, Arc<AppRoute>>,
-    pub(crate) hosts_changed: bool,
+    /// What the ingress is told; a copy shares what did not change.
+    pub(crate) table: RouteTable,
+    pub(crate) table_changed: bool,
+    /// Entries of path routing in the table.
+    pub(crate) path_routes: HashMap<ResourceId, Published>,
     pub(crate) scaled: BTreeMap<RevisionKey, ScaledRevision>,
     pub(crate) scaled_changed: bool,
+    /// Who takes what of the machine.
+    pub(crate) ledger: Ledger,
     /// When slots are to be divided again.
     pub(crate) slots_at: Option<Timestamp>,
     is_loaded: bool,
@@ -78,10 +85,12 @@ impl Controller {
                 observed: BTreeSet::new(),
                 wakes: BTreeSet::new(),
                 draining: HashMap::new(),
-                hosts: BTreeMap::new(),
-                hosts_changed: true,
+                table: RouteTable::default(),
+                table_changed: true,
+                path_routes: HashMap::new(),
                 scaled: BTreeMap::new(),
                 scaled_changed: true,
+                ledger: Ledger::default(),
                 slots_at: None,
                 is_loaded: false,
             },
@@ -173,7 +182,16 @@ impl Brain {
 
     /// Takes what the loader read.
     fn take(&mut self, batch: Batch) {
-        for (id, data) in batch {
+        for (id, routes) in batch.path_routes {
+            let published = self.path_routes.entry(id.clone()).or_default();
+            let wanted = routes.map(edge::of_paths).unwrap_or_default();
+            let is_gone = wanted.is_empty();
+            self.table_changed |= edge::publish(&mut self.table, published, &id, wanted);
+            if is_gone {
+                self.path_routes.remove(&id);
+            }
+        }
+        for (id, data) in batch.apps {
             let Some(data) = data else {
                 self.forget_app(&id);
                 continue;
@@ -258,8 +276,8 @@ impl Brain {
 
     /// Publishes the route table and the autoscaler's list, if they changed.
     fn publish(&mut self) {
-        if std::mem::take(&mut self.hosts_changed) {
-            self.deps.routes.send_replace(Arc::new(RouteTable { hosts: self.hosts.clone() }));
+        if std::mem::take(&mut self.table_changed) {
+            self.deps.routes.send_replace(Arc::new(self.table.clone()));
         }
         if std::mem::take(&mut self.scaled_changed) {
             self.deps.scaled.send_replace(Arc::new(self.scaled.values().cloned().collect()));
@@ -268,13 +286,12 @@ impl Brain {
 
     /// Forgets an app that is not in the store any more; whatever still runs of it is an orphan.
     pub(crate) fn forget_app(&mut self, id: &ResourceId) {
-        let Some(entry) = self.entries.remove(id) else { return };
+        let Some(mut entry) = self.entries.remove(id) else { return };
+        self.release(id);
         if let Some(at) = entry.wake_at {
             self.wakes.remove(&(at, id.clone()));
         }
-        for host in &entry.hosts {
-            self.hosts_changed |= self.hosts.remove(host).is_some();
-        }
+        self.table_changed |= edge::publish(&mut self.table, &mut entry.published, id, Wanted::default());
         for name in &entry.draining {
             self.draining.remove(name);
         }

@@ -35,6 +35,27 @@ pub(crate) enum Refusal {
         "this app is internal: it answers only inside its environment; set its ingress to external to reach it here"
     )]
     AppInternal,
+    /// The client's address is not let in.
+    #[error("RBAC: access denied; this app's IP restrictions do not let your address in")]
+    IpNotAllowed,
+    /// The app wants a client certificate.
+    #[error("this app requires a client certificate; call it over HTTPS and present one")]
+    ClientCertificateRequired,
+    /// A connection that was opened for another host, where no certificate is asked for.
+    #[error("this app asks for client certificates; open a connection of its own for its host name")]
+    Misdirected,
+    /// The host has routes by path, none for this one.
+    #[error("no route of this host matches the path")]
+    NoPathRoute,
+    /// A route leads to an app or revision that is not there.
+    #[error("the app `{name}` that this path leads to is not there or has no ingress")]
+    RouteTargetMissing {
+        /// As the route names it.
+        name: String,
+    },
+    /// The app has TCP ingress.
+    #[error("this app takes TCP connections at its exposed port, not HTTP requests")]
+    TcpOnly,
     /// The app was stopped.
     #[error("this app is stopped; start it with `az containerapp start`")]
     AppStopped,
@@ -68,6 +89,9 @@ pub(crate) enum Refusal {
     /// What the replica sent is no HTTP answer.
     #[error("the app's answer is not valid HTTP/1.1")]
     UpstreamInvalid,
+    /// What the replica sent is not HTTP/2.
+    #[error("the app does not speak HTTP/2 without TLS; let it listen for h2c or set its ingress transport to `auto`")]
+    UpstreamNotHttp2,
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]
     RequestBodyFailed,
@@ -89,6 +113,12 @@ impl Refusal {
             Self::TooManyHeaders { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers"),
             Self::UnknownHost => (StatusCode::NOT_FOUND, "unknown-host"),
             Self::AppInternal => (StatusCode::NOT_FOUND, "app-internal"),
+            Self::IpNotAllowed => (StatusCode::FORBIDDEN, "ip-not-allowed"),
+            Self::ClientCertificateRequired => (StatusCode::FORBIDDEN, "client-certificate-required"),
+            Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
+            Self::NoPathRoute => (StatusCode::NOT_FOUND, "no-path-route"),
+            Self::RouteTargetMissing { .. } => (StatusCode::NOT_FOUND, "route-target-missing"),
+            Self::TcpOnly => (StatusCode::NOT_FOUND, "tcp-only"),
             Self::AppStopped => (StatusCode::NOT_FOUND, "app-stopped"),
             Self::RevisionInactive => (StatusCode::NOT_FOUND, "revision-inactive"),
             Self::NoRevision => (StatusCode::NOT_FOUND, "no-revision"),
@@ -99,6 +129,7 @@ impl Refusal {
             Self::UpstreamConnectFailed => (StatusCode::BAD_GATEWAY, "upstream-connect-failed"),
             Self::UpstreamClosed => (StatusCode::BAD_GATEWAY, "upstream-closed"),
             Self::UpstreamInvalid => (StatusCode::BAD_GATEWAY, "upstream-invalid"),
+            Self::UpstreamNotHttp2 => (StatusCode::BAD_GATEWAY, "upstream-not-http2"),
             Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
             Self::ClientGone => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

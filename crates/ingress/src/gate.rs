@@ -36,7 +36,7 @@ use self::{
     replica::{Slot, Stage, Trust},
     ticket::Waiting,
 };
-use crate::{answer::Refusal, arrivals::Arrivals, config::IngressConfig};
+use crate::{answer::Refusal, arrivals::Arrivals, config::IngressConfig, sticky};
 
 const TRUST_TIMER: TaskKind = TaskKind { name: "ingress-trust", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 const WEBSOCKET_TIMER: TaskKind =
@@ -60,6 +60,7 @@ pub(crate) struct GateShared {
 /// The way into one revision.
 pub(crate) struct Gate {
     key: RevisionKey,
+    affinity: u64,
     shared: Arc<GateShared>,
     /// Admitted and not yet answered to the end; upgraded connections included.
     open: AtomicU64,
@@ -100,7 +101,19 @@ impl Grants {
 
 impl Gate {
     pub(crate) fn new(key: RevisionKey, shared: Arc<GateShared>) -> Arc<Self> {
-        Arc::new(Self { key, shared, open: AtomicU64::new(0), answers: Default::default(), state: Mutex::default() })
+        Arc::new(Self {
+            affinity: sticky::of_revision(&key),
+            key,
+            shared,
+            open: AtomicU64::new(0),
+            answers: Default::default(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// What an affinity cookie holds of the revision.
+    pub(crate) fn affinity(&self) -> u64 {
+        self.affinity
     }
 
     /// The revision.
@@ -153,9 +166,9 @@ impl Gate {
     }
 
     /// A replica at once, or a place in line.
-    fn lease_or_wait(self: &Arc<Self>) -> Result<Result<Lease, Waiting>, Refusal> {
+    fn lease_or_wait(self: &Arc<Self>, preferred: Option<u64>) -> Result<Result<Lease, Waiting>, Refusal> {
         let mut state = self.lock();
-        if let Some(index) = state.pick() {
+        if let Some(index) = preferred.and_then(|replica| state.find(replica)).or_else(|| state.pick()) {
             return Ok(Ok(state.grant(index, self)));
         }
         if !state.has_ready() {
@@ -322,6 +335,12 @@ impl State {
             EndpointState::Failed { reason } => Err(Refusal::RevisionFailed { reason: reason.clone() }),
             EndpointState::Inactive => Err(Refusal::RevisionInactive),
         }
+    }
+
+    /// The ready replica that a cookie names. That it has not answered yet does not matter: its clients stay together.
+    fn find(&self, affinity: u64) -> Option<usize> {
+        let takes = |slot: &Slot| slot.stage == Stage::Ready && slot.trust != Trust::Suspended;
+        self.slots.iter().position(|slot| slot.replica.affinity == affinity && takes(slot))
     }
 
     /// The ready replica with room that has the fewest open requests, the oldest on a tie.

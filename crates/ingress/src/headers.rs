@@ -16,6 +16,8 @@ use crate::{answer::Refusal, config::IngressConfig};
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The client's certificate.
+pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -28,7 +30,7 @@ const FORWARDING: [HeaderName; 6] = [
     X_FORWARDED_PROTO,
     X_FORWARDED_HOST,
     HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-client-cert"),
+    X_FORWARDED_CLIENT_CERT,
     header::FORWARDED,
 ];
 
@@ -105,18 +107,44 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// Who sent a request, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Via<'a> {
+    /// `X-Forwarded-Client-Cert` for the certificate that the client gave.
+    pub(crate) certificate: Option<&'a HeaderValue>,
     pub(crate) peer: IpAddr,
     pub(crate) is_tls: bool,
     pub(crate) host: &'a str,
 }
 
+/// A proxy in front of us whose word counts.
+pub(crate) fn is_trusted(peer: IpAddr, config: &IngressConfig) -> bool {
+    config.trusted_proxies.iter().any(|net| net.contains(&peer))
+}
+
+/// Who calls: the peer, or whom the last of the trusted proxies in a row names.
+pub(crate) fn client_address(headers: &HeaderMap, peer: IpAddr, config: &IngressConfig) -> IpAddr {
+    if !is_trusted(peer, config) {
+        return peer;
+    }
+    let fields: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    let mut client = peer;
+    for name in fields.iter().rev().flat_map(|field| field.rsplit(',')) {
+        let Ok(address) = name.trim().parse::<IpAddr>() else { return client };
+        client = address.to_canonical();
+        if !is_trusted(client, config) {
+            return client;
+        }
+    }
+    client
+}
+
 /// Writes the fields that tell the app about the client.
 pub(crate) fn forward(headers: &mut HeaderMap, via: Via<'_>, config: &IngressConfig) {
-    let is_trusted = config.trusted_proxies.iter().any(|net| net.contains(&via.peer));
-    if !is_trusted {
+    if !is_trusted(via.peer, config) {
         for name in FORWARDING {
             headers.remove(name);
         }
+    }
+    if let Some(certificate) = via.certificate {
+        headers.insert(X_FORWARDED_CLIENT_CERT, certificate.clone());
     }
     let before: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
     let chain = if before.is_empty() { via.peer.to_string() } else { format!("{}, {}", before.join(", "), via.peer) };
@@ -168,6 +196,15 @@ fn is_traceparent(value: &[u8]) -> bool {
 pub(crate) fn origin_form(uri: &Uri) -> Uri {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     Uri::from(path)
+}
+
+/// The target in absolute form, as HTTP/2 needs it to name the host.
+///
+/// # Errors
+/// [`Refusal::HostConflict`] when the host cannot be written into a target.
+pub(crate) fn absolute_form(host: &str, uri: &Uri) -> Result<Uri, Refusal> {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::builder().scheme("http").authority(host).path_and_query(path).build().map_err(|_| Refusal::HostConflict)
 }
 
 /// How long a replica's idle connection may be used again, if it says so (`Keep-Alive: timeout=5`): a second less, so that
@@ -233,7 +270,7 @@ mod tests {
     fn only_trusted_proxies_speak_for_others() {
         let spoofed = [("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https"), ("forwarded", "for=1.2.3.4")];
         let peer = "10.0.0.9".parse().unwrap();
-        let via = Via { peer, is_tls: false, host: "web.localhost" };
+        let via = Via { certificate: None, peer, is_tls: false, host: "web.localhost" };
         let mut headers = map(&spoofed);
         forward(&mut headers, via, &IngressConfig::default());
         assert_eq!(
@@ -248,6 +285,22 @@ mod tests {
             text(&headers),
             "forwarded: for=1.2.3.4\nx-forwarded-for: 1.2.3.4, 10.0.0.9\nx-forwarded-host: web.localhost\nx-forwarded-proto: https"
         );
+    }
+
+    #[test]
+    fn the_client_is_whom_the_last_trusted_proxy_names() {
+        let config = IngressConfig { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..IngressConfig::default() };
+        for (peer, fields, expected) in [
+            ("9.9.9.9", &[("x-forwarded-for", "1.2.3.4")][..], "9.9.9.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.2.3.4")], "1.2.3.4"),
+            ("10.0.0.1", &[("x-forwarded-for", "1.2.3.4, 10.0.0.2")], "1.2.3.4"),
+            ("10.0.0.1", &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "10.0.0.2")], "1.2.3.4"),
+            ("10.0.0.1", &[("x-forwarded-for", "1.2.3.4, nonsense")], "10.0.0.1"),
+        ] {
+            let client = client_address(&map(fields), peer.parse().unwrap(), &config);
+            assert_eq!(client.to_string(), expected, "{peer} {fields:?}");
+        }
     }
 
     #[test]

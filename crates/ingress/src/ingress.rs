@@ -7,14 +7,13 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
-use cove_traffic::{Endpoints, RevisionLoad, RouteTable, WakeObservation};
+use cove_traffic::{Endpoints, HostRoute, RevisionLoad, RouteTable, WakeObservation};
 use jiff::Timestamp;
 use rustls::server::ResolvesServerCert;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -23,6 +22,7 @@ use crate::{
     listen::{self, Doors},
     proxy::{Proxy, Side},
     routes::Gates,
+    tls::Tls,
 };
 
 const ROUTER: TaskKind = TaskKind { name: "ingress-router", on_error: OnError::Shutdown, on_cancel: OnCancel::Abort };
@@ -30,6 +30,8 @@ const ACCEPT: TaskKind = TaskKind { name: "ingress-accept", on_error: OnError::S
 
 /// Wake observations that may wait for their reader.
 const WAKES_MAX: usize = 4096;
+/// Gates that one change of the route table pays the look at.
+const GATES_PER_CHANGE: usize = 64;
 /// How long connections get after the grace period to flush their last bytes, close frames among them.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
 
@@ -122,7 +124,7 @@ impl Ingress {
         listeners: IngressListeners,
     ) -> Result<(Self, mpsc::Receiver<WakeObservation>), IngressError> {
         let (wakes, wakes_reader) = mpsc::channel(WAKES_MAX);
-        let tls = sources.certificates.map(tls_acceptor).transpose()?;
+        let tls = sources.certificates.map(Tls::new).transpose().map_err(IngressError::Tls)?;
         if tls.is_none() && !listeners.https.is_empty() {
             return Err(IngressError::NoCertificates);
         }
@@ -195,23 +197,13 @@ impl Ingress {
     }
 }
 
-fn tls_acceptor(certificates: Arc<dyn ResolvesServerCert>) -> Result<TlsAcceptor, IngressError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(IngressError::Tls)?
-        .with_no_client_auth()
-        .with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 /// Applies route tables and endpoints as they change.
 async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
     let mut routes = proxy.routes.clone();
     routes.mark_changed();
     let mut changes = endpoints.subscribe();
     let mut is_open = true;
+    let mut changes_seen = 0;
     loop {
         tokio::select! {
             changed = routes.changed(), if is_open => {
@@ -219,7 +211,7 @@ async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
                 let table = routes.borrow_and_update().clone();
                 let next = proxy.gates.snapshot(&table, &proxy.snapshot.load());
                 proxy.snapshot.store(Arc::new(next));
-                forget(&proxy, &table, &endpoints);
+                forget(&proxy, &table, &endpoints, &mut changes_seen);
             }
             revisions = changes.next() => {
                 for revision in &revisions {
@@ -237,10 +229,20 @@ async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
     }
 }
 
-/// Gates of revisions that neither a route nor an endpoint names any more.
-fn forget(proxy: &Proxy, table: &RouteTable, endpoints: &Board<RevisionKey, Endpoints>) {
+/// Forgets gates of revisions that neither a route nor an endpoint names any more, once enough changed that the look at all
+/// of them is paid for.
+fn forget(proxy: &Proxy, table: &RouteTable, endpoints: &Board<RevisionKey, Endpoints>, changes: &mut usize) {
+    *changes += 1;
+    if *changes * GATES_PER_CHANGE < proxy.gates.count() {
+        return;
+    }
+    *changes = 0;
+    let hosts = table.hosts.iter().filter_map(|(_, host)| match &host.route {
+        HostRoute::App(app) => Some(app),
+        HostRoute::Paths(_) => None,
+    });
     let routed: std::collections::HashSet<&RevisionKey> =
-        table.hosts.values().flat_map(|route| &route.revisions).map(|revision| &revision.revision).collect();
+        hosts.flat_map(|route| &route.revisions).map(|revision| &revision.revision).collect();
     proxy.gates.forget(|revision| routed.contains(revision) || endpoints.get(revision).is_some());
 }
 

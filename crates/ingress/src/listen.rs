@@ -19,12 +19,13 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     io::{Guarded, Protocol, Socket, sniff},
     proxy::{Client, Proxy, Side},
+    target,
+    tls::Tls,
 };
 
 const CONNECTION: TaskKind =
@@ -51,7 +52,7 @@ pub(crate) struct Doors {
     pub(crate) connections: Arc<Semaphore>,
     /// No new connections; those that are open finish what they do.
     pub(crate) drain: CancellationToken,
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<Tls>,
 }
 
 /// Takes connections from a listener until drain.
@@ -104,21 +105,26 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
         tracing::debug!(%peer, %error, "failed to set nodelay");
     }
     let stream = Socket::new(stream);
-    let client = Client { peer: peer.ip().to_canonical(), side, socket: stream.clone(), permit: Arc::new(permit) };
+    let mut client = Client {
+        peer: peer.ip().to_canonical(),
+        side,
+        socket: stream.clone(),
+        tls: Arc::default(),
+        permit: Arc::new(permit),
+    };
     let config = &doors.proxy.shared.config;
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side == Side::Https {
-        let Some(tls) = doors.tls.clone() else { return };
+        let Some(tls) = &doors.tls else { return };
+        let snapshot = doors.proxy.snapshot.load_full();
+        let asks = move |host: &str| target::asks_certificate(&snapshot, host);
         let stream = tokio::select! {
             () = doors.drain.cancelled() => return,
-            stream = tokio::time::timeout(handshake, tls.accept(stream)) => stream,
+            stream = tokio::time::timeout(handshake, tls.accept(stream, asks)) => stream,
         };
         match stream {
-            Ok(Ok(stream)) => {
-                let protocol = match stream.get_ref().1.alpn_protocol() {
-                    Some(b"h2") => Protocol::Http2,
-                    _ => Protocol::Http1,
-                };
+            Ok(Ok((stream, protocol, tls))) => {
+                client.tls = Arc::new(tls);
                 Box::pin(serve(&doors, Guarded::new(stream, stall), protocol, client)).await;
             }
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),

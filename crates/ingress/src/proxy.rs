@@ -4,14 +4,15 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cove_model::ResourceId;
-use cove_traffic::{AppRouteState, RouteTable, WakeObservation, host_name};
+use cove_model::{ResourceId, Transport};
+use cove_traffic::{RouteTable, WakeObservation};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::{
     body::Incoming,
     upgrade::{OnUpgrade, on},
 };
+use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
     time::Instant,
@@ -19,12 +20,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    answer::{Refusal, redirect},
+    answer::Refusal,
     body::{Held, RequestBody, ResponseBody},
+    client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
     io::Socket,
     routes::{AppGates, Gates, Snapshot},
+    sticky::Affinity,
+    target::{self, Admission, Found},
     upgrade,
     upstream::{self, Answered},
 };
@@ -68,14 +72,22 @@ pub(crate) struct Client {
     pub(crate) peer: IpAddr,
     pub(crate) side: Side,
     pub(crate) socket: Socket,
+    /// What the TLS handshake told.
+    pub(crate) tls: Arc<TlsClient>,
     /// Its share of the allowed connections, also after an upgrade.
     pub(crate) permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// Where a request goes, or the answer that it gets right away.
-enum Target {
-    App(Arc<AppGates>),
-    Redirect(HeaderValue),
+/// What the phases of one request share.
+struct Exchange<'a> {
+    client: &'a Client,
+    host: &'a str,
+    app: Arc<AppGates>,
+    /// The path to ask for, if it is another than the client's.
+    path: Option<String>,
+    /// What the request's cookie says.
+    affinity: Option<Affinity>,
+    deadline: Instant,
 }
 
 impl Proxy {
@@ -83,30 +95,59 @@ impl Proxy {
     pub(crate) async fn serve(
         self: Arc<Self>,
         client: &Client,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Response<ResponseBody> {
         let accepted_at = self.shared.clock.now();
         let host = match self.check(&request) {
             Ok(host) => host,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
         };
-        let app = match self.target(client, &host, &request) {
-            Ok(Target::App(app)) => app,
-            Ok(Target::Redirect(location)) => return redirect(request.method(), location).map(ResponseBody::from),
+        let found = match self.find(client, &host, request.uri()) {
+            Ok(found) => found,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
         };
-        let Some(gate) = app.choose((self.random)()) else {
+        let app = Arc::clone(&found.app);
+        let origin = app.policy.cors.as_ref().and_then(|cors| cors.allowed_origin(request.headers()));
+        let head = (request.method(), request.uri(), request.headers());
+        let mut response = match self.admit(client, &found, &host, head) {
+            Ok(Admission::Answer(answer)) => return answer.map(ResponseBody::from),
+            Ok(Admission::In) => self.serve_app(client, &host, found, request, accepted_at).await,
+            Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
+        };
+        if let (Some(cors), Some(origin)) = (&app.policy.cors, origin) {
+            cors.decorate(&origin, response.headers_mut());
+        }
+        response
+    }
+
+    /// Serves a request that was let in.
+    async fn serve_app(
+        self: &Arc<Self>,
+        client: &Client,
+        host: &str,
+        found: Found,
+        mut request: Request<Incoming>,
+        accepted_at: Timestamp,
+    ) -> Response<ResponseBody> {
+        let Found { app, path, .. } = found;
+        let affinity = if app.policy.is_sticky { Affinity::read(request.headers()) } else { None };
+        let known = affinity.and_then(|affinity| app.with_share().find(|gate| gate.affinity() == affinity.revision));
+        let Some(gate) = known.or_else(|| app.choose((self.random)())) else {
             return self.refuse(&Refusal::NoRevision, &request).map(ResponseBody::from);
         };
         let mut ticket = gate.admit(accepted_at);
+        ticket.prefer(affinity.map(|affinity| affinity.replica));
         let deadline = Instant::now() + self.shared.config.request_timeout;
-        let wanted = headers::upgrade(request.version(), request.headers());
+        let exchange = Exchange { client, host, app, path, affinity, deadline };
+        // an app that speaks HTTP/2 is not asked to leave HTTP: it may answer as if the wish had not been there
+        let is_http1 = exchange.app.route.transport != Transport::Http2;
+        let wanted = headers::upgrade(request.version(), request.headers()).filter(|_| is_http1);
         let upgrade = wanted.map(|protocol| (protocol, on(&mut request)));
         let (accept, method) = (request.headers().get(header::ACCEPT).cloned(), request.method().clone());
-        let leased = self.first_lease(client, &host, &mut ticket, deadline).await;
+        let leased = self.first_lease(&exchange, request.uri(), &mut ticket).await;
         let gate = Arc::clone(ticket.gate());
         let passed = match leased {
-            Ok(lease) => self.pass(client, &host, (ticket, lease), request, upgrade, deadline).await,
+            Ok(lease) => self.pass(exchange, (ticket, lease), request, upgrade).await,
             Err(refusal) => Err(refusal),
         };
         let response = passed.unwrap_or_else(|refusal| {
@@ -141,76 +182,19 @@ impl Proxy {
         headers::requested_host(request.uri(), request.headers()).map(str::to_owned)
     }
 
-    fn target(&self, client: &Client, host: &str, request: &Request<Incoming>) -> Result<Target, Refusal> {
-        let environment = match client.side {
-            Side::Internal => (self.environment_of)(client.peer),
-            Side::Http | Side::Https => None,
-        };
-        let app = self.lookup(&host_name(host), environment.as_ref()).ok_or(Refusal::UnknownHost)?;
-        let route = &app.route;
-        let is_inside = client.side == Side::Internal
-            && environment.as_ref().is_none_or(|environment| *environment == route.environment);
-        if !route.external && !is_inside {
-            return Err(Refusal::AppInternal);
-        }
-        match &route.state {
-            AppRouteState::Active => {}
-            AppRouteState::Stopped => return Err(Refusal::AppStopped),
-            AppRouteState::Failed { reason } => return Err(Refusal::RevisionFailed { reason: reason.clone() }),
-        }
-        if client.side == Side::Http && !route.allow_insecure && self.shared.config.redirect_http {
-            return Ok(Target::Redirect(self.https_location(host, request.uri())?));
-        }
-        Ok(Target::App(app))
-    }
-
-    fn lookup(&self, name: &str, environment: Option<&ResourceId>) -> Option<Arc<AppGates>> {
-        let find = |snapshot: &Snapshot| {
-            let short = || snapshot.short_name(environment?, name);
-            snapshot.host(name).or_else(short).cloned()
-        };
-        find(&self.snapshot.load()).or_else(|| {
-            // a route that was published a moment ago must not be missed
-            let table = self.routes.borrow().clone();
-            let last = self.snapshot.load();
-            if last.is_of(&table) {
-                return None;
-            }
-            find(&self.gates.snapshot(&table, &last))
-        })
-    }
-
-    fn https_location(&self, host: &str, uri: &Uri) -> Result<HeaderValue, Refusal> {
-        let name = host_name(host);
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let location = match self.https_port.get() {
-            Some(443) | None => format!("https://{name}{path}"),
-            Some(port) => format!("https://{name}:{port}{path}"),
-        };
-        HeaderValue::try_from(location).map_err(|_| Refusal::HostConflict)
-    }
-
     /// Waits for a replica. A request whose revision was replaced while it waited is routed anew: its ticket changes.
-    async fn first_lease(
-        &self,
-        client: &Client,
-        host: &str,
-        ticket: &mut Ticket,
-        deadline: Instant,
-    ) -> Result<Lease, Refusal> {
+    async fn first_lease(&self, exchange: &Exchange<'_>, uri: &Uri, ticket: &mut Ticket) -> Result<Lease, Refusal> {
+        let Exchange { client, host, deadline, .. } = *exchange;
         for _ in 0..REROUTES_MAX {
             match ticket.lease(&client.socket, deadline).await {
                 Err(Refusal::RevisionInactive) => {}
                 answer => return answer,
             }
-            let environment = match client.side {
-                Side::Internal => (self.environment_of)(client.peer),
-                Side::Http | Side::Https => None,
+            let app = match self.find(client, host, uri) {
+                Ok(found) => found.app,
+                Err(Refusal::UnknownHost) => return Err(Refusal::RevisionInactive),
+                Err(refusal) => return Err(refusal),
             };
-            let app = self.lookup(&host_name(host), environment.as_ref()).ok_or(Refusal::RevisionInactive)?;
-            if app.route.state == AppRouteState::Stopped {
-                return Err(Refusal::AppStopped);
-            }
             let gate = app.choose((self.random)()).ok_or(Refusal::RevisionInactive)?;
             *ticket = gate.admit(ticket.accepted_at());
         }
@@ -220,43 +204,59 @@ impl Proxy {
     /// Sends a request that has a replica and passes the answer back.
     async fn pass(
         self: &Arc<Self>,
-        client: &Client,
-        host: &str,
+        exchange: Exchange<'_>,
         (ticket, lease): (Ticket, Lease),
         request: Request<Incoming>,
         upgrade: Option<(HeaderValue, OnUpgrade)>,
-        deadline: Instant,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let Exchange { client, deadline, .. } = exchange;
         let version = request.version();
         let (mut head, body) = request.into_parts();
-        self.prepare(client, host, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol));
+        self.prepare(&exchange, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol))?;
         let body = RequestBody::new(body);
         let sent = (head, body.clone());
         let answered = upstream::send(&self.shared, (&ticket, lease), &client.socket, sent, deadline).await?;
         self.note_wake(&ticket, &answered);
-        if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let cookie = exchange
+            .app
+            .policy
+            .is_sticky
+            .then(|| Affinity { revision: ticket.gate().affinity(), replica: answered.lease.replica().affinity });
+        let cookie = cookie.filter(|cookie| exchange.affinity != Some(*cookie)).map(Affinity::set_cookie);
+        let mut response = if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
-            return upgrade::switch(self, client, ticket, answered, client_side);
+            upgrade::switch(self, client, ticket, answered, client_side)?
+        } else {
+            self.stream_back(version, ticket, answered, body)
+        };
+        if let Some(cookie) = cookie {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
         }
+        Ok(response)
+    }
+
+    /// The replica's answer as the client gets it.
+    fn stream_back(
+        &self,
+        version: Version,
+        ticket: Ticket,
+        answered: Answered,
+        request: RequestBody,
+    ) -> Response<ResponseBody> {
         let Answered { response, lease, connection, .. } = answered;
         let (mut head, incoming) = response.into_parts();
         let keep_alive = headers::keep_alive(&head.headers);
         headers::remove_hop_by_hop(&mut head.headers);
         head.version = version;
-        let held = Held {
-            ticket,
-            lease,
-            request: body,
-            connection: Some(connection),
-            keep_alive,
-            tasks: self.shared.tasks.clone(),
-        };
+        let held =
+            Held { ticket, lease, request, connection: Some(connection), keep_alive, tasks: self.shared.tasks.clone() };
         let body = ResponseBody::upstream(incoming, held, self.shared.config.stream_idle_timeout);
-        Ok(Response::from_parts(head, body))
+        Response::from_parts(head, body)
     }
 
     /// Makes the client's head into the one for the replica.
-    fn prepare(&self, client: &Client, host: &str, head: &mut Parts, upgrade: Option<&HeaderValue>) {
+    fn prepare(&self, exchange: &Exchange<'_>, head: &mut Parts, upgrade: Option<&HeaderValue>) -> Result<(), Refusal> {
+        let Exchange { client, host, .. } = *exchange;
         headers::remove_hop_by_hop(&mut head.headers);
         // the client is told to go on when its body is first read, which is when a replica wants it
         head.headers.remove(header::EXPECT);
@@ -264,16 +264,31 @@ impl Proxy {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(header::UPGRADE, protocol.clone());
         }
-        if let Ok(host) = HeaderValue::try_from(host) {
-            head.headers.insert(header::HOST, host);
-        }
-        let via = Via { peer: client.peer, is_tls: client.side == Side::Https, host };
+        let via = Via {
+            certificate: client.tls.forwarded.as_ref(),
+            peer: client.peer,
+            is_tls: client.side == Side::Https,
+            host,
+        };
         headers::forward(&mut head.headers, via, &self.shared.config);
         headers::identify(&mut head.headers);
         headers::join_cookies(&mut head.headers);
         head.uri = headers::origin_form(&head.uri);
-        head.version = Version::HTTP_11;
+        if let Some(path) = &exchange.path {
+            target::rewrite(head, path)?;
+        }
         head.extensions = http::Extensions::new();
+        if exchange.app.route.transport == Transport::Http2 {
+            head.headers.remove(header::HOST);
+            head.uri = headers::absolute_form(host, &head.uri)?;
+            head.version = Version::HTTP_2;
+        } else {
+            if let Ok(host) = HeaderValue::try_from(host) {
+                head.headers.insert(header::HOST, host);
+            }
+            head.version = Version::HTTP_11;
+        }
+        Ok(())
     }
 
     fn note_wake(&self, ticket: &Ticket, answered: &Answered) {

@@ -1,20 +1,29 @@
 //! The route table as requests use it: host to app to gates, in one snapshot that is read without a lock.
 //!
+//! A snapshot is made shard by shard: what did not change since the last one is shared with it, so that the change of one app
+//! among ten thousand costs as much as the few shards it touches.
+//!
 //! **Invariant:** a snapshot is never changed; the router task swaps it as a whole.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cove_model::{ResourceId, RevisionKey};
-use cove_traffic::{AppRoute, RouteTable};
+use cove_traffic::{
+    AppRoute, Host, HostCertificate, HostRoute, PathRoutes, RouteTable, Shard, Shards, TcpRoute, short_name,
+};
 
-use crate::gate::{Gate, GateShared};
+use crate::{
+    gate::{Gate, GateShared},
+    policy::Policy,
+};
 
 /// An app's route with the gates of its revisions, in the order of `route.revisions`.
 pub(crate) struct AppGates {
     pub(crate) route: Arc<AppRoute>,
+    pub(crate) policy: Policy,
     gates: Vec<Arc<Gate>>,
 }
 
@@ -23,16 +32,54 @@ impl AppGates {
     pub(crate) fn choose(&self, random: u32) -> Option<&Arc<Gate>> {
         self.gates.get(self.route.choose_index(random)?)
     }
+
+    /// The gates of revisions that get a share of the requests.
+    pub(crate) fn with_share(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        let shares = self.route.revisions.iter().zip(&self.gates);
+        shares.filter(|(share, _)| share.weight > 0).map(|(_, gate)| gate)
+    }
+}
+
+/// What answers at a host.
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// One app.
+    App(Arc<AppGates>),
+    /// Several, by path.
+    Paths(Arc<PathRoutes>),
+}
+
+/// A host name's entry.
+#[derive(Clone)]
+pub(crate) struct HostEntry {
+    pub(crate) target: Target,
+    /// There is a certificate to show.
+    pub(crate) has_tls: bool,
+}
+
+/// A TCP port with its app.
+#[derive(Clone)]
+pub(crate) struct TcpTarget {
+    pub(crate) route: Arc<TcpRoute>,
+    pub(crate) app: Arc<AppGates>,
 }
 
 /// What requests look their host up in.
-#[derive(Default)]
 pub(crate) struct Snapshot {
     /// What it was made of.
     table: Arc<RouteTable>,
-    hosts: HashMap<String, Arc<AppGates>>,
-    /// Environment and app name: what `http://<app>` means inside an environment.
-    short_names: HashMap<(ResourceId, String), Arc<AppGates>>,
+    hosts: Index<Host, HostEntry>,
+    /// What `http://<name>` means inside an environment.
+    names: Index<Arc<AppRoute>, Arc<AppGates>>,
+    tcp: Arc<BTreeMap<(u16, ResourceId), TcpTarget>>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        let table: Arc<RouteTable> = Arc::default();
+        let (hosts, names) = (Index::new(&table.hosts), Index::new(&table.names));
+        Self { table, hosts, names, tcp: Arc::default() }
+    }
 }
 
 impl Snapshot {
@@ -41,8 +88,8 @@ impl Snapshot {
         Arc::ptr_eq(&self.table, table)
     }
 
-    /// The app of a host name as [`cove_traffic::host_name`] gives it.
-    pub(crate) fn host(&self, host: &str) -> Option<&Arc<AppGates>> {
+    /// What answers at a host name as [`cove_traffic::host_name`] gives it.
+    pub(crate) fn host(&self, host: &str) -> Option<&HostEntry> {
         self.hosts.get(host)
     }
 
@@ -51,7 +98,45 @@ impl Snapshot {
         if name.contains('.') {
             return None;
         }
-        self.short_names.get(&(environment.clone(), name.to_owned()))
+        self.names.get(&short_name(environment, name))
+    }
+
+    /// Who serves a TCP port in an environment; without one, in the first that has it.
+    pub(crate) fn tcp(&self, port: u16, environment: Option<&ResourceId>) -> impl Iterator<Item = &TcpTarget> {
+        let of_port = self.tcp.iter().filter(move |((number, _), _)| *number == port);
+        let inside = of_port.filter(move |((_, of), _)| environment.is_none_or(|environment| of == environment));
+        inside.map(|(_, target)| target)
+    }
+}
+
+/// Values made of those of a [`Shards`], shard by shard.
+struct Index<S, T> {
+    shards: Vec<(Arc<Shard<S>>, Arc<HashMap<Arc<str>, T>>)>,
+}
+
+impl<S, T> Index<S, T> {
+    fn new(source: &Shards<S>) -> Self {
+        let empty: Arc<HashMap<Arc<str>, T>> = Arc::default();
+        Self { shards: source.shards().iter().map(|shard| (Arc::clone(shard), Arc::clone(&empty))).collect() }
+    }
+
+    fn get(&self, name: &str) -> Option<&T> {
+        self.shards[Shards::<S>::place(name)].1.get(name)
+    }
+
+    /// The index of newer values; `make` gets the last value made for a name, and what it was made of, if there was one.
+    fn next(&self, source: &Shards<S>, make: impl Fn(&S, Option<(&S, &T)>) -> T) -> Self {
+        let shards = source.shards().iter().zip(&self.shards).map(|(shard, (old, made))| {
+            if Arc::ptr_eq(shard, old) {
+                return (Arc::clone(old), Arc::clone(made));
+            }
+            let value = |(name, value): (&Arc<str>, &S)| {
+                let last = old.get(name).zip(made.get(name));
+                (Arc::clone(name), make(value, last))
+            };
+            (Arc::clone(shard), Arc::new(shard.iter().map(value).collect()))
+        });
+        Self { shards: shards.collect() }
     }
 }
 
@@ -91,6 +176,11 @@ impl Gates {
         self.lock().values().cloned().collect()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Forgets gates of revisions that `is_known` denies and that have nothing open.
     pub(crate) fn forget(&self, is_known: impl Fn(&RevisionKey) -> bool) {
         self.lock().retain(|revision, gate| is_known(revision) || !gate.is_idle());
@@ -98,22 +188,36 @@ impl Gates {
 
     /// The snapshot of a route table; what did not change is taken from the last one.
     pub(crate) fn snapshot(&self, table: &Arc<RouteTable>, last: &Snapshot) -> Snapshot {
-        let mut snapshot = Snapshot { table: Arc::clone(table), ..Snapshot::default() };
-        for (host, route) in &table.hosts {
-            let same = last.hosts.get(host).filter(|app| Arc::ptr_eq(&app.route, route) || app.route == *route);
-            let app = same.map_or_else(|| self.app_gates(route), Arc::clone);
-            // revision and label hosts have entries of their own; the app's name is its first label
-            if host.split('.').next() == Some(route.app.name()) {
-                let name = (route.environment.clone(), route.app.name().to_owned());
-                snapshot.short_names.insert(name, Arc::clone(&app));
-            }
-            snapshot.hosts.insert(host.clone(), app);
-        }
-        snapshot
+        let hosts = last.hosts.next(&table.hosts, |host, before| {
+            let target = match (&host.route, before.map(|(_, entry)| &entry.target)) {
+                (HostRoute::Paths(paths), _) => Target::Paths(Arc::clone(paths)),
+                (HostRoute::App(route), Some(Target::App(made))) if made.is_of(route) => Target::App(Arc::clone(made)),
+                (HostRoute::App(route), _) => Target::App(self.app_gates(route)),
+            };
+            HostEntry { target, has_tls: host.certificate != HostCertificate::Missing }
+        });
+        let names = last.names.next(&table.names, |route, before| match before {
+            Some((_, made)) if made.is_of(route) => Arc::clone(made),
+            Some(_) | None => self.app_gates(route),
+        });
+        let tcp = if Arc::ptr_eq(&table.tcp, &last.table.tcp) {
+            Arc::clone(&last.tcp)
+        } else {
+            let target =
+                |route: &Arc<TcpRoute>| TcpTarget { route: Arc::clone(route), app: self.app_gates(&route.route) };
+            Arc::new(table.tcp.iter().map(|(port, route)| (port.clone(), target(route))).collect())
+        };
+        Snapshot { table: Arc::clone(table), hosts, names, tcp }
     }
 
     fn app_gates(&self, route: &Arc<AppRoute>) -> Arc<AppGates> {
         let gates = route.revisions.iter().map(|revision| self.ensure(&revision.revision)).collect();
-        Arc::new(AppGates { route: Arc::clone(route), gates })
+        Arc::new(AppGates { route: Arc::clone(route), policy: Policy::new(&route.policies), gates })
+    }
+}
+
+impl AppGates {
+    fn is_of(&self, route: &Arc<AppRoute>) -> bool {
+        Arc::ptr_eq(&self.route, route) || self.route == *route
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** weights add up to 100 or there are none.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use cove_model::{ActiveRevisionsMode, ContainerApp, RevisionKey, RevisionName, RevisionProvisioning};
 use cove_traffic::{AppRoute, AppRouteState, WeightedRevision};
@@ -73,12 +73,14 @@ fn make_hundred(shares: &mut [(RevisionName, u32)]) {
 pub fn hosts(app: &ContainerApp, domain: &str, traffic: &Traffic) -> BTreeMap<String, AppRoute> {
     let mut hosts = BTreeMap::new();
     let Some(ingress) = app.ingress.as_ref().filter(|_| traffic.is_routed) else { return hosts };
+    let policies = Arc::new(ingress.policies.clone());
     let route = |revisions: Vec<WeightedRevision>, state: AppRouteState| AppRoute {
         app: app.id.clone(),
         environment: app.environment.clone(),
         external: ingress.external,
         allow_insecure: ingress.allow_insecure,
         transport: ingress.transport,
+        policies: Arc::clone(&policies),
         revisions,
         state,
     };

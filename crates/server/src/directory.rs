@@ -10,7 +10,7 @@ use std::{
 
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
 use cove_runtime::Runtime;
-use cove_traffic::RouteTable;
+use cove_traffic::{HostCertificate, RouteTable};
 use tokio::sync::watch;
 
 /// Answers by address; cheap to clone.
@@ -59,17 +59,16 @@ impl Directory {
     /// The environment of the replica with this address.
     pub(crate) fn environment_of(&self, address: IpAddr) -> Option<ResourceId> {
         let app = self.inner.read().unwrap_or_else(PoisonError::into_inner).addresses.get(&address).cloned()?;
-        self.routes.borrow().hosts.values().find(|route| route.app == app).map(|route| route.environment.clone())
+        self.routes.borrow().environments.get(app.key()).cloned()
     }
 
     /// What a name means to a replica: every app of its environment is reached at the gateway, where the ingress listens.
     pub(crate) fn lookup(&self, client: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
-        if self.routes.borrow().app(name).is_some() {
+        // a host of the user's own is asked of the world: what it serves over TLS is not served at the gateway
+        if self.routes.borrow().host(name).is_some_and(|host| host.certificate == HostCertificate::Platform) {
             return Some(self.gateway);
         }
         let environment = self.environment_of(client.into())?;
-        let routes = self.routes.borrow();
-        let is_app = routes.hosts.values().any(|route| route.environment == environment && route.app.name() == name);
-        is_app.then_some(self.gateway)
+        self.routes.borrow().named(&environment, name).is_some().then_some(self.gateway)
     }
 }

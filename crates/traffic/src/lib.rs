@@ -4,10 +4,17 @@
 
 mod endpoints;
 mod load;
+mod paths;
 mod routes;
+mod shards;
 mod wake;
 
 pub use endpoints::{Endpoint, EndpointState, Endpoints};
 pub use load::RevisionLoad;
-pub use routes::{AppRoute, AppRouteState, RouteTable, WeightedRevision, host_name};
+pub use paths::{PathMatch, PathRoutes, target_name};
+pub use routes::{
+    AppRoute, AppRouteState, Host, HostCertificate, HostRoute, RouteTable, TcpRoute, WeightedRevision, host_name,
+    short_name,
+};
+pub use shards::{SHARDS, Shard, Shards};
 pub use wake::WakeObservation;

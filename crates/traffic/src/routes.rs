@@ -2,14 +2,68 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use cove_model::{ResourceId, RevisionKey, Transport};
+use cove_model::{IngressPolicies, ResourceId, RevisionKey, Transport};
 use serde::{Deserialize, Serialize};
 
-/// All hosts that the ingress answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+use crate::{PathRoutes, Shards};
+
+/// Everything that the ingress answers; cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteTable {
-    /// Host name, lower case, without port → app. Revision and label hosts have their own entries.
-    pub hosts: BTreeMap<String, Arc<AppRoute>>,
+    /// Host name, lower case, without port. Revision and label hosts have their own entries.
+    pub hosts: Shards<Host>,
+    /// What `http://<name>` means inside an environment: apps, their revisions and labels, by [`short_name`].
+    pub names: Shards<Arc<AppRoute>>,
+    /// The environment of an app, by [`ResourceId::key`] of the app.
+    pub environments: Shards<ResourceId>,
+    /// TCP ports by number and environment.
+    pub tcp: Arc<BTreeMap<(u16, ResourceId), Arc<TcpRoute>>>,
+}
+
+/// A host name's entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// What answers.
+    pub route: HostRoute,
+    /// What is shown to TLS clients.
+    pub certificate: HostCertificate,
+}
+
+/// What answers at a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostRoute {
+    /// One app.
+    App(Arc<AppRoute>),
+    /// Several, by path.
+    Paths(Arc<PathRoutes>),
+}
+
+/// What a TLS client of a host is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostCertificate {
+    /// The platform's own for its default domain.
+    Platform,
+    /// A certificate of the environment.
+    Custom(ResourceId),
+    /// None: plain HTTP only.
+    Missing,
+}
+
+/// A TCP port and who serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpRoute {
+    /// App, revisions, policies.
+    pub route: Arc<AppRoute>,
+    /// Reachable from outside the environment.
+    pub external: bool,
+    /// Port in the replica; `None`: the app's target port.
+    pub target_port: Option<u16>,
+}
+
+/// The key of a name inside an environment in [`RouteTable::names`].
+#[must_use]
+pub fn short_name(environment: &ResourceId, name: &str) -> String {
+    format!("{name}@{}", environment.key())
 }
 
 /// How requests of one host are served.
@@ -25,6 +79,9 @@ pub struct AppRoute {
     pub allow_insecure: bool,
     /// Protocol to the app.
     pub transport: Transport,
+    /// Who may call, from where, and how replicas are kept.
+    #[serde(default)]
+    pub policies: Arc<IngressPolicies>,
     /// Revisions and their shares; weights add up to 100 unless empty.
     pub revisions: Vec<WeightedRevision>,
     /// What to answer when it cannot serve.
@@ -59,7 +116,30 @@ impl RouteTable {
     /// The app of a `Host` header or `:authority`; port and case do not matter.
     #[must_use]
     pub fn app(&self, host: &str) -> Option<&Arc<AppRoute>> {
-        self.hosts.get(&*host_name(host))
+        match &self.host(host)?.route {
+            HostRoute::App(app) => Some(app),
+            HostRoute::Paths(_) => None,
+        }
+    }
+
+    /// The entry of a `Host` header, `:authority` or TLS server name; port and case do not matter.
+    #[must_use]
+    pub fn host(&self, host: &str) -> Option<&Host> {
+        self.hosts.get(&host_name(host))
+    }
+
+    /// The app of a name inside an environment.
+    #[must_use]
+    pub fn named(&self, environment: &ResourceId, name: &str) -> Option<&Arc<AppRoute>> {
+        self.names.get(&short_name(environment, name))
+    }
+}
+
+impl Host {
+    /// A host of the default domain.
+    #[must_use]
+    pub fn platform(app: Arc<AppRoute>) -> Self {
+        Self { route: HostRoute::App(app), certificate: HostCertificate::Platform }
     }
 }
 
@@ -121,6 +201,7 @@ mod tests {
             external: true,
             allow_insecure: true,
             transport: Transport::Auto,
+            policies: Arc::default(),
             revisions: weights
                 .iter()
                 .enumerate()
@@ -155,7 +236,8 @@ mod tests {
 
     #[test]
     fn hosts_are_compared_without_port_dot_and_case() {
-        let table = RouteTable { hosts: BTreeMap::from([("web.env.localhost".to_owned(), Arc::new(route(&[100])))]) };
+        let mut table = RouteTable::default();
+        table.hosts.insert("web.env.localhost", Host::platform(Arc::new(route(&[100]))));
         for host in ["web.env.localhost", "Web.Env.LocalHost:8080", "web.env.localhost.", "web.env.localhost.:80"] {
             assert!(table.app(host).is_some(), "{host}");
         }

@@ -12,7 +12,7 @@ use cove_model::ReplicaName;
 use cove_traffic::Endpoint;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::IngressConfig, pool::Pool};
+use crate::{config::IngressConfig, pool::Pool, sticky};
 
 /// What requests need of a replica; shared by all of them.
 pub(crate) struct Replica {
@@ -20,6 +20,8 @@ pub(crate) struct Replica {
     pub(crate) name: ReplicaName,
     /// Address and target port.
     pub(crate) address: SocketAddr,
+    /// What an affinity cookie holds of it.
+    pub(crate) affinity: u64,
     /// Its idle connections.
     pub(crate) pool: Pool,
     is_trusted: AtomicBool,
@@ -32,6 +34,7 @@ impl Replica {
         Arc::new(Self {
             name: endpoint.replica.clone(),
             address: endpoint.address,
+            affinity: sticky::of_replica(&endpoint.replica),
             pool: Pool::new(config),
             is_trusted: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),

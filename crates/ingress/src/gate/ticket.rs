@@ -19,11 +19,18 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Ticket {
     gate: Arc<Gate>,
     accepted_at: Timestamp,
+    /// The replica that it would like, as an affinity cookie says it.
+    preferred: Option<u64>,
 }
 
 impl Ticket {
     pub(super) fn new(gate: Arc<Gate>, accepted_at: Timestamp) -> Self {
-        Self { gate, accepted_at }
+        Self { gate, accepted_at, preferred: None }
+    }
+
+    /// Asks for a certain replica while it takes requests.
+    pub(crate) fn prefer(&mut self, replica: Option<u64>) {
+        self.preferred = replica;
     }
 
     /// The revision's gate.
@@ -41,7 +48,7 @@ impl Ticket {
     /// # Errors
     /// A [`Refusal`] when the line is full, the revision cannot run, nothing came until its deadline, or the client left.
     pub(crate) async fn lease(&self, client: &Socket, deadline: Instant) -> Result<Lease, Refusal> {
-        match self.gate.lease_or_wait()? {
+        match self.gate.lease_or_wait(self.preferred)? {
             Ok(lease) => Ok(lease),
             Err(waiting) => waiting.grant(client, deadline).await,
         }

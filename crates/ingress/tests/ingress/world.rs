@@ -1,7 +1,6 @@
 //! An ingress with its inputs in the test's hands, backends, and clients that read raw bytes.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{
@@ -16,7 +15,8 @@ use cove_base::{Board, Clock};
 use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources, bind};
 use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, Transport};
 use cove_traffic::{
-    AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, RouteTable, WakeObservation, WeightedRevision,
+    AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, Host, RouteTable, WakeObservation, WeightedRevision,
+    short_name,
 };
 use futures_util::Stream;
 use http::{Request, Response};
@@ -84,6 +84,7 @@ pub(crate) fn route(app: &str) -> AppRoute {
         external: true,
         allow_insecure: true,
         transport: Transport::Auto,
+        policies: Arc::default(),
         revisions: vec![WeightedRevision { revision: revision(app, "v1"), weight: 100 }],
         state: AppRouteState::Active,
     }
@@ -162,10 +163,19 @@ impl World {
 
     /// Adds hosts `<name>.env.localhost`.
     pub(crate) fn route(&self, name: &str, route: AppRoute) {
+        let route = Arc::new(route);
+        self.change(|table| {
+            table.names.insert(&short_name(&route.environment, name), Arc::clone(&route));
+            table.hosts.insert(&format!("{name}.env.localhost"), Host::platform(route));
+        });
+    }
+
+    /// Changes the route table.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut RouteTable)) {
         self.routes.send_modify(|table| {
-            let mut hosts: BTreeMap<_, _> = table.hosts.clone();
-            hosts.insert(format!("{name}.env.localhost"), Arc::new(route));
-            *table = Arc::new(RouteTable { hosts });
+            let mut next = RouteTable::clone(table);
+            change(&mut next);
+            *table = Arc::new(next);
         });
     }
 
