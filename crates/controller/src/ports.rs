@@ -7,8 +7,8 @@ use std::{
 };
 
 use cove_base::{Board, Clock};
-use cove_model::{DesiredCount, ReplicaName, RevisionKey, SystemEvent};
-use cove_reconcile::Settings;
+use cove_model::{Bytes, DesiredCount, MilliCpu, ReplicaName, RevisionKey, SystemEvent};
+use cove_reconcile::{Amount, Settings};
 use cove_runtime::Runtime;
 use cove_scaling::ScaledRevision;
 use cove_store::Store;
@@ -18,11 +18,16 @@ use tokio::sync::{mpsc, watch};
 /// Open requests of a replica that takes requests, if the ingress knows it. Must not block.
 pub type OpenSource = Arc<dyn Fn(&ReplicaName) -> Option<u64> + Send + Sync>;
 
+/// More than any machine has.
+const NO_LIMIT: Amount = Amount { cpu: MilliCpu(u32::MAX), memory: Bytes(u64::MAX) };
+
 /// What may be set.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Memory for created-not-started replicas of apps at zero, in bytes. Default 256 MiB.
     pub slot_budget_bytes: u64,
+    /// CPU and memory that replicas may ask for together. Default: no limit that matters.
+    pub capacity: Amount,
     /// Waiting times and limits of the planner.
     pub settings: Settings,
     /// Makes replica names of this run differ from those of every other; draw it at random.
@@ -31,7 +36,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slot_budget_bytes: 256 << 20, settings: Settings::default(), name_seed: 0 }
+        Self { slot_budget_bytes: 256 << 20, capacity: NO_LIMIT, settings: Settings::default(), name_seed: 0 }
     }
 }
 

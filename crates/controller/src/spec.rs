@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use cove_model::{ReplicaName, Revision};
 use cove_runtime::ReplicaSpec;
 
-use crate::entry::{Entry, KnownRevision};
+use crate::{
+    entry::{Entry, KnownRevision},
+    storages,
+};
 
 /// The order for one replica.
 pub(crate) fn replica_spec(
@@ -25,6 +28,7 @@ pub(crate) fn replica_spec(
         secrets: entry.data.secrets.clone(),
         platform_env: platform_env(entry, revision, &name, target_port),
         logins: entry.data.logins.clone(),
+        storages: storages::of_template(&entry.data.storages, &revision.template),
         name,
     }
 }

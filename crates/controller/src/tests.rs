@@ -1,5 +1,6 @@
 //! The controller against a fake driver, a real store and a virtual clock.
 
+mod capacity;
 mod fake;
 
 use std::{sync::Arc, time::Duration};
@@ -10,6 +11,7 @@ use cove_model::{
     ReplicaName, ReplicaPhase, ResourceId, Resources, Revision, RevisionKey, RevisionName, RevisionProvisioning,
     RevisionStatus, Scale, Template, Transport,
 };
+use cove_reconcile::Amount;
 use cove_runtime::Runtime;
 use cove_scaling::ScaledRevision;
 use cove_store::{Expect, NewOperation, NewRevision, OperationStatus, Provisioning, PutResource, SecretsChange, Store};
@@ -20,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Config, Controller, Deps, Handle};
 use fake::Fake;
+
+/// What outlives a server.
+type Kept = (tempfile::TempDir, Store, Arc<Fake>, Clock);
 
 /// A platform without API, ingress and autoscaler: the test plays these.
 struct Bench {
@@ -73,6 +78,10 @@ fn template(image: &str) -> Template {
 
 impl Bench {
     async fn new() -> Self {
+        Self::on_a_machine_with(Config::default().capacity).await
+    }
+
+    async fn on_a_machine_with(capacity: Amount) -> Self {
         let clock = Clock::virtual_at(Timestamp::from_second(1_000_000).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -89,12 +98,13 @@ impl Bench {
             ..put(environment_id(), clock.now())
         };
         store.put(put).await.unwrap();
-        let mut bench = Self::start(dir, store, fake, clock, 0);
+        let mut bench = Self::start((dir, store, fake, clock), 0, capacity);
         bench.routes.changed().await.unwrap();
         bench
     }
 
-    fn start(dir: tempfile::TempDir, store: Store, fake: Arc<Fake>, clock: Clock, generation: u64) -> Self {
+    fn start(kept: Kept, generation: u64, capacity: Amount) -> Self {
+        let (dir, store, fake, clock) = kept;
         let desired = Board::default();
         let (endpoints, drained) = (Board::default(), Board::default());
         let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
@@ -112,7 +122,7 @@ impl Bench {
             scaled,
             events,
         };
-        let config = Config { name_seed: generation + 1, ..Config::default() };
+        let config = Config { name_seed: generation + 1, capacity, ..Config::default() };
         let controller = Controller::new(config, deps);
         let handle = controller.handle();
         let shutdown = CancellationToken::new();
@@ -140,7 +150,8 @@ impl Bench {
         self.running.abort();
         let _aborted = self.running.await;
         drop(self.shutdown);
-        Self::start(self.dir, self.store, self.fake, self.clock, self.generation)
+        let kept = (self.dir, self.store, self.fake, self.clock);
+        Self::start(kept, self.generation, Config::default().capacity)
     }
 
     /// A PUT of the app; gives its operation.
@@ -164,11 +175,12 @@ impl Bench {
     async fn put_app(&mut self, app: ContainerApp, revision: Option<NewRevision>) -> String {
         self.generation += 1;
         let operation = format!("op{}", self.generation);
+        let id = app.id.clone();
         let put = PutResource {
             spec: Some(serde_json::to_value(app).unwrap()),
             operation: Some(NewOperation { id: operation.clone(), kind: "update".into() }),
             revision,
-            ..put(app_id(), self.clock.now())
+            ..put(id, self.clock.now())
         };
         self.store.put(put).await.unwrap();
         operation

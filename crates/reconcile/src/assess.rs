@@ -8,7 +8,7 @@ use cove_model::{ReplicaObservation, ReplicaPhase, RevisionProvisioning};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    AppView, Images, RevisionView, Settings,
+    Amount, AppView, Images, RevisionView, Settings,
     memory::{Note, RevisionMemory},
 };
 
@@ -125,7 +125,8 @@ pub(crate) fn assess(
     if let Some(why) = failure(view, revision, memory, &port, now.duration_since(since)) {
         return found(RevisionProvisioning::Failed, Some(why), status.ready_at);
     }
-    found(RevisionProvisioning::Provisioning, waiting_for(revision), status.ready_at)
+    let waits = shortage(view, revision).or_else(|| waiting_for(revision));
+    found(RevisionProvisioning::Provisioning, waits, status.ready_at)
 }
 
 /// Why a revision that never was ready will not be, if so.
@@ -152,6 +153,11 @@ fn failure(
     }
     if memory.failures() >= settings.failed_replicas_max {
         return memory.last_failure.clone();
+    }
+    if tried_for >= settings.capacity_patience
+        && let Some(why) = shortage(view, revision)
+    {
+        return Some(why);
     }
     if !is_late {
         return None;
@@ -205,6 +211,15 @@ pub(crate) fn end_text(replica: &ReplicaObservation) -> String {
             },
             |(container, exit)| exit_text(&container.name, exit),
         )
+}
+
+/// What is short when nothing of a revision could be started for want of room.
+fn shortage(view: &AppView<'_>, revision: &RevisionView<'_>) -> Option<String> {
+    let is_started = |replica: &ReplicaObservation| replica.phase == ReplicaPhase::Running;
+    if revision.replicas.iter().any(is_started) {
+        return None;
+    }
+    view.room.shortage(Amount::of(&revision.revision.template))
 }
 
 /// What the revision waits for, in words.

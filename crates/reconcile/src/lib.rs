@@ -9,12 +9,14 @@
 //! **Invariant:** a plan whose steps were executed and observed is followed by one without steps.
 
 mod assess;
+mod labels;
 mod memory;
 mod names;
 mod outcome;
 mod plan;
 mod planner;
 mod replicas;
+mod room;
 mod settings;
 mod slots;
 mod status;
@@ -22,8 +24,9 @@ mod traffic;
 mod view;
 
 pub use memory::AppMemory;
-pub use plan::{Action, Outcome, Plan, Step, Traffic};
+pub use plan::{Action, Outcome, Plan, Short, Step, Traffic};
 pub use planner::plan;
+pub use room::{Amount, Pool, Room};
 pub use settings::Settings;
 pub use slots::{SlotCandidate, divide_slot_budget};
 pub use traffic::hosts;

@@ -21,6 +21,8 @@ pub struct AppMemory {
     /// The generation whose bringing-up the clocks of the revisions belong to.
     pub(crate) attempt_generation: u64,
     pub(crate) revisions: BTreeMap<RevisionName, RevisionMemory>,
+    /// Which revision was ready for a label last; labels mode only.
+    pub(crate) labels: BTreeMap<String, RevisionName>,
 }
 
 /// Memory of one revision.

@@ -6,6 +6,8 @@ use cove_model::{ReplicaName, RevisionKey, RevisionName, RevisionStatus};
 use cove_traffic::{AppRouteState, Endpoints, WeightedRevision};
 use jiff::Timestamp;
 
+use crate::Room;
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -127,6 +129,21 @@ pub struct Plan {
     pub existing: Vec<(RevisionKey, u32)>,
     /// In single mode: the newest revision and the one that it replaces.
     pub replaces: Option<(RevisionName, RevisionName)>,
+    /// Revisions that should have more replicas than there is room for.
+    pub short: Vec<Short>,
+    /// What room this plan leaves.
+    pub(crate) room: Room,
+}
+
+/// A revision that waits for room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// Which.
+    pub revision: RevisionName,
+    /// Replicas that wait.
+    pub missing: u32,
+    /// What is short, in words.
+    pub message: String,
 }
 
 impl Plan {

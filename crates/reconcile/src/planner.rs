@@ -2,7 +2,7 @@
 //!
 //! Single mode: the newest revision is brought up beside the one in charge, takes over when it is ready, and the old one
 //! drains; one that never becomes ready leaves the old one in charge. Multiple mode: every active revision stands for
-//! itself.
+//! itself. Labels mode: so does every revision that a label names, and [`labels`] says who serves until it is ready.
 //!
 //! **Invariant:** the one in charge is never given up before its successor is ready.
 
@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use crate::{
     AppMemory, AppPhase, AppView, Outcome, Plan, RevisionView,
     assess::{Assessment, Port, assess},
+    labels::{self, Place},
     memory::RevisionMemory,
     outcome::outcome,
     plan::Action,
@@ -36,15 +37,17 @@ pub(crate) struct Role {
 
 /// Plans one app. `memory` belongs to this app and to nobody else.
 pub fn plan(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { room: view.room.clone(), ..Plan::default() };
     forget_revisions(view, memory);
     if view.phase == AppPhase::Deleting {
         take_down(view, memory, now, &mut plan);
         return plan;
     }
     begin_attempt(view, memory);
-    let roles = roles(view, memory, now);
-    plan.traffic = traffic(view, &roles);
+    let places = labels::places(view, memory);
+    let roles = roles(view, &places, memory, now);
+    labels::remember(view, &places, &roles, memory);
+    plan.traffic = traffic(view, &places, &roles);
     for (revision, role) in view.revisions.iter().zip(&roles).filter(|(_, role)| role.is_kept) {
         plan.kept.push(revision.revision.name.clone());
         if role.is_in_charge {
@@ -55,6 +58,7 @@ pub fn plan(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Plan 
         plan_revision(view, revision, role, memory, now, &mut plan);
     }
     settle_active(view, &roles, &mut plan);
+    labels::settle_active(view, &places, &roles, &mut plan);
     prune(view, &mut plan);
     plan.replaces = replaced(view, &roles);
     if view.phase == AppPhase::InProgress {
@@ -118,7 +122,7 @@ fn is_new_attempt(view: &AppView<'_>, revision: &RevisionView<'_>, memory: &AppM
         && began.is_none()
 }
 
-fn roles(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Vec<Role> {
+fn roles(view: &AppView<'_>, places: &[Place], memory: &mut AppMemory, now: Timestamp) -> Vec<Role> {
     let is_single = view.app.active_revisions_mode == ActiveRevisionsMode::Single;
     let newest = view.revisions.iter().rposition(|revision| revision.revision.is_active);
     let was_in_charge = view.revisions.iter().rposition(|revision| {
@@ -132,7 +136,8 @@ fn roles(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Vec<Role
             if !revision.revision.is_active || view.app.is_stopped {
                 return None;
             }
-            let replaced = was_in_charge.filter(|at| is_single && *at != index).map(|at| &view.revisions[at]);
+            let of_label = places.iter().find(|place| place.named == Some(index)).and_then(|place| place.before);
+            let replaced = was_in_charge.filter(|at| is_single && *at != index).or(of_label).map(|at| &view.revisions[at]);
             let again = is_new_attempt(view, revision, memory);
             let memory = memory.revisions.entry(revision.revision.name.clone()).or_default();
             let initial = *memory.initial.get_or_insert_with(|| initial(revision, replaced));
@@ -151,6 +156,7 @@ fn roles(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Vec<Role
         assessment.as_ref().is_some_and(|a| a.provisioning == RevisionProvisioning::Provisioned)
     };
     let serves = |assessment: &Option<Assessment>| assessment.as_ref().is_some_and(|a| a.ready > 0);
+    let labelled = (!places.is_empty()).then(|| labels::wanted(places, |at| is_ready(&assessments[at])));
     let in_charge = assessments.iter().rposition(is_ready).or(was_in_charge);
     let in_charge = in_charge.or_else(|| assessments.iter().rposition(serves)).or(newest);
     let assessments = assessments.into_iter().enumerate();
@@ -158,7 +164,10 @@ fn roles(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp) -> Vec<Role
         .map(|(index, assessment)| {
             let is_newest = newest == Some(index);
             let is_in_charge = in_charge == Some(index);
-            let is_wanted = !is_single || is_newest || is_in_charge;
+            let is_wanted = match &labelled {
+                Some(labelled) => labelled.contains(&index),
+                None => !is_single || is_newest || is_in_charge,
+            };
             Role { is_kept: assessment.is_some() && is_wanted, assessment, is_newest, is_in_charge }
         })
         .collect()
@@ -232,6 +241,7 @@ fn want(
         && let Some(since) = mine.attempt_since
     {
         plan.wake(after(since, view.settings.provisioning_deadline));
+        plan.wake(after(since, view.settings.capacity_patience));
         if let Some(first) = mine.first_ready_at {
             plan.wake(after(first, view.settings.switch_patience));
         }

@@ -14,7 +14,7 @@ use cove_model::{ReplicaName, ReplicaObservation, ReplicaPhase};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    AppView, Images, Plan, RevisionView,
+    Amount, AppView, Images, Plan, RevisionView, Short,
     assess::{Port, end_text, takes_requests},
     memory::{AppMemory, RevisionMemory},
     plan::Action,
@@ -66,7 +66,8 @@ pub(crate) fn control(
     let mut lists = work.sort();
     let mut have = u32::try_from(lists.live.len()).unwrap_or(u32::MAX).saturating_add(lists.pending_live);
     if have < want.count {
-        have += work.grow(&mut lists, want.count - have);
+        let fitting = work.admit(want.count - have);
+        have += work.grow(&mut lists, fitting);
     } else if have > want.count && !want.keep_serving {
         have -= work.shrink(&mut lists, have - want.count);
     }
@@ -184,6 +185,24 @@ impl<'a> Work<'a, '_> {
         } else {
             self.plan.wake(again);
         }
+    }
+
+    /// How many of the missing replicas there is room for; notes what is short.
+    fn admit(&mut self, missing: u32) -> u32 {
+        let need = Amount::of(&self.revision.revision.template);
+        let fitting = self.plan.room.fits(need).min(missing);
+        if fitting < missing {
+            let message = self.plan.room.shortage(need).unwrap_or_else(|| {
+                let mut room = self.plan.room.clone();
+                room.take(need, fitting);
+                room.shortage(need).unwrap_or_default()
+            });
+            let revision = self.revision.revision.name.clone();
+            self.plan.short.push(Short { revision, missing: missing - fitting, message });
+            self.ensure_images("they are needed as soon as there is room");
+        }
+        self.plan.room.take(need, fitting);
+        fitting
     }
 
     /// Gets up to `missing` more replicas going; gives how many.

@@ -38,6 +38,9 @@ pub struct Settings {
     /// How long a new revision tries for images that may yet come (a registry that cannot be reached). Default 60 s; then
     /// it has failed, and is tried for again in the background.
     pub images_patience: SignedDuration,
+    /// How long a new revision waits for room on the machine or in its workload profile. Default 60 s; then it has
+    /// failed, and starts all the same as soon as there is room.
+    pub capacity_patience: SignedDuration,
 }
 
 impl Default for Settings {
@@ -58,6 +61,7 @@ impl Default for Settings {
             slot_refill_after: SignedDuration::from_millis(500),
             images_retry: SignedDuration::from_secs(30),
             images_patience: SignedDuration::from_secs(60),
+            capacity_patience: SignedDuration::from_secs(60),
         }
     }
 }

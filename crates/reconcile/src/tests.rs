@@ -1,5 +1,6 @@
 //! The planner against small worlds.
 
 mod cases;
+mod labels;
 mod properties;
 mod world;

@@ -10,9 +10,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use cove_model::{ActiveRevisionsMode, ContainerApp, RevisionKey, RevisionName, RevisionProvisioning};
 use cove_traffic::{AppRoute, AppRouteState, WeightedRevision};
 
-use crate::{AppView, Traffic, planner::Role};
+use crate::{
+    AppView, Traffic,
+    labels::{self, Place},
+    planner::Role,
+};
 
-pub(crate) fn traffic(view: &AppView<'_>, roles: &[Role]) -> Traffic {
+pub(crate) fn traffic(view: &AppView<'_>, places: &[Place], roles: &[Role]) -> Traffic {
     let Some(ingress) = &view.app.ingress else { return Traffic::default() };
     let kept = || view.revisions.iter().zip(roles).filter(|(_, role)| role.is_kept);
     let in_charge = kept().find(|(_, role)| role.is_in_charge);
@@ -28,8 +32,10 @@ pub(crate) fn traffic(view: &AppView<'_>, roles: &[Role]) -> Traffic {
     };
     let mut shares: Vec<(RevisionName, u32)> = Vec::new();
     if view.app.active_revisions_mode != ActiveRevisionsMode::Single {
-        for share in &ingress.traffic {
+        for (index, share) in ingress.traffic.iter().enumerate() {
+            let serving = places.get(index).and_then(|place| place.serving(|at| labels::is_ready(&roles[at])));
             let named = share.revision.as_ref().and_then(|name| RevisionName::new(name.to_ascii_lowercase()).ok());
+            let named = serving.map(|at| view.revisions[at].revision.name.clone()).or(named);
             let name = if share.revision.is_some() { named } else { latest.clone() };
             let Some(name) = name.filter(|name| traffic.active.contains(name)) else { continue };
             if let Some(label) = &share.label {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cove_model::{ContainerApp, ReplicaName, ReplicaObservation, Revision, RevisionStatus};
 
-use crate::Settings;
+use crate::{Room, Settings};
 
 /// One app.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ pub struct AppView<'a> {
     pub revisions: &'a [RevisionView<'a>],
     /// Open requests per replica, as far as the ingress said.
     pub open: &'a BTreeMap<ReplicaName, u64>,
+    /// What the machine and the app's workload profile can still take; what runs of this app is counted as taken.
+    pub room: &'a Room,
     /// Waiting times and limits.
     pub settings: &'a Settings,
 }

@@ -27,6 +27,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// `[controller]`
     pub controller: ControllerSection,
+    /// `[capacity]`
+    pub capacity: CapacitySection,
     /// `[autoscaler]`: timings of every revision; see the scaling page of the guide.
     pub autoscaler: cove_autoscaler::Config,
 }
@@ -105,6 +107,27 @@ pub struct ControllerSection {
     pub drain_period: HumanDuration,
     /// How long a revision that just became ready keeps its first replicas, whatever is wanted. Default `"30s"`.
     pub fresh_hold: HumanDuration,
+}
+
+/// `[capacity]`: what replicas may ask for together. What they ask for is a ceiling, not a reservation: most use a small
+/// part of it, so more is given away than there is.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CapacitySection {
+    /// Cores that count as this machine's. Default `0`: as many as it has.
+    pub cores: u32,
+    /// Memory that counts as this machine's. Default `"0"`: as much as it has.
+    pub memory: HumanSize,
+    /// How many times over cores are given away, 1..=1000. Default `8`.
+    pub cpu_overcommit: u32,
+    /// How many times over memory is given away, 1..=1000. Default `4`.
+    pub memory_overcommit: u32,
+}
+
+impl Default for CapacitySection {
+    fn default() -> Self {
+        Self { cores: 0, memory: HumanSize(0), cpu_overcommit: 8, memory_overcommit: 4 }
+    }
 }
 
 impl Default for ApiConfig {
@@ -241,6 +264,10 @@ impl Config {
         }
         if !(1..=730).contains(&self.logs.retention_days) {
             bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);
+        }
+        let CapacitySection { cpu_overcommit, memory_overcommit, .. } = self.capacity;
+        if !(1..=1000).contains(&cpu_overcommit) || !(1..=1000).contains(&memory_overcommit) {
+            bail!("`capacity.cpu_overcommit` and `capacity.memory_overcommit` must be 1 to 1000");
         }
         Ok(())
     }

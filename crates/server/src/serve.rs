@@ -15,7 +15,7 @@ use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
 use cove_images::{ImageStore, RegistryConfig, StoreConfig};
 use cove_ingress::{Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
-use cove_model::{DesiredCount, RevisionKey};
+use cove_model::{Bytes, DesiredCount, MilliCpu, RevisionKey};
 use cove_monitor::{Monitor, MonitorConfig};
 use cove_network::{
     Network, NetworkConfig,
@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api_listener,
-    config::Config,
+    config::{CapacitySection, Config},
     directory::Directory,
     extensions,
     logs::MonitorStreams,
@@ -412,7 +412,22 @@ fn controller_config(options: &Options) -> cove_controller::Config {
             fresh_hold: signed(section.fresh_hold.0),
             ..cove_reconcile::Settings::default()
         },
+        capacity: capacity(&options.config.capacity),
         name_seed: rand::random(),
+    }
+}
+
+/// What replicas may ask for together: the machine, or what the configuration says of it, given away several times over.
+fn capacity(section: &CapacitySection) -> cove_reconcile::Amount {
+    let machine_cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = if section.cores == 0 { u32::try_from(machine_cores()).unwrap_or(1) } else { section.cores };
+    let memory = match section.memory.0 {
+        0 => nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total()),
+        given => given,
+    };
+    cove_reconcile::Amount {
+        cpu: MilliCpu(cores.saturating_mul(1000).saturating_mul(section.cpu_overcommit)),
+        memory: Bytes(memory.saturating_mul(u64::from(section.memory_overcommit))),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cove_model::{ActiveRevisionsMode, ReplicaName, ReplicaPhase, RevisionProvisioning};
-use cove_reconcile::{Action, AppMemory, AppPhase, AppView, Outcome, Plan, RevisionView, plan};
+use cove_reconcile::{Action, AppMemory, AppPhase, AppView, Outcome, Plan, RevisionView, Room, plan};
 use cove_traffic::AppRouteState;
 
 use crate::{
@@ -105,6 +105,7 @@ impl Sim {
             config_hash: 1,
             revisions: &revisions,
             open: &open,
+            room: &Room::default(),
             settings: &self.settings,
         };
         plan(&view, memory, timestamp(self.now_ms))

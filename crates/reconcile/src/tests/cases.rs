@@ -1,11 +1,11 @@
 //! One case per rule, as text.
 
-use cove_model::{ActiveRevisionsMode, RevisionProvisioning, RevisionRunning, Scale, TrafficWeight};
+use cove_model::{ActiveRevisionsMode, Bytes, MilliCpu, RevisionProvisioning, RevisionRunning, Scale, TrafficWeight};
 use expect_test::{Expect, expect};
 use jiff::SignedDuration;
 
 use super::world::World;
-use crate::{AppPhase, Images, hosts};
+use crate::{Amount, AppPhase, Images, hosts};
 
 /// Replica names carry no meaning: they become `#1`, `#2`, … in the order of their appearance.
 fn check(text: &str, expected: &Expect) {
@@ -334,4 +334,45 @@ fn deletion_ends_everything_at_once() {
     assert!(world.replicas.is_empty());
     assert_eq!(world.round(), "deleted\n");
     assert!(!world.last.traffic.is_routed);
+}
+
+/// A machine for two replicas of a quarter core and half a gibibyte.
+const SMALL: Amount = Amount { cpu: MilliCpu(500), memory: Bytes(1 << 30) };
+
+#[test]
+fn what_does_not_fit_waits_and_says_what_is_short() {
+    let mut world = running(1);
+    world.capacity = Some(SMALL);
+    world.want("v1", 5);
+    check(
+        &world.settle(),
+        &expect![[r#"
+            prepare #1 of web--v1: the wanted number of replicas
+            start #1: the wanted number of replicas
+        "#]],
+    );
+    let short = world.last.short.first().unwrap();
+    assert_eq!((short.revision.suffix(), short.missing), ("v1", 3));
+    assert!(short.message.contains("of this machine only 0 cores"), "{}", short.message);
+    world.capacity = Some(Amount { cpu: MilliCpu(5000), memory: Bytes(8 << 30) });
+    world.settle();
+    assert_eq!((world.ready(&World::name("v1")), world.last.short.len()), (5, 0));
+}
+
+#[test]
+fn a_revision_without_room_fails_after_a_while_and_heals() {
+    let mut world = World::new();
+    world.capacity = Some(Amount { cpu: MilliCpu(100), memory: Bytes(1 << 30) });
+    world.deploy("v1", "sample");
+    world.settle();
+    assert!(world.replicas.is_empty());
+    let status = &world.revisions[0].1;
+    assert_eq!(status.provisioning, RevisionProvisioning::Provisioning);
+    assert!(status.message.as_ref().unwrap().contains("it cannot start here"), "{status:?}");
+    world.pass(world.settings.capacity_patience);
+    let text = world.settle();
+    assert!(text.contains("ContainerAppOperationError") && text.contains("asks for 0.25 cores"), "{text}");
+    world.capacity = Some(SMALL);
+    world.settle();
+    assert_eq!(world.revisions[0].1.provisioning, RevisionProvisioning::Provisioned);
 }

@@ -10,7 +10,9 @@ use cove_model::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use crate::{Action, AppMemory, AppPhase, AppView, Images, Outcome, Plan, RevisionView, Settings, plan};
+use crate::{
+    Action, Amount, AppMemory, AppPhase, AppView, Images, Outcome, Plan, Pool, RevisionView, Room, Settings, plan,
+};
 
 #[derive(Clone, Debug)]
 pub(super) struct World {
@@ -34,6 +36,8 @@ pub(super) struct World {
     pub(super) deaf: BTreeSet<String>,
     pub(super) crashing: BTreeSet<String>,
     pub(super) last: Plan,
+    /// What the machine has; `None` is without end.
+    pub(super) capacity: Option<Amount>,
     pub(super) settings: Settings,
 }
 
@@ -101,6 +105,7 @@ impl World {
             deaf: BTreeSet::new(),
             crashing: BTreeSet::new(),
             last: Plan::default(),
+            capacity: None,
             settings: Settings::default(),
         }
     }
@@ -139,6 +144,15 @@ impl World {
         self.now = self.now.checked_add(span).unwrap();
     }
 
+    /// What is left of the machine beside what runs.
+    fn room(&self, seen: &[ReplicaObservation]) -> Room {
+        let Some(total) = self.capacity else { return Room::default() };
+        let need = Amount::of(&template("sample"));
+        let running = seen.iter().filter(|replica| replica.phase == ReplicaPhase::Running).count();
+        let used = Amount::default().plus(need, u32::try_from(running).unwrap());
+        Room { pools: vec![Pool { name: "this machine".to_owned(), total, used }] }
+    }
+
     /// Plans with what is seen, without doing anything.
     pub(super) fn plan_of(&self, seen: &[ReplicaObservation], memory: &mut AppMemory) -> Plan {
         let unknown = Images::Unknown;
@@ -168,6 +182,7 @@ impl World {
             config_hash: self.config_hash,
             revisions: &views,
             open: &self.open,
+            room: &self.room(seen),
             settings: &self.settings,
         };
         plan(&view, memory, self.now)

@@ -1,0 +1,130 @@
+//! What the machine and its workload profiles have, what every app takes of it, and who waits.
+//!
+//! **Invariant:** an app's share is what its last plan left running or starting; it is replaced as a whole, so that no
+//! share is counted twice or forgotten. **Invariant:** whoever waits is planned anew when anything is given back.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cove_model::{ResourceId, RevisionName, WorkloadProfile};
+use cove_reconcile::{Amount, Plan, Pool, Room};
+
+use crate::{entry::Entry, events::About, service::Brain};
+
+/// A workload profile of an environment.
+type ProfileKey = (ResourceId, String);
+
+/// Who takes what.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    used: Amount,
+    profiles: HashMap<ProfileKey, Amount>,
+    shares: HashMap<ResourceId, (ProfileKey, Amount)>,
+    /// Apps that wait, in the order in which they began to.
+    waiting: Vec<ResourceId>,
+}
+
+impl Ledger {
+    /// What an app may still draw from.
+    pub(crate) fn room(&self, machine: Amount, entry: &Entry) -> Room {
+        let mut pools = vec![Pool { name: "this machine".to_owned(), total: machine, used: self.used }];
+        if let Some((profile, (cpu, memory))) = entry.data.profile.as_ref().and_then(|p| Some((p, p.limit()?))) {
+            let used = self.profiles.get(&key(entry, profile)).copied().unwrap_or_default();
+            let WorkloadProfile { name, kind, max_nodes, .. } = profile;
+            let name = format!("workload profile '{name}' ({kind}, at most {max_nodes} nodes)");
+            pools.push(Pool { name, total: Amount { cpu, memory }, used });
+        }
+        Room { pools }
+    }
+
+    /// Replaces what an app takes; says whether something was given back.
+    fn set(&mut self, app: &ResourceId, profile: ProfileKey, amount: Amount) -> bool {
+        let old = self.forget(app);
+        if amount != Amount::default() {
+            self.used = self.used.plus(amount, 1);
+            let used = self.profiles.entry(profile.clone()).or_default();
+            *used = used.plus(amount, 1);
+            self.shares.insert(app.clone(), (profile, amount));
+        }
+        amount.cpu < old.cpu || amount.memory < old.memory
+    }
+
+    /// An app that is gone takes nothing; gives what it took.
+    pub(crate) fn forget(&mut self, app: &ResourceId) -> Amount {
+        let Some((profile, amount)) = self.shares.remove(app) else { return Amount::default() };
+        self.used = self.used.minus(amount);
+        if let Some(used) = self.profiles.get_mut(&profile) {
+            *used = used.minus(amount);
+            if *used == Amount::default() {
+                self.profiles.remove(&profile);
+            }
+        }
+        amount
+    }
+
+    fn wait(&mut self, app: &ResourceId, waits: bool) {
+        let at = self.waiting.iter().position(|waiting| waiting == app);
+        match (at, waits) {
+            (None, true) => self.waiting.push(app.clone()),
+            (Some(at), false) => {
+                self.waiting.remove(at);
+            }
+            (None, false) | (Some(_), true) => {}
+        }
+    }
+}
+
+fn key(entry: &Entry, profile: &WorkloadProfile) -> ProfileKey {
+    (entry.data.app.environment.clone(), profile.name.to_ascii_lowercase())
+}
+
+impl Brain {
+    /// Notes what a plan takes, who waits, and tells it.
+    pub(crate) fn note_capacity(&mut self, entry: &mut Entry, plan: &Plan) {
+        let mut taken = Amount::default();
+        for (revision, existing) in &plan.existing {
+            let Some(known) = entry.known(&revision.name) else { continue };
+            let draining = plan.endpoints.iter().find(|(key, _)| key == revision).map_or(0, |(_, e)| e.draining.len());
+            let count = existing.saturating_add(u32::try_from(draining).unwrap_or(u32::MAX));
+            taken = taken.plus(Amount::of(&known.revision.template), count);
+        }
+        let id = entry.id().clone();
+        let profile = match &entry.data.profile {
+            Some(profile) => key(entry, profile),
+            None => (entry.data.app.environment.clone(), String::new()),
+        };
+        let gave_back = self.ledger.set(&id, profile, taken);
+        self.ledger.wait(&id, !plan.short.is_empty());
+        if gave_back {
+            self.dirty.extend(self.ledger.waiting.iter().filter(|waiting| **waiting != id).cloned());
+        }
+        self.tell_shortage(entry, plan);
+    }
+
+    /// Something was given back outside a plan.
+    pub(crate) fn release(&mut self, app: &ResourceId) {
+        let amount = self.ledger.forget(app);
+        self.ledger.wait(app, false);
+        if amount != Amount::default() {
+            self.dirty.extend(self.ledger.waiting.iter().cloned());
+        }
+    }
+
+    /// One event when a revision begins to wait or waits for something else, one when it has what it needs.
+    fn tell_shortage(&self, entry: &mut Entry, plan: &Plan) {
+        let mut now: BTreeMap<RevisionName, u32> = BTreeMap::new();
+        for short in &plan.short {
+            now.insert(short.revision.clone(), short.missing);
+            if entry.short.get(&short.revision) != Some(&short.missing) {
+                let about = About { revision: Some(&short.revision), replica: None };
+                let message = format!("{} replicas wait for room: {}", short.missing, short.message);
+                self.teller.warning(&entry.data.app, about, "AssigningReplicaFailed", message);
+            }
+        }
+        for revision in entry.short.keys().filter(|revision| !now.contains_key(*revision)) {
+            let about = About { revision: Some(revision), replica: None };
+            let message = format!("Revision '{revision}' waits for room no longer");
+            self.teller.normal(&entry.data.app, about, "AssigningReplica", message);
+        }
+        entry.short = now;
+    }
+}
