@@ -19,6 +19,7 @@ mod prepare;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -46,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cgroup::Cgroups,
     protocol::{ShimState, ToShim},
+    shares::SharesConfig,
     shim::CGROUP_ROOT,
 };
 use conn::Conn;
@@ -72,6 +74,8 @@ pub struct OciConfig {
     pub prepares_max: usize,
     /// Replicas and slots at most. Default 2000.
     pub replicas_max: usize,
+    /// Where the shares of storages are. Default: in folders beside the driver's.
+    pub shares: SharesConfig,
 }
 
 impl OciConfig {
@@ -79,8 +83,10 @@ impl OciConfig {
     #[must_use]
     pub fn new(dir: impl Into<Utf8PathBuf>, log_dir: impl Into<Utf8PathBuf>, name: impl Into<String>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let dir = dir.into();
         Self {
-            dir: dir.into(),
+            shares: SharesConfig::new(dir.parent().unwrap_or(&dir)),
+            dir,
             log_dir: log_dir.into(),
             name: name.into(),
             shim_program: vec!["/proc/self/exe".to_owned()],
@@ -504,5 +510,9 @@ impl Runtime for OciRuntime {
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {
         let number = self.inner.execs.fetch_add(1, Ordering::Relaxed);
         Box::pin(exec::run(Arc::clone(&self.inner), number, request))
+    }
+
+    fn root(&self, replica: &ReplicaName, container: &str) -> BoxFuture<'static, Result<OwnedFd, ExecError>> {
+        Box::pin(exec::root(Arc::clone(&self.inner), replica.clone(), container.to_owned()))
     }
 }

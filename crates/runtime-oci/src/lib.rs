@@ -16,7 +16,10 @@ mod driver;
 mod probe;
 mod protocol;
 mod seccomp;
+mod shares;
 pub mod shim;
+mod tree;
 
 pub use driver::{OciConfig, OciRuntime, OpenError};
 pub use probe::{Probe, probe};
+pub use shares::{ShareBinding, ShareTarget, SharesConfig};

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// Most file descriptors of one message.
-pub(crate) const MESSAGE_FDS_MAX: usize = 6;
+pub(crate) const MESSAGE_FDS_MAX: usize = 24;
 
 /// Name of the socket in a replica's folder where its helper listens.
 pub(crate) const SOCKET_FILE: &str = "shim.sock";
@@ -47,7 +47,8 @@ pub(crate) enum ToZygote {
 /// From the driver to a helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToShim {
-    /// Be the helper of the replica in this folder; its network namespace is sent along.
+    /// Be the helper of the replica in this folder; its network namespace is sent along, then the shares in the order of
+    /// their volumes' names.
     Assign {
         /// Folder of the replica, holds [`SPEC_FILE`].
         dir: Utf8PathBuf,
@@ -88,12 +89,26 @@ pub(crate) enum ToShim {
         command: Vec<String>,
         /// Make the first descriptor the controlling terminal.
         tty: bool,
+        /// A fourth descriptor is the program, and it runs as root.
+        is_debug: bool,
+    },
+    /// Give the root directory of a container: sent as [`RootGiven`] over the socket that is sent along.
+    Root {
+        /// Container.
+        container: String,
     },
     /// The peer of an exec went away: end its process.
     ExecEnd {
         /// Number of the exec.
         id: u64,
     },
+}
+
+/// Answer to [`ToShim::Root`]; the directory's descriptor comes along unless there is an error.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RootGiven {
+    /// Why not.
+    pub(crate) error: Option<String>,
 }
 
 /// From a helper to the driver.
@@ -154,6 +169,11 @@ pub(crate) enum VolumeSpec {
     EmptyDir,
     /// Files by relative path.
     Files(BTreeMap<String, String>),
+    /// A share whose mount came as a descriptor.
+    Share {
+        /// Containers may not write to it.
+        is_read_only: bool,
+    },
 }
 
 /// A container that a helper is to run.

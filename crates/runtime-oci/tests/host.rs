@@ -6,6 +6,8 @@ mod fixture;
 mod limits;
 #[path = "host/shell_image.rs"]
 mod shell_image;
+#[path = "host/volumes.rs"]
+mod volumes;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -154,6 +156,7 @@ async fn containers_of_a_replica_share_network_and_volumes_and_nothing_else() {
         container: "look".to_owned(),
         command: ["sh", "-c", "cat /shared/order"].map(str::to_owned).to_vec(),
         tty: false,
+        is_debug: false,
     });
     let mut session = timeout(LIMIT, exec).await.unwrap().unwrap();
     assert_eq!(timeout(LIMIT, session.output.recv()).await.unwrap(), Some((1, b"first\nsecond\n".to_vec())));
@@ -288,6 +291,7 @@ async fn commands_run_in_a_container() {
             container: "main".to_owned(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             tty,
+            is_debug: false,
         })
     };
     let mut session =

@@ -251,6 +251,7 @@ impl Suite<'_> {
             secrets: BTreeMap::new(),
             platform_env: BTreeMap::new(),
             logins: Vec::new(),
+            storages: BTreeMap::new(),
             revision,
         }
     }

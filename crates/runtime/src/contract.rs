@@ -1,9 +1,11 @@
 //! The trait and the values that cross it.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use cove_base::Board;
-use cove_model::{ReplicaName, ReplicaObservation, ReplicaPhases, ResourceId, RevisionKey, Template};
+use cove_model::{
+    EnvironmentStorage, ReplicaName, ReplicaObservation, ReplicaPhases, ResourceId, RevisionKey, Template,
+};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -45,6 +47,13 @@ pub trait Runtime: Send + Sync + Debug + 'static {
 
     /// Runs a command in a running container, with a terminal if asked.
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>>;
+
+    /// The root directory of a running container as the container sees it, its volumes included. Paths below it must be
+    /// resolved inside it (`RESOLVE_IN_ROOT`).
+    fn root(&self, replica: &ReplicaName, container: &str) -> BoxFuture<'static, Result<OwnedFd, ExecError>> {
+        let _ = (replica, container);
+        Box::pin(async { Err(ExecError::Unsupported) })
+    }
 }
 
 /// What a driver can do on this host.
@@ -87,6 +96,9 @@ pub struct ReplicaSpec {
     pub platform_env: BTreeMap<String, String>,
     /// Registry logins for the images.
     pub logins: Vec<RegistryLogin>,
+    /// The environment's storages that the template's volumes name.
+    #[serde(default)]
+    pub storages: BTreeMap<String, StorageBinding>,
 }
 
 impl Debug for ReplicaSpec {
@@ -95,6 +107,21 @@ impl Debug for ReplicaSpec {
             .field("name", &self.name)
             .field("revision", &self.revision)
             .finish_non_exhaustive()
+    }
+}
+
+/// A storage with what it takes to reach it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageBinding {
+    /// The storage.
+    pub storage: EnvironmentStorage,
+    /// Key of the storage account, for shares that are mounted over the network.
+    pub account_key: Option<String>,
+}
+
+impl Debug for StorageBinding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StorageBinding").field("storage", &self.storage).finish_non_exhaustive()
     }
 }
 
@@ -175,6 +202,8 @@ pub struct ExecRequest {
     pub command: Vec<String>,
     /// Allocate a terminal.
     pub tty: bool,
+    /// Run it as root by a shell that is brought along, for images that have none; the command's first word is `sh`.
+    pub is_debug: bool,
 }
 
 /// A running command: bytes in, bytes out, then its exit code.
@@ -204,6 +233,9 @@ pub enum ExecError {
     /// It could not be started.
     #[error("failed to run the command: {0}")]
     Failed(String),
+    /// The host lacks what it takes; says what.
+    #[error("{0}")]
+    NotOnThisHost(String),
     /// This driver has no exec.
     #[error("this runtime cannot run commands in containers")]
     Unsupported,

@@ -14,4 +14,5 @@ pub mod logs;
 
 pub use contract::{
     Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,
+    StorageBinding,
 };

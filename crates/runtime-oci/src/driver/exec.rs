@@ -15,6 +15,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     pty::openpty,
+    sys::socket::MsgFlags,
     unistd::pipe2,
 };
 use tokio::{
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 use super::{Inner, conn::register, lock};
-use crate::protocol::ToShim;
+use crate::protocol::{RootGiven, ToShim, pair, receive};
 
 /// Longest wait for a command to run.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -47,7 +48,78 @@ struct Ends {
     stdin: OwnedFd,
     outputs: Vec<(u8, OwnedFd)>,
     terminal: Option<OwnedFd>,
-    theirs: [OwnedFd; 3],
+    theirs: Vec<OwnedFd>,
+}
+
+/// Where a statically linked shell of the host may be.
+const HOST_SHELLS: [&str; 4] = ["/usr/bin/busybox", "/bin/busybox", "/usr/local/bin/busybox", "/sbin/busybox.static"];
+
+/// Longest wait for a container's root directory.
+const ROOT_LIMIT: Duration = Duration::from_secs(10);
+
+/// The root directory of a running container.
+pub(super) async fn root(inner: Arc<Inner>, replica: ReplicaName, container: String) -> Result<OwnedFd, ExecError> {
+    let failed = |error: io::Error| ExecError::Failed(error.to_string());
+    let not_running = || ExecError::NotRunning { replica: replica.clone(), container: container.clone() };
+    let (ours, theirs) = pair().map_err(failed)?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(failed)?;
+    {
+        let state = lock(&inner.state);
+        let conn = state.replicas.get(&replica).and_then(|replica| replica.conn.clone()).ok_or_else(not_running)?;
+        conn.send(&ToShim::Root { container: container.clone() }, &[theirs.as_raw_fd()]).map_err(failed)?;
+    }
+    drop(theirs);
+    let socket = register(ours).map_err(failed)?;
+    let answer = async {
+        loop {
+            let mut guard = socket.readable().await?;
+            let received = guard.try_io(|fd| receive::<RootGiven>(fd.as_raw_fd(), MsgFlags::MSG_DONTWAIT));
+            if let Ok(received) = received {
+                return received;
+            }
+        }
+    };
+    match timeout(ROOT_LIMIT, answer).await {
+        Ok(Ok(Some((RootGiven { error: None }, fds)))) => fds.into_iter().next().ok_or_else(not_running),
+        Ok(Ok(Some((RootGiven { error: Some(error) }, _)))) => {
+            tracing::debug!(%replica, container, error, "no root directory");
+            Err(not_running())
+        }
+        Ok(Ok(None)) => Err(not_running()),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(ExecError::Failed(format!("the container did not answer within {} s", ROOT_LIMIT.as_secs()))),
+    }
+}
+
+/// A shell of the host that needs nothing of the image.
+fn host_shell() -> Result<OwnedFd, ExecError> {
+    let is_static = |path: &&&str| std::fs::read(path).is_ok_and(|bytes| is_static_program(&bytes));
+    let found = HOST_SHELLS.iter().find(is_static).and_then(|path| std::fs::File::open(path).ok());
+    found.map(OwnedFd::from).ok_or_else(|| {
+        ExecError::NotOnThisHost(
+            "the host has no statically linked shell; install one with `apt-get install busybox-static`".to_owned(),
+        )
+    })
+}
+
+/// A 64-bit ELF program without an interpreter.
+fn is_static_program(bytes: &[u8]) -> bool {
+    const INTERPRETER: u32 = 3;
+    let number = |at: usize, length: usize| -> Option<u64> {
+        let part = bytes.get(at..at.checked_add(length)?)?;
+        Some(part.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    let has_interpreter = || -> Option<bool> {
+        let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        for index in 0..count {
+            let at = usize::try_from(table.checked_add(index * size)?).ok()?;
+            if number(at, 4)? == u64::from(INTERPRETER) {
+                return Some(true);
+            }
+        }
+        Some(false)
+    };
+    bytes.starts_with(b"\x7fELF\x02\x01") && has_interpreter() == Some(false)
 }
 
 pub(super) fn started(inner: &Inner, name: &ReplicaName, id: u64) {
@@ -76,7 +148,10 @@ pub(super) async fn run(inner: Arc<Inner>, id: u64, request: ExecRequest) -> Res
     if request.command.is_empty() {
         return Err(ExecError::Failed("there is no command to run".to_owned()));
     }
-    let ends = if request.tty { terminal() } else { pipes() }.map_err(failed)?;
+    let mut ends = if request.tty { terminal() } else { pipes() }.map_err(failed)?;
+    if request.is_debug {
+        ends.theirs.push(host_shell()?);
+    }
     let (started_sender, started) = oneshot::channel();
     let (exit_sender, exit) = oneshot::channel();
     {
@@ -88,6 +163,7 @@ pub(super) async fn run(inner: Arc<Inner>, id: u64, request: ExecRequest) -> Res
             container: request.container.clone(),
             command: request.command.clone(),
             tty: request.tty,
+            is_debug: request.is_debug,
         };
         let fds: Vec<RawFd> = ends.theirs.iter().map(AsRawFd::as_raw_fd).collect();
         conn.send(&order, &fds).map_err(failed)?;
@@ -138,7 +214,7 @@ fn pipes() -> io::Result<Ends> {
         fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     let outputs = vec![(1, stdout), (2, stderr)];
-    Ok(Ends { stdin, outputs, terminal: None, theirs: [their_stdin, their_stdout, their_stderr] })
+    Ok(Ends { stdin, outputs, terminal: None, theirs: vec![their_stdin, their_stdout, their_stderr] })
 }
 
 fn terminal() -> io::Result<Ends> {
@@ -147,7 +223,7 @@ fn terminal() -> io::Result<Ends> {
         fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
     }
     fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let theirs = [pty.slave.try_clone()?, pty.slave.try_clone()?, pty.slave];
+    let theirs = vec![pty.slave.try_clone()?, pty.slave.try_clone()?, pty.slave];
     let outputs = vec![(1, pty.master.try_clone()?)];
     Ok(Ends { stdin: pty.master.try_clone()?, outputs, terminal: Some(pty.master), theirs })
 }

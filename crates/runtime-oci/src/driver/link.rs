@@ -44,12 +44,15 @@ fn give_orders(replica: &Replica, conn: &Conn) {
 }
 
 async fn listen(inner: &Arc<Inner>, name: &ReplicaName, mut conn: Arc<Conn>) {
+    let mut was_reset = false;
     loop {
         match conn.receive::<FromShim>().await {
             Ok(Some(FromShim::State(state))) => take_state(inner, name, *state),
             Ok(Some(FromShim::ExecStarted { id })) => exec::started(inner, name, id),
             Ok(Some(FromShim::ExecEnded { id, code, error })) => exec::ended(inner, name, id, code, error),
             Ok(Some(FromShim::Blank | FromShim::Broken { .. })) => {}
+            // It ended without reading all orders. The kernel says that once, before what it had told until then.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset && !was_reset => was_reset = true,
             Ok(None) | Err(_) => match connect(&inner.replica_dir(name)).and_then(Conn::new) {
                 Ok(again) => {
                     // The helper lives: it dropped us because we were far behind.

@@ -29,13 +29,19 @@ use super::{
     helpers::{self, Helper},
     images, link, lock,
 };
-use crate::protocol::{ContainerSpec, SPEC_FILE, ShimSpec, ToShim, VolumeSpec, write_atomically};
+use crate::{
+    protocol::{ContainerSpec, MESSAGE_FDS_MAX, SPEC_FILE, ShimSpec, ToShim, VolumeSpec, write_atomically},
+    shares::{self, OpenShare},
+};
 
 /// Longest wait for a network namespace.
 const NETWORK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Longest time a helper may take to make all containers of a replica.
 const MAKE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Most volumes on storages of one replica: their mounts go to the helper in one message, with its network.
+const SHARES_MAX: usize = MESSAGE_FDS_MAX - 1;
 
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -154,9 +160,10 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
     if stopped != Some(false) {
         return Err(None);
     }
+    let shares = open_shares(inner, spec).await?;
     let helper = inner.helpers.take().await.map_err(failed("no helper process could be made"))?;
     let network = File::open(&lease.path).map_err(failed("failed to open the network namespace"))?;
-    let shim_spec = shim_spec(inner, spec, &lease, &helper, &found, network_at).map_err(Some)?;
+    let shim_spec = shim_spec(inner, spec, &lease, &helper, &found, &shares, network_at).map_err(Some)?;
     let created_at = inner.update(&spec.name, |replica| {
         replica.cgroup = Some(helper.cgroup.clone());
         replica.created_at
@@ -180,9 +187,44 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
         }
         _ => failed("failed to write the replica's folder")(error),
     })?;
-    helper.conn.send(&ToShim::Assign { dir }, &[network.as_raw_fd()]).map_err(failed("the helper process is gone"))?;
+    let shares = shares.values().map(|share| share.tree.as_raw_fd());
+    let fds: Vec<_> = std::iter::once(network.as_raw_fd()).chain(shares).collect();
+    helper.conn.send(&ToShim::Assign { dir }, &fds).map_err(failed("the helper process is gone"))?;
     link::connected(inner, &spec.name, helper.conn);
     Ok(())
+}
+
+/// The shares of its volumes, by the volumes' names.
+async fn open_shares(inner: &Inner, spec: &ReplicaSpec) -> Result<BTreeMap<String, OpenShare>, Option<Failure>> {
+    let mut opened = BTreeMap::new();
+    for volume in &spec.template.volumes {
+        let VolumeKind::Storage(storage) = &volume.kind else { continue };
+        let binding = spec.storages.get(&storage.storage.to_ascii_lowercase()).ok_or_else(|| {
+            let text = format!(
+                "volume `{}` needs storage `{}`, which the environment does not have; set it with `env storage set`",
+                volume.name, storage.storage
+            );
+            Some(("StorageNotFound".to_owned(), text))
+        })?;
+        let failed = |text: String| {
+            let text = format!("volume `{}` (storage `{}`): {text}", volume.name, storage.storage);
+            Some(("StorageMountFailed".to_owned(), text))
+        };
+        if opened.len() >= SHARES_MAX {
+            return Err(failed(format!("a replica may have {SHARES_MAX} volumes on storages")));
+        }
+        let share = shares::open(&inner.config.shares, binding, &storage.options).await.map_err(failed)?;
+        if !share.ignored.is_empty() {
+            let text = format!(
+                "Volume '{}': the mount options '{}' have no effect where the share is on this machine",
+                volume.name,
+                share.ignored.join(",")
+            );
+            inner.event(spec, None, EventKind::Warning, "StorageOptionIgnored", text);
+        }
+        opened.insert(volume.name.clone(), share);
+    }
+    Ok(opened)
 }
 
 async fn find_images(inner: &Inner, spec: &ReplicaSpec) -> Result<BTreeMap<String, Arc<Image>>, Option<Failure>> {
@@ -210,6 +252,7 @@ fn shim_spec(
     lease: &NetnsLease,
     helper: &Helper,
     found: &BTreeMap<String, Arc<Image>>,
+    shares: &BTreeMap<String, OpenShare>,
     network_at: Timestamp,
 ) -> Result<ShimSpec, Failure> {
     let mut all = Vec::new();
@@ -219,7 +262,7 @@ fn shim_spec(
     }
     let mut volumes = BTreeMap::new();
     for volume in &spec.template.volumes {
-        volumes.insert(volume.name.clone(), volume_spec(spec, &volume.name, &volume.kind)?);
+        volumes.insert(volume.name.clone(), volume_spec(spec, &volume.name, &volume.kind, shares)?);
     }
     Ok(ShimSpec {
         replica: spec.name.to_string(),
@@ -234,7 +277,12 @@ fn shim_spec(
     })
 }
 
-fn volume_spec(spec: &ReplicaSpec, name: &str, kind: &VolumeKind) -> Result<VolumeSpec, Failure> {
+fn volume_spec(
+    spec: &ReplicaSpec,
+    name: &str,
+    kind: &VolumeKind,
+    shares: &BTreeMap<String, OpenShare>,
+) -> Result<VolumeSpec, Failure> {
     let invalid = |message: String| ("InvalidVolume".to_owned(), message);
     if name.is_empty() || name == "." || name == ".." || name.contains('/') {
         return Err(invalid(format!("`{name}` is not a volume name: use letters, digits and `-`")));
@@ -252,12 +300,9 @@ fn volume_spec(spec: &ReplicaSpec, name: &str, kind: &VolumeKind) -> Result<Volu
             }
             Ok(VolumeSpec::Files(files))
         }
-        VolumeKind::Storage(volume) => {
-            let text = format!(
-                "the storage `{}` of volume `{name}` is not bound to a directory of this machine",
-                volume.storage
-            );
-            Err(("StorageNotBound".to_owned(), text))
+        VolumeKind::Storage(_) => {
+            let is_read_only = shares.get(name).is_none_or(|share| share.is_read_only);
+            Ok(VolumeSpec::Share { is_read_only })
         }
     }
 }

@@ -9,19 +9,17 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::Path,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    },
 };
 
 use camino::{Utf8Path, Utf8PathBuf};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::{
-        resource::{Resource, getrlimit},
-        stat::{Mode, mkdirat},
-    },
+    sys::resource::{Resource, getrlimit},
 };
 use serde_json::{Value, json};
 
@@ -29,6 +27,7 @@ use super::user::{self, User};
 use crate::{
     cgroup::Cgroups,
     protocol::{ContainerSpec, ShimSpec, VolumeSpec},
+    tree::{self, make_dir_inside},
 };
 
 const CAPABILITIES: [&str; 9] = [
@@ -97,7 +96,8 @@ impl Bundle {
         mount_root(dir, &spec.layers).map_err(failed("mount the container's root file system"))?;
         let root = dir.join("root");
         let user = user::resolve(&spec.user, root.as_std_path())?;
-        make_dir_inside(root.as_std_path(), &spec.cwd).map_err(failed("make the working directory"))?;
+        make_dir_inside(root.as_std_path(), &spec.cwd, 0o755).map_err(failed("make the working directory"))?;
+        attach_parts(replica_dir, replica, spec)?;
         let config = config(&root, replica_dir, replica, spec, &user, cgroups.views(cgroup));
         let text =
             serde_json::to_vec(&config).map_err(|error| format!("failed to write the configuration: {error}"))?;
@@ -152,30 +152,9 @@ fn escape(path: &str) -> String {
     path.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
 }
 
-/// Makes `path` below `root`; links are followed as inside a container.
-fn make_dir_inside(root: &Path, path: &str) -> io::Result<()> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = open(root, flags, Mode::empty())?;
-    let find = |path: &str| {
-        openat2(
-            &root,
-            if path.is_empty() { "." } else { path },
-            OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT),
-        )
-    };
-    let mut done = String::new();
-    for part in path.split('/').filter(|part| !matches!(*part, "" | "." | "..")) {
-        let parent = find(&done)?;
-        done = if done.is_empty() { part.to_owned() } else { format!("{done}/{part}") };
-        if matches!(find(&done), Err(Errno::ENOENT)) {
-            mkdirat(&parent, part, Mode::from_bits_truncate(0o755))?;
-        }
-    }
-    Ok(())
-}
-
 /// Makes the volumes and network files of a replica in its folder.
-pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec) -> io::Result<()> {
+pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec, shares: &[OwnedFd]) -> io::Result<()> {
+    let mut shares = shares.iter();
     let etc = dir.join("etc");
     fs::create_dir_all(&etc)?;
     fs::write(etc.join("hosts"), &spec.hosts)?;
@@ -186,6 +165,10 @@ pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
         match volume {
             VolumeSpec::EmptyDir => fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))?,
+            VolumeSpec::Share { .. } => {
+                let share = shares.next().ok_or_else(|| io::Error::other("a share came without its mount"))?;
+                tree::attach(share, &path)?;
+            }
             VolumeSpec::Files(files) => {
                 // In memory only: secrets do not go to the disk a second time.
                 let options = "mode=755,size=4m,nr_inodes=4096";
@@ -285,13 +268,49 @@ fn mounts(
     for file in ["hosts", "hostname", "resolv.conf"] {
         mounts.push(bind(replica_dir.join("etc").join(file).as_str(), &format!("/etc/{file}"), false));
     }
-    for (name, path, sub_path) in &spec.mounts {
-        let mut source = replica_dir.join("volumes").join(name);
-        if let Some(sub_path) = sub_path {
-            source.push(sub_path);
-        }
-        let is_read_only = matches!(replica.volumes.get(name), Some(VolumeSpec::Files(_)));
-        mounts.push(bind(source.as_str(), path, is_read_only));
+    for (index, (name, path, sub_path)) in spec.mounts.iter().enumerate() {
+        let source = match sub_path {
+            None => replica_dir.join("volumes").join(name),
+            Some(_) => part_dir(replica_dir, spec, index),
+        };
+        mounts.push(bind(source.as_str(), path, replica.volumes.get(name).is_some_and(is_read_only)));
     }
     mounts
+}
+
+fn is_read_only(volume: &VolumeSpec) -> bool {
+    match volume {
+        VolumeSpec::Files(_) => true,
+        VolumeSpec::Share { is_read_only } => *is_read_only,
+        VolumeSpec::EmptyDir => false,
+    }
+}
+
+/// Where the part of a volume that a container mounts is attached, in the helper's mount namespace.
+fn part_dir(replica_dir: &Utf8Path, spec: &ContainerSpec, index: usize) -> Utf8PathBuf {
+    replica_dir.join("parts").join(format!("{}.{index}", spec.name))
+}
+
+/// Attaches the parts of volumes that a container mounts by `subPath`; missing directories are made.
+fn attach_parts(replica_dir: &Utf8Path, replica: &ShimSpec, spec: &ContainerSpec) -> Result<(), String> {
+    for (index, (name, _, sub_path)) in spec.mounts.iter().enumerate() {
+        let Some(sub_path) = sub_path else { continue };
+        let volume = replica_dir.join("volumes").join(name);
+        let is_read_only = replica.volumes.get(name).is_some_and(is_read_only);
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound if is_read_only => {
+                format!("volume `{name}` is read-only and has no `{sub_path}`; make it or mount without subPath")
+            }
+            io::ErrorKind::NotFound => {
+                format!("`{sub_path}` of volume `{name}` is a link that leads nowhere inside the volume")
+            }
+            _ => format!("failed to mount `{sub_path}` of volume `{name}`: {error}"),
+        };
+        if !is_read_only {
+            make_dir_inside(volume.as_std_path(), sub_path, 0o777).map_err(failed)?;
+        }
+        fs::create_dir_all(replica_dir.join("parts")).map_err(failed)?;
+        tree::attach_part(&volume, sub_path, &part_dir(replica_dir, spec, index)).map_err(failed)?;
+    }
+    Ok(())
 }

@@ -43,13 +43,14 @@ use crate::{
     seccomp::Filter,
 };
 
-/// What a carrier is to do; descriptors: network namespace, stdin, stdout, stderr, channel of the container.
+/// What a carrier is to do; descriptors: network namespace, stdin, stdout, stderr, channel of the container, and for a
+/// debug session the program.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Make a container.
     Create { id: String, bundle: Utf8PathBuf, state: Utf8PathBuf },
     /// Run a command in a container that runs.
-    Exec { id: String, process: Utf8PathBuf, state: Utf8PathBuf, tty: bool },
+    Exec { id: String, process: Utf8PathBuf, state: Utf8PathBuf, tty: bool, is_debug: bool },
 }
 
 /// What came of it.
@@ -131,7 +132,11 @@ fn run(env: &Rc<Env>, socket: &OwnedFd, cgroup: &str) -> io::Result<()> {
     })
 }
 
-fn make(env: &Rc<Env>, order: Order, fds: Vec<OwnedFd>) -> Result<i32, Box<dyn Error>> {
+fn make(env: &Rc<Env>, order: Order, mut fds: Vec<OwnedFd>) -> Result<i32, Box<dyn Error>> {
+    let program = match &order {
+        Order::Exec { is_debug: true, .. } => fds.pop(),
+        Order::Exec { .. } | Order::Create { .. } => None,
+    };
     let fds: [OwnedFd; 5] = fds.try_into().map_err(|_| "a carrier's order came without its descriptors")?;
     let [network, stdin, stdout, stderr, channel] = fds;
     setns(&network, CloneFlags::CLONE_NEWNET)?;
@@ -141,7 +146,8 @@ fn make(env: &Rc<Env>, order: Order, fds: Vec<OwnedFd>) -> Result<i32, Box<dyn E
         Order::Exec { id, state, tty, .. } => (id, state, *tty),
     };
     // The first process inherits the channel's number; it is closed when that becomes the program.
-    let executor = Program { filter: env.filter.clone(), channel: channel.into_raw_fd(), tty };
+    let program = program.map(IntoRawFd::into_raw_fd);
+    let executor = Program { filter: env.filter.clone(), channel: channel.into_raw_fd(), tty, program };
     let builder = ContainerBuilder::new(id.clone(), SyscallType::default())
         .with_root_path(state.as_std_path())?
         .with_executor(executor)
@@ -196,6 +202,8 @@ struct Program {
     filter: Rc<Filter>,
     channel: RawFd,
     tty: bool,
+    /// Runs instead of what is found in the image.
+    program: Option<RawFd>,
 }
 
 impl Executor for Program {
@@ -203,7 +211,9 @@ impl Executor for Program {
         // Only now: changing user and capabilities cleared what was set before.
         die_with_parent();
         let ours = |text: String| ExecutorValidationError::ArgValidationError(format!("{OURS}{text}"));
-        find_program(spec).map_err(ours)?;
+        if self.program.is_none() {
+            find_program(spec).map_err(ours)?;
+        }
         // Here and not right before the program: the kernel takes a millisecond to compile the filter, which a slot pays
         // ahead. What is left to do until then (wait for `start`, become the program) the filter allows.
         let listener =
@@ -240,7 +250,7 @@ impl Executor for Program {
 
 impl Program {
     fn become_program(&self, spec: &Spec) -> Result<std::convert::Infallible, String> {
-        let path = find_program(spec)?;
+        let path = if self.program.is_some() { PathBuf::new() } else { find_program(spec)? };
         let shown = path.display().to_string();
         let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| "an argument holds a zero byte".to_owned());
         let arguments = arguments(spec).iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<Vec<_>, _>>()?;
@@ -252,6 +262,9 @@ impl Program {
         // SAFETY: resets a disposition that Rust's start-up changed; there is no handler.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(|error| error.to_string())?;
+        if let Some(program) = self.program {
+            return self.become_descriptor(program, &arguments);
+        }
         match execv(&path, &arguments) {
             Ok(never) => Ok(never),
             Err(nix::errno::Errno::ENOEXEC) => Err(format!(
@@ -262,6 +275,21 @@ impl Program {
                 "`{shown}` needs an interpreter or loader that the image does not hold; add it or link statically"
             )),
             Err(error) => Err(format!("failed to run `{shown}`: {error}")),
+        }
+    }
+}
+
+impl Program {
+    /// Runs a program of the host that the image does not hold; it is linked statically, so it needs nothing of the image.
+    fn become_descriptor(&self, program: RawFd, arguments: &[CString]) -> Result<std::convert::Infallible, String> {
+        let env: Vec<CString> = std::env::vars_os()
+            .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+            .collect();
+        // SAFETY: the descriptor was sent along for this purpose and nothing else in this process owns it.
+        let program = unsafe { OwnedFd::from_raw_fd(program) };
+        match nix::unistd::fexecve(&program, arguments, &env) {
+            Ok(never) => Ok(never),
+            Err(error) => Err(format!("failed to run the shell that was brought along: {error}")),
         }
     }
 }

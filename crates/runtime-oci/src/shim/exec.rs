@@ -12,7 +12,11 @@ use std::{
 };
 
 use camino::{Utf8Path, Utf8PathBuf};
-use nix::unistd::Pid;
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{
@@ -35,7 +39,25 @@ pub(super) struct Exec {
     process: Utf8PathBuf,
     state: Utf8PathBuf,
     tty: bool,
+    is_debug: bool,
     stdio: Vec<OwnedFd>,
+}
+
+/// What is to be run.
+#[derive(Debug)]
+pub(super) struct Command {
+    /// Program and arguments.
+    pub(super) words: Vec<String>,
+    /// With a terminal.
+    pub(super) tty: bool,
+    /// As root, and the program is the last descriptor.
+    pub(super) is_debug: bool,
+}
+
+/// The root directory of a process that runs, its own mounts included.
+pub(super) fn root_of(pid: Pid) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty())?)
 }
 
 /// What a carrier's answer means.
@@ -52,7 +74,7 @@ impl Exec {
         dir: &Utf8Path,
         container: &Container,
         id: u64,
-        (command, tty): (&[String], bool),
+        command: &Command,
         stdio: Vec<OwnedFd>,
     ) -> Result<Self, String> {
         let bundle = container.bundle.as_ref().ok_or("the container is not running")?;
@@ -60,15 +82,31 @@ impl Exec {
         let config = std::fs::read(bundle.dir.join("config.json")).map_err(words)?;
         let config: Value = serde_json::from_slice(&config).map_err(|error| words(error.into()))?;
         let mut process = config["process"].clone();
-        process["args"] = command.into();
-        if tty && let Some(env) = process["env"].as_array_mut() {
+        process["args"] = command.words.clone().into();
+        if command.is_debug {
+            process["user"] = serde_json::json!({ "uid": 0, "gid": 0 });
+            process["cwd"] = "/".into();
+        }
+        if command.tty
+            && let Some(env) = process["env"].as_array_mut()
+        {
             env.push("TERM=xterm".into());
         }
         let path = dir.join(format!("exec-{id}.json"));
         crate::protocol::write_atomically(&path, process.to_string().as_bytes()).map_err(words)?;
         let carrier = Carrier::fork(env, &container.cgroup).map_err(words)?;
         let state = state_dir(dir);
-        Ok(Self { id, carrier: Some(carrier), pid: None, container: container.id(), process: path, state, tty, stdio })
+        Ok(Self {
+            id,
+            carrier: Some(carrier),
+            pid: None,
+            container: container.id(),
+            process: path,
+            state,
+            tty: command.tty,
+            is_debug: command.is_debug,
+            stdio,
+        })
     }
 
     /// The carrier has something to say.
@@ -96,9 +134,13 @@ impl Exec {
         let (_ours, channel) = pair()?;
         let mut fds = vec![network.as_raw_fd()];
         fds.extend(self.stdio.iter().map(AsRawFd::as_raw_fd));
-        fds.push(channel.as_raw_fd());
+        // The program of a debug session, if any, comes last of what was sent along; the channel stands before it.
+        fds.insert(fds.len().min(4), channel.as_raw_fd());
         let (process, state) = (self.process.clone(), self.state.clone());
-        carrier.order(&Order::Exec { id: self.container.clone(), process, state, tty: self.tty }, &fds)?;
+        carrier.order(
+            &Order::Exec { id: self.container.clone(), process, state, tty: self.tty, is_debug: self.is_debug },
+            &fds,
+        )?;
         // Only the command may hold its ends, or its peer never sees their end.
         self.stdio.clear();
         Ok(())

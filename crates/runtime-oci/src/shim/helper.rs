@@ -48,10 +48,11 @@ pub(super) fn run(env: &Rc<Env>, connection: OwnedFd, cgroup: &str) -> io::Resul
     send(connection.as_raw_fd(), &FromShim::Blank, &[], MsgFlags::empty())?;
     // The driver may have died in between; then this gives an error or nothing, the same as silence.
     let assigned = receive::<ToShim>(connection.as_raw_fd(), MsgFlags::empty());
-    if let Ok(Some((ToShim::Assign { dir }, fds))) = assigned
-        && let Some(network) = fds.into_iter().next()
-    {
-        return Supervisor::new(Rc::clone(env), dir, network, signals, connection, carrier)?.run();
+    if let Ok(Some((ToShim::Assign { dir }, fds))) = assigned {
+        let mut fds = fds.into_iter();
+        if let Some(network) = fds.next() {
+            return Supervisor::new(Rc::clone(env), dir, (network, fds.collect()), signals, connection, carrier)?.run();
+        }
     }
     kill(carrier.pid);
     let _ = waitpid(carrier.pid, None);

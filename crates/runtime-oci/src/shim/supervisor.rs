@@ -34,11 +34,12 @@ use super::{
     bundle::make_shared,
     carrier::{Carrier, own},
     container::{Container, Run, state_dir},
-    exec::{EXECS_MAX, Exec, Step},
+    exec::{self, Command, EXECS_MAX, Exec, Step},
     zygote::Env,
 };
 use crate::protocol::{
-    FromShim, SOCKET_FILE, SPEC_FILE, STATE_FILE, ShimSpec, ShimState, ToShim, receive, send, write_atomically,
+    FromShim, RootGiven, SOCKET_FILE, SPEC_FILE, STATE_FILE, ShimSpec, ShimState, ToShim, receive, send,
+    write_atomically,
 };
 
 /// Most drivers connected at once: the one that was there, and the one that is opened after it.
@@ -91,7 +92,7 @@ impl Supervisor {
     pub(super) fn new(
         env: Rc<Env>,
         dir: Utf8PathBuf,
-        network: OwnedFd,
+        (network, shares): (OwnedFd, Vec<OwnedFd>),
         signals: SignalFd,
         connection: OwnedFd,
         carrier: Carrier,
@@ -126,12 +127,13 @@ impl Supervisor {
             last: None,
             is_unsaved: false,
         };
-        this.prepare(carrier);
+        this.prepare(carrier, &shares);
         Ok(this)
     }
 
-    fn prepare(&mut self, carrier: Carrier) {
-        let made = std::fs::create_dir_all(state_dir(&self.dir)).and_then(|()| make_shared(&self.dir, &self.spec));
+    fn prepare(&mut self, carrier: Carrier, shares: &[OwnedFd]) {
+        let made =
+            std::fs::create_dir_all(state_dir(&self.dir)).and_then(|()| make_shared(&self.dir, &self.spec, shares));
         if let Err(error) = made {
             self.fail("ContainerCannotRun", format!("failed to make the replica's files: {error}"));
             return;
@@ -457,7 +459,10 @@ impl Supervisor {
                     running.end_because(reason, message, Instant::now() + RESTART_GRACE);
                 }
             }
-            ToShim::Exec { id, container, command, tty } => self.exec(id, &container, (&command, tty), fds),
+            ToShim::Exec { id, container, command, tty, is_debug } => {
+                self.exec(id, &container, &Command { words: command, tty, is_debug }, fds);
+            }
+            ToShim::Root { container } => self.give_root(&container, &fds),
             ToShim::ExecEnd { id } => {
                 if let Some(exec) = self.execs.iter().find(|exec| exec.id == id) {
                     exec.end();
@@ -466,7 +471,23 @@ impl Supervisor {
         }
     }
 
-    fn exec(&mut self, id: u64, name: &str, command: (&[String], bool), stdio: Vec<OwnedFd>) {
+    fn give_root(&self, name: &str, fds: &[OwnedFd]) {
+        let Some(socket) = fds.first() else { return };
+        let running = self.containers.iter().find(|c| c.spec.name == name && matches!(c.run, Run::Running { .. }));
+        let root = match running.and_then(Container::pid) {
+            Some(pid) => exec::root_of(pid).map_err(|error| error.to_string()),
+            None => Err(format!("container `{name}` is not running")),
+        };
+        // A peer that went away has no use for the answer.
+        let _ = match root {
+            Ok(root) => {
+                send(socket.as_raw_fd(), &RootGiven { error: None }, &[root.as_raw_fd()], MsgFlags::MSG_DONTWAIT)
+            }
+            Err(error) => send(socket.as_raw_fd(), &RootGiven { error: Some(error) }, &[], MsgFlags::MSG_DONTWAIT),
+        };
+    }
+
+    fn exec(&mut self, id: u64, name: &str, command: &Command, stdio: Vec<OwnedFd>) {
         let running = |c: &&Container| c.spec.name == name && matches!(c.run, Run::Running { .. });
         let begun = match self.containers.iter().find(running) {
             _ if self.execs.len() >= EXECS_MAX => {

@@ -21,7 +21,7 @@ use cove_model::{
 };
 use cove_network::{Network, NetworkConfig};
 use cove_runtime::{ReplicaSpec, Runtime, RuntimeError, logs::parse_cri_line};
-use cove_runtime_oci::{OciConfig, OciRuntime};
+use cove_runtime_oci::{OciConfig, OciRuntime, ShareBinding, SharesConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -40,6 +40,8 @@ pub(crate) struct Host {
     pub(crate) images: ImageStore,
     runtime: Option<Arc<OciRuntime>>,
     pub(crate) events: mpsc::Receiver<SystemEvent>,
+    /// Shares that are not below the root, from the next [`Host::open`] on.
+    pub(crate) bindings: Vec<ShareBinding>,
 }
 
 impl Host {
@@ -54,7 +56,8 @@ impl Host {
         let images =
             ImageStore::open(Utf8Path::from_path(dir.path()).unwrap().join("images").as_path(), StoreConfig::default())
                 .unwrap();
-        let mut host = Self { dir, name, network, images, runtime: None, events: mpsc::channel(1).1 };
+        let mut host =
+            Self { dir, name, network, images, runtime: None, events: mpsc::channel(1).1, bindings: Vec::new() };
         host.open().await;
         host
     }
@@ -68,9 +71,16 @@ impl Host {
             config.shim_program = vec![program.to_owned()];
         }
         config.helpers_spare = 2;
+        config.shares = self.shares();
         let runtime = OciRuntime::open(config, self.images.clone(), Arc::clone(&self.network), sender).await.unwrap();
         self.runtime = Some(runtime);
         self.events = events;
+    }
+
+    /// Where shares are.
+    pub(crate) fn shares(&self) -> SharesConfig {
+        let dir = Utf8Path::from_path(self.dir.path()).unwrap();
+        SharesConfig { bindings: self.bindings.clone(), ..SharesConfig::new(dir) }
     }
 
     /// Part of the names of all that it makes.
@@ -228,6 +238,7 @@ pub(crate) fn spec(name: &str, containers: Vec<Container>) -> ReplicaSpec {
         secrets: BTreeMap::new(),
         platform_env: BTreeMap::new(),
         logins: Vec::new(),
+        storages: BTreeMap::new(),
     }
 }
 
