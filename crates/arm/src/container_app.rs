@@ -18,6 +18,8 @@ use crate::{
 
 mod check;
 mod ingress;
+mod labels;
+mod later;
 mod not_built;
 mod policies;
 mod probes;
@@ -28,7 +30,9 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use render::{View, host, label_host, render, render_template};
+pub use labels::{forget_label, label_history, record_labels, settle_labels};
+pub use later::warnings;
+pub use render::{View, host, label_host, render, render_stored_template, render_template};
 
 /// What an app's PUT needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -75,9 +79,10 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
 /// As [`parse_put`].
 pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmError> {
     let mut errors = Errors::new();
-    let patch = normalise(patch, &properties::APP, Nulls::Keep, &mut errors);
+    let mut patch = normalise(patch, &properties::APP, Nulls::Keep, &mut errors);
     errors.into_result()?;
     let mut doc = stored.clone();
+    align_identities(&doc, &mut patch);
     let names_suffix = patch.pointer("/properties/template/revisionSuffix").is_some();
     if patch.pointer("/properties/template").is_some()
         && !names_suffix
@@ -88,6 +93,19 @@ pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> R
     crate::patch::merge(&mut doc, &patch);
     refuse_ignored_traffic(&doc, &patch)?;
     parse_put(&doc, context)
+}
+
+/// Gives the ids of identities in a patch the spelling that is stored: `az` writes them in lower case, and a merge
+/// compares names to the letter.
+fn align_identities(doc: &Value, patch: &mut Value) {
+    const LIST: &str = "/identity/userAssignedIdentities";
+    let Some(stored) = doc.pointer(LIST).and_then(Value::as_object) else { return };
+    let Some(asked) = patch.pointer_mut(LIST).and_then(Value::as_object_mut) else { return };
+    let old = std::mem::take(asked);
+    for (name, value) in old {
+        let same = stored.keys().find(|known| known.eq_ignore_ascii_case(&name));
+        asked.insert(same.cloned().unwrap_or(name), value);
+    }
 }
 
 /// In single mode all requests go to the newest revision, so weights and labels would be accepted and do nothing.
@@ -107,10 +125,21 @@ fn refuse_ignored_traffic(doc: &Value, patch: &Value) -> Result<(), ArmError> {
     Ok(())
 }
 
-/// Whether going from `old` to `new` makes a revision: any change below `properties.template`, or a suffix of its own.
+/// Whether a write makes a revision: any change below `properties.template`, or a suffix of its own.
 ///
-/// Everything else (ingress, secrets, registries, tags, mode) is of application scope and reaches running revisions.
+/// Defaults that are spelled out are no change; properties that nobody knows are. Everything else (ingress, secrets,
+/// registries, tags, mode) is of application scope and reaches running revisions.
 #[must_use]
-pub fn makes_revision(old: &Template, new: &Template, old_suffix: Option<&str>, new_suffix: Option<&str>) -> bool {
-    old != new || (new_suffix.is_some() && new_suffix != old_suffix)
+pub fn makes_revision(old_doc: &Value, old: &Template, new: &Parsed) -> bool {
+    const SUFFIX: &str = "/properties/template/revisionSuffix";
+    let old_suffix = old_doc.pointer(SUFFIX).and_then(Value::as_str);
+    if new.revision_suffix.is_some() && new.revision_suffix.as_deref() != old_suffix {
+        return true;
+    }
+    let whole = |doc: &Value, template: &Template| {
+        let mut whole = render_stored_template(doc.pointer("/properties/template").unwrap_or(&Value::Null), template);
+        whole.as_object_mut().map(|fields| fields.remove("revisionSuffix"));
+        crate::patch::without_nulls(&whole)
+    };
+    *old != new.app.template || whole(old_doc, old) != whole(&new.doc, &new.app.template)
 }

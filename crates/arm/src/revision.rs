@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 pub struct RevisionView<'a> {
     /// The revision.
     pub revision: &'a Revision,
+    /// Its template as the user wrote it.
+    pub template: &'a Value,
     /// What the controller wrote last.
     pub status: &'a RevisionStatus,
     /// The environment's domain, for the revision's own host name.
@@ -30,7 +32,7 @@ pub fn render(view: &RevisionView<'_>) -> Value {
         "provisioningState": status.provisioning.as_arm(),
         "runningState": status.running.as_arm(),
         "replicas": status.replicas,
-        "template": crate::container_app::render_template(&revision.template),
+        "template": crate::container_app::render_stored_template(view.template, &revision.template),
     });
     if let Some(last_active_at) = view.last_active_at {
         properties["lastActiveTime"] = json!(last_active_at.to_string());
@@ -97,6 +99,7 @@ mod tests {
         let labels = ["blue".to_owned()];
         let view = RevisionView {
             revision: &revision,
+            template: &Value::Null,
             status: &status,
             default_domain: "e.localhost",
             labels: &labels,

@@ -11,7 +11,7 @@ use cove_arm::{
     ArmError, Errors,
     container_app::{self, Parsed, PutContext, makes_revision},
 };
-use cove_model::{ContainerApp, Environment, ResourceId, Revision, RevisionName};
+use cove_model::{ActiveRevisionsMode, ContainerApp, Environment, ResourceId, Revision, RevisionName};
 use cove_store::{
     Expect, NewOperation, NewRevision, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError,
 };
@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::{
     answer::{self, Answer, Refusal, with_etag},
+    app_events, app_refs,
     apps::{self, KIND},
     call::Call,
     control_plane::{ControlPlane, new_id, random_word},
@@ -68,6 +69,10 @@ struct Write<'a> {
 struct Checked {
     parsed: Parsed,
     revision: Option<NewRevision>,
+    /// The server chose the suffix, so that it may choose another one.
+    is_suffix_ours: bool,
+    /// It takes host names or ports that it did not have.
+    claims_more: bool,
 }
 
 impl Write<'_> {
@@ -77,18 +82,31 @@ impl Write<'_> {
         let id = child_of(&group, KIND, self.call.name("app"))?;
         for _ in 0..TRIES_MAX {
             let old = plane.store().resource(&id)?;
-            // making an app refers to its group, environment and name: nobody may take those away meanwhile
-            let structure = if old.is_none() { Some(plane.structure().await) } else { None };
-            let old = if structure.is_some() {
+            // making an app refers to its group, environment and name, and claims are made against other apps: nobody may
+            // change those meanwhile
+            let mut structure = None;
+            let mut old = old;
+            if old.is_none() {
+                structure = Some(plane.structure().await);
                 groups::require_writable(plane, self.call)?;
-                plane.store().resource(&id)?
-            } else {
-                old
-            };
+                old = plane.store().resource(&id)?;
+            }
+            let mut checked = self.check(old.as_ref().map_or(&id, |old| &old.id), old.as_ref())?;
+            if structure.is_none() && checked.claims_more {
+                structure = Some(plane.structure().await);
+                old = plane.store().resource(&id)?;
+                checked = self.check(old.as_ref().map_or(&id, |old| &old.id), old.as_ref())?;
+            }
             let id = old.as_ref().map_or(&id, |old| &old.id);
-            let (checked, is_suffix_ours) = self.check(id, old.as_ref())?;
+            let is_suffix_ours = checked.is_suffix_ours;
+            let app = checked.parsed.app.clone();
+            let warnings = container_app::warnings(&checked.parsed.doc);
             match self.save(id, old.as_ref(), checked).await {
-                Ok(saved) => return Ok(saved),
+                Ok(saved) => {
+                    drop(structure);
+                    app_events::warn(plane, &app, &warnings);
+                    return Ok(saved);
+                }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(StoreError::RevisionExists { .. }) if is_suffix_ours => {}
                 Err(error) => return Err(error.into()),
@@ -97,7 +115,7 @@ impl Write<'_> {
         Err(StoreError::Conflict { id }.into())
     }
 
-    fn check(&self, id: &ResourceId, old: Option<&ResourceRow>) -> Result<(Checked, bool), Refusal> {
+    fn check(&self, id: &ResourceId, old: Option<&ResourceRow>) -> Result<Checked, Refusal> {
         let plane = self.plane;
         self.call.precondition().check(id.as_str(), old)?;
         if old.is_some_and(|old| old.provisioning == Provisioning::Deleting) {
@@ -122,19 +140,18 @@ impl Write<'_> {
             parsed.app.is_stopped = old_app.is_stopped;
         }
         let environment = self.environment(&parsed.app.environment)?;
-        check_profile(&environment, parsed.workload_profile.as_deref())?;
+        app_refs::check(plane, &environment, &mut parsed, old_app.as_ref())?;
         if old.is_none() {
             self.check_name_is_free(&parsed.app)?;
         }
-        let old_suffix =
-            old.and_then(|old| old.doc.pointer("/properties/template/revisionSuffix")).and_then(Value::as_str);
-        let makes = old_app.as_ref().is_none_or(|old| {
-            makes_revision(&old.template, &parsed.app.template, old_suffix, parsed.revision_suffix.as_deref())
-        });
+        let old_template = old.zip(old_app.as_ref()).map(|(row, app)| (&row.doc, app));
+        let makes = old_template.is_none_or(|(doc, old)| makes_revision(doc, &old.template, &parsed));
         let revision = if makes { Some(self.revision(&parsed)?) } else { None };
-        let is_suffix_ours = makes && parsed.revision_suffix.is_none();
+        self.settle_labels(id, old.map(|old| &old.doc), old_app.as_ref(), revision.as_ref(), &mut parsed)?;
         self.check_traffic(id, &parsed.app, revision.as_ref())?;
-        Ok((Checked { parsed, revision }, is_suffix_ours))
+        let is_suffix_ours = makes && parsed.revision_suffix.is_none();
+        let claims_more = old_app.as_ref().is_some_and(|old| app_refs::claims_more(&parsed.app, old));
+        Ok(Checked { parsed, revision, is_suffix_ours, claims_more })
     }
 
     /// The environment that the app names.
@@ -187,6 +204,28 @@ impl Write<'_> {
         Ok(NewRevision { revision, doc })
     }
 
+    /// In labels mode the labels follow; in every mode their history does.
+    fn settle_labels(
+        &self,
+        id: &ResourceId,
+        old_doc: Option<&Value>,
+        old: Option<&ContainerApp>,
+        new: Option<&NewRevision>,
+        parsed: &mut Parsed,
+    ) -> Result<(), Refusal> {
+        if parsed.app.active_revisions_mode == ActiveRevisionsMode::Labels {
+            let newest = match new {
+                Some(new) => Some(new.revision.name.clone()),
+                None => self.plane.store().revisions(id)?.pop().map(|row| row.revision.name),
+            };
+            let newest = newest.map_or_else(String::new, |name| name.to_string());
+            let traffic = old.and_then(|old| old.ingress.as_ref()).map_or(&[][..], |ingress| &ingress.traffic);
+            container_app::settle_labels(parsed, traffic, &newest, new.is_some())?;
+        }
+        container_app::record_labels(parsed, old_doc, self.plane.clock().now());
+        Ok(())
+    }
+
     /// Weights may name only revisions that exist.
     fn check_traffic(&self, id: &ResourceId, app: &ContainerApp, new: Option<&NewRevision>) -> Result<(), Refusal> {
         let weights = app.ingress.as_ref().map_or(&[][..], |ingress| &ingress.traffic);
@@ -226,14 +265,4 @@ impl Write<'_> {
         let row = self.plane.store().put(put).await?;
         Ok((row, operation_id))
     }
-}
-
-fn check_profile(environment: &Environment, profile: Option<&str>) -> Result<(), Refusal> {
-    let Some(profile) = profile.filter(|profile| !profile.is_empty()) else { return Ok(()) };
-    let known: Vec<&str> = environment.workload_profiles.iter().map(|known| known.name.as_str()).collect();
-    if known.iter().any(|known| known.eq_ignore_ascii_case(profile)) {
-        return Ok(());
-    }
-    let message = format!("The environment has no workload profile '{profile}'; it has: {}.", known.join(", "));
-    Err(ArmError::new(400, "InvalidWorkloadProfileName", message).at("properties.workloadProfileName").into())
 }

@@ -11,7 +11,7 @@ use crate::{
     answer::{Answer, Refusal},
     call::Call,
     control_plane::ControlPlane,
-    crud, environments, groups,
+    crud, environments, groups, identities,
     route::Route,
 };
 
@@ -103,6 +103,7 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
         system_data: Some(&environments::system_data(row)),
     };
     let mut value = container_app::render(&row.doc, &view);
+    identities::complete(plane, &mut value, row)?;
     if let Some(failure) = &row.failure {
         value["properties"]["deploymentErrors"] = Value::String(format!("({}) {}", failure.code, failure.message));
     }

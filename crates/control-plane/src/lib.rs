@@ -12,6 +12,8 @@
 
 mod answer;
 mod app_actions;
+mod app_events;
+mod app_refs;
 mod app_write;
 mod apps;
 mod auth;

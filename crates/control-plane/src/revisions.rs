@@ -38,6 +38,7 @@ fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
     let labels: Vec<String> = mine.filter_map(|weight| weight.label.clone()).collect();
     let view = revision::RevisionView {
         revision: &row.revision,
+        template: &row.doc,
         status: &row.status,
         default_domain: domain,
         labels: &labels,

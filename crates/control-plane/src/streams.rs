@@ -75,6 +75,9 @@ pub trait LogStreams: Send + Sync + 'static {
 
     /// System events, oldest first. Ends at the newest event unless `follow`.
     fn system(&self, query: SystemQuery) -> BoxStream<'static, SystemEvent>;
+
+    /// Keeps an event that the API tells. Never waits: it may be lost when its keeper is far behind.
+    fn tell(&self, event: SystemEvent);
 }
 
 /// What only Cove has, below `/cove/v1`; the server connects other services here.

@@ -36,6 +36,12 @@ impl LogStreams for MonitorStreams {
             .filter_map(|row| future::ready(row.ok()))
             .boxed()
     }
+
+    fn tell(&self, event: SystemEvent) {
+        if self.0.events().try_send(event).is_err() {
+            tracing::debug!("a system event of the API was dropped: its keeper is behind or gone");
+        }
+    }
 }
 
 /// A reader that fails once would fail for ever: its stream ends.

@@ -8,8 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use cove_model::{ActiveRevisionsMode, ContainerApp, Registry, ResourceId, RevisionName, check_app_name};
 use serde_json::{Value, json};
 
-use super::{Parsed, PutContext, ingress, not_built, template};
-use crate::{ArmError, Errors, node::Node};
+use super::{Parsed, PutContext, ingress, labels::is_label, later, not_built, template};
+use crate::{
+    ArmError, Errors,
+    node::Node,
+    user_identity::{Assigned, read_block},
+};
 
 /// Kind of an environment's id.
 const ENVIRONMENT_KIND: &str = "Microsoft.App/managedEnvironments";
@@ -25,6 +29,8 @@ pub(super) struct Scope<'a> {
     pub(super) secrets: BTreeSet<String>,
     /// Whether it has a way in.
     pub(super) has_ingress: bool,
+    /// Its identities.
+    pub(super) identities: Assigned,
 }
 
 impl Scope<'_> {
@@ -49,16 +55,19 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
         doc = json!({});
     }
     let environment = environment(&Node::root(&doc), context, errors);
+    let identities = read_block(&mut doc, errors);
     let (secrets, app, revision_suffix) = {
         let root = Node::root(&doc);
         location(&root, errors);
         not_built::check(&root, errors);
+        later::check(&root, &identities, errors);
         let configuration = root.get("properties").get("configuration");
         let secrets = secrets(&configuration, context.known_secrets, errors);
         let scope = Scope {
             app: name,
             secrets: secrets.keys().cloned().collect(),
             has_ingress: configuration.get("ingress").exists(),
+            identities,
         };
         let mode = revisions_mode(&configuration, errors);
         let template_node = root.get("properties").get("template");
@@ -153,13 +162,17 @@ fn environment(root: &Node<'_>, context: &PutContext<'_>, errors: &mut Errors) -
 
 fn revisions_mode(configuration: &Node<'_>, errors: &mut Errors) -> ActiveRevisionsMode {
     let node = configuration.get("activeRevisionsMode");
+    let target = configuration.get("targetLabel");
+    if let Some(label) = target.text()
+        && !is_label(label)
+    {
+        let shown: String = label.chars().take(80).collect();
+        let rule = "use 1 to 63 lower case letters, digits and single '-', with a letter or digit at both ends";
+        errors.invalid(&target.path, format!("The label '{shown}' is not valid: {rule}."));
+    }
     match node.text() {
         Some("Multiple") => ActiveRevisionsMode::Multiple,
-        Some("Labels") => {
-            let instead = "use 'Multiple' and give labels in ingress.traffic";
-            errors.push(ArmError::not_implemented(&node.path, "The revisions mode 'Labels'", instead));
-            ActiveRevisionsMode::Labels
-        }
+        Some("Labels") => ActiveRevisionsMode::Labels,
         _ => ActiveRevisionsMode::Single,
     }
 }
@@ -251,8 +264,10 @@ fn registries(configuration: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) 
         }
         let (user, password, identity) = (node.get("username"), node.get("passwordSecretRef"), node.get("identity"));
         if identity.exists() {
-            let instead = "give username and passwordSecretRef";
-            errors.push(ArmError::not_implemented(&identity.path, "Registry login by managed identity", instead));
+            later::check_identity_ref(&identity, &scope.identities, errors);
+            if user.exists() || password.exists() {
+                errors.invalid(&node.path, format!("The registry '{text}' has an identity and a password; give one."));
+            }
         } else if user.exists() != password.exists() || !user.exists() {
             errors.invalid(&node.path, format!("The registry '{text}' needs both username and passwordSecretRef."));
         }

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use cove_model::{ActiveRevisionsMode, Ingress, ResourceId, RevisionName, TrafficWeight, Transport};
 
-use super::{
-    check::{Scope, is_dns_label},
-    policies,
-};
+use super::{check::Scope, labels::is_label, policies};
 use crate::{ArmError, Errors, node::Node};
 
 /// Reads `configuration.ingress`.
@@ -130,7 +127,7 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
         }
         let label = item.get("label");
         if let Some(text) = label.text() {
-            if !is_dns_label(text, 63) || text.contains("--") {
+            if !is_label(text) {
                 let rule = "use 1 to 63 lower case letters, digits and single '-', with a letter or digit at both ends";
                 errors.invalid(&label.path, format!("The label '{text}' is not valid: {rule}."));
             } else if !labels.insert(text) {

@@ -7,11 +7,8 @@ use crate::{ArmError, Errors, environment::asks_for_something, node::Node};
 /// Properties that are refused when they ask for something: pointer-like path, what it is, what to do instead.
 const REFUSED: &[(&[&str], &str, &str)] = &[
     (&["extendedLocation"], "An extended location", "leave it out"),
-    (&["properties", "configuration", "targetLabel"], "A target label", "give labels in ingress.traffic"),
-    (&["properties", "configuration", "runtime"], "Java and .NET runtime features", "leave `runtime` out"),
+    (&["properties", "networking"], "A subnet of the app's own", "give the environment a subnet"),
     (&["properties", "configuration", "service"], "A development service (add-on)", "run it as an app of its own"),
-    (&["properties", "configuration", "identitySettings"], "Managed identity", "leave identitySettings out"),
-    (&["properties", "patchingConfiguration"], "Automatic patching", "leave patchingConfiguration out"),
     (&["properties", "template", "serviceBinds"], "Service binding", "pass addresses in environment variables"),
 ];
 
@@ -23,9 +20,8 @@ pub(super) fn check(root: &Node<'_>, errors: &mut Errors) {
             errors.push(ArmError::not_implemented(&node.path, what, instead));
         }
     }
-    let refused_words: [(&[&str], &[&str], &str, &str); 3] = [
+    let refused_words: [(&[&str], &[&str], &str, &str); 2] = [
         (&["kind"], &["containerapp"], "Apps of this kind", "leave `kind` out"),
-        (&["identity", "type"], &["None"], "Managed identity", "leave `identity` out or set its type to 'None'"),
         (
             &["properties", "configuration", "ingress", "targetPortHttpScheme"],
             &["http"],
@@ -41,9 +37,5 @@ pub(super) fn check(root: &Node<'_>, errors: &mut Errors) {
         {
             errors.push(ArmError::not_implemented(&node.path, what, instead));
         }
-    }
-    let dapr = root.get("properties").get("configuration").get("dapr").get("enabled");
-    if dapr.flag() == Some(true) {
-        errors.push(ArmError::not_implemented(&dapr.path, "Dapr", "set dapr.enabled to false"));
     }
 }

@@ -45,6 +45,7 @@ static PROPERTIES: Schema = Object(&[
     ("outboundIpAddresses", &Any),
     ("eventStreamEndpoint", &Any),
     ("delegatedIdentities", &Any),
+    ("coveWarnings", &Any),
 ]);
 
 static CONFIGURATION: Schema = Object(&[
@@ -235,8 +236,8 @@ pub(super) fn strip_read_only(doc: &mut Value) {
             }
         }
     };
-    strip("", &["id", "name", "type", "etag", "systemData"]);
-    strip("/identity", &["principalId", "tenantId"]);
+    strip("", &["id", "name", "type", "etag", "systemData", super::labels::HISTORY]);
+    strip("/identity", &["principalId", "tenantId", "clientId"]);
     strip(
         "/properties",
         &[
@@ -250,7 +251,7 @@ pub(super) fn strip_read_only(doc: &mut Value) {
             "outboundIpAddresses",
             "eventStreamEndpoint",
             "delegatedIdentities",
-            "networking",
+            "coveWarnings",
         ],
     );
     strip("/properties/configuration/ingress", &["fqdn"]);

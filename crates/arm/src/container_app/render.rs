@@ -59,7 +59,7 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
     let mut configuration = given("configuration");
     complete_configuration(&mut configuration, &app, view);
     let mut template = given("template");
-    crate::patch::merge(&mut template, &render_template(&app.template));
+    complete(&mut template, &render_template(&app.template));
     if template.get("revisionSuffix").is_none() {
         template["revisionSuffix"] = json!("");
     }
@@ -81,6 +81,10 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
         ),
     });
     crate::patch::merge(&mut properties, &facts);
+    let warnings = super::warnings(doc);
+    if !warnings.is_empty() {
+        properties["coveWarnings"] = json!(warnings);
+    }
     properties["configuration"] = configuration;
     properties["template"] = template;
     envelope(doc, view, properties)
@@ -96,9 +100,9 @@ fn envelope(doc: &Value, view: &View<'_>, properties: Value) -> Value {
         "identity": { "type": "None" },
         "properties": properties,
     });
-    for name in ["tags", "kind"] {
-        if let Some(found) = doc.get(name) {
-            value[name] = found.clone();
+    for (name, given) in doc.as_object().into_iter().flatten() {
+        if !["location", "properties", "systemData", super::labels::HISTORY].contains(&name.as_str()) {
+            value[name] = given.clone();
         }
     }
     if let Some(data) = view.system_data {
@@ -135,7 +139,7 @@ fn complete_configuration(configuration: &mut Value, app: &ContainerApp, view: &
         if !configuration["ingress"].is_object() {
             configuration["ingress"] = json!({});
         }
-        crate::patch::merge(&mut configuration["ingress"], &render_ingress(ingress, app.id.name(), view));
+        complete(&mut configuration["ingress"], &render_ingress(ingress, app.id.name(), view));
     }
 }
 
@@ -161,7 +165,7 @@ fn render_ingress(ingress: &Ingress, app: &str, view: &View<'_>) -> Value {
     })
 }
 
-fn render_weight(weight: &TrafficWeight) -> Value {
+pub(super) fn render_weight(weight: &TrafficWeight) -> Value {
     let mut value = json!({ "weight": weight.weight });
     match &weight.revision {
         Some(revision) => value["revisionName"] = json!(revision),
@@ -170,6 +174,35 @@ fn render_weight(weight: &TrafficWeight) -> Value {
     if let Some(label) = &weight.label {
         value["label"] = json!(label);
     }
+    value
+}
+
+/// Writes what the model knows over what the user wrote: objects member by member, lists item by item. Members that the
+/// model does not know stay as they were.
+fn complete(asked: &mut Value, known: &Value) {
+    match (asked, known) {
+        (Value::Object(asked), Value::Object(known)) => {
+            for (name, value) in known {
+                match asked.get_mut(name) {
+                    Some(found) => complete(found, value),
+                    None => drop(asked.insert(name.clone(), value.clone())),
+                }
+            }
+        }
+        (Value::Array(asked), Value::Array(known))
+            if asked.len() == known.len() && known.iter().all(Value::is_object) =>
+        {
+            asked.iter_mut().zip(known).for_each(|(asked, known)| complete(asked, known));
+        }
+        (asked, known) => *asked = known.clone(),
+    }
+}
+
+/// What a stored template shows of its revision: the document, completed with the model's defaults.
+#[must_use]
+pub fn render_stored_template(doc: &Value, template: &Template) -> Value {
+    let mut value = if doc.is_object() { doc.clone() } else { json!({}) };
+    complete(&mut value, &render_template(template));
     value
 }
 

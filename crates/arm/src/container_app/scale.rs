@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use cove_model::{Scale, ScaleMode, ScaleRule, ScaleRuleAuth, ScaleRuleKind};
 
-use super::check::{Scope, range};
+use super::{
+    check::{Scope, range},
+    later,
+};
 use crate::{ArmError, Errors, node::Node};
 
 /// Most replicas that may be asked for.
@@ -28,10 +31,7 @@ pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> S
         let instead = "leave coveMode out or set it to 'aca'";
         errors.push(ArmError::not_implemented(&mode.path, "The scale mode 'fast'", instead));
     }
-    let overriding = node.get("allowScalingRuleOverride");
-    if overriding.flag() == Some(true) {
-        errors.push(ArmError::not_implemented(&overriding.path, "Overriding scale rules", "set it to false"));
-    }
+    later::check_custom_rules(node, scope, errors);
     Scale {
         min_replicas,
         max_replicas,
@@ -120,10 +120,7 @@ fn rules(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<ScaleRu
 fn rule(name: &str, kind: &str, node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Option<ScaleRuleKind> {
     let auth = auth(name, node, scope, errors);
     let identity = node.get("identity");
-    if identity.exists() {
-        let instead = "use auth with a secret";
-        errors.push(ArmError::not_implemented(&identity.path, "Managed identity of a scale rule", instead));
-    }
+    later::check_identity_ref(&identity, &scope.identities, errors);
     let identity = identity.text().map(str::to_owned);
     match kind {
         "http" | "tcp" => request_rule(name, kind, node, scope, errors),

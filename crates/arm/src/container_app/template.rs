@@ -156,8 +156,8 @@ fn env(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<EnvVar> {
 fn resources(node: &Node<'_>, errors: &mut Errors) -> Resources {
     let (cpu_node, memory_node) = (node.get("cpu"), node.get("memory"));
     let gpu = node.get("gpu");
-    if gpu.number().is_some_and(|count| count != 0.0) {
-        errors.push(ArmError::not_implemented(&gpu.path, "GPUs", "leave gpu out"));
+    if gpu.number().is_some_and(|count| !(0.0..=64.0).contains(&count)) {
+        invalid(&gpu, "The number of GPUs is not valid; expected 0 to 64.", errors);
     }
     let cpu = cpu_node.number().map(|cores| {
         MilliCpu::from_cores(cores).filter(|cpu| cpu.0 > 0).unwrap_or_else(|| {

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::*;
 
+mod later;
 mod rules;
 
 fn id() -> ResourceId {
@@ -104,7 +105,7 @@ fn what_was_shown_can_be_sent_back() {
     assert_eq!(second.app, first.app);
     assert_eq!(second.secrets, BTreeMap::from([("s".to_owned(), None)]));
     assert_eq!(show(&second.doc), shown);
-    assert!(!makes_revision(&first.app.template, &second.app.template, None, None));
+    assert!(!makes_revision(&first.doc, &first.app.template, &second));
 }
 
 #[test]
@@ -122,7 +123,7 @@ fn a_patch_of_the_template_makes_a_revision_and_keeps_the_rest() {
     assert_eq!(second.app.template.scale.max_replicas, 20);
     assert_eq!(second.app.ingress, first.app.ingress);
     assert_eq!(second.secrets, BTreeMap::from([("s".to_owned(), None)]));
-    assert!(makes_revision(&first.app.template, &second.app.template, Some("v1"), None));
+    assert!(makes_revision(&first.doc, &first.app.template, &second));
 }
 
 #[test]
@@ -134,11 +135,11 @@ fn configuration_alone_makes_no_revision_but_a_new_suffix_does() {
     let context = PutContext { id: &id(), known_secrets: &known };
     let second = parse_patch(&first.doc, &patch, &context).unwrap();
     assert!(!second.app.ingress.as_ref().unwrap().external);
-    assert!(!makes_revision(&first.app.template, &second.app.template, None, None));
+    assert!(!makes_revision(&first.doc, &first.app.template, &second));
     assert_eq!(show(&second.doc)["properties"]["configuration"]["ingress"]["fqdn"], "web.internal.myenv.localhost");
     let patch = json!({ "properties": { "template": { "revisionSuffix": "v2" } } });
     let third = parse_patch(&second.doc, &patch, &context).unwrap();
-    assert!(makes_revision(&second.app.template, &third.app.template, None, third.revision_suffix.as_deref()));
+    assert!(makes_revision(&second.doc, &second.app.template, &third));
 }
 
 #[test]
@@ -246,6 +247,11 @@ fn any_json() -> impl Strategy<Value = Value> {
             "identity",
             "workloadProfiles",
             "vnetConfiguration",
+            "customDomains",
+            "ipSecurityRestrictions",
+            "corsPolicy",
+            "dapr",
+            "userAssignedIdentities",
         ])
         .prop_map(str::to_owned),
         "[a-z]{1,6}",
@@ -284,7 +290,7 @@ fn valid_body() -> impl Strategy<Value = Value> {
             "volumes": [{ "name": "v", "storageType": "EmptyDir" }],
             "scale": { "minReplicas": min, "maxReplicas": max, "rules": [
                 { "name": "h", "http": { "metadata": { "concurrentRequests": concurrency.to_string() } } },
-                { "name": "c", "custom": { "type": "redis", "metadata": { "n": count }, "auth": [{ "secretRef": "s", "triggerParameter": "p" }] } },
+                { "name": "c", "custom": { "type": "redis", "metadata": { "listName": "l", "listLength": count }, "auth": [{ "secretRef": "s", "triggerParameter": "p" }] } },
             ] },
         });
         body["properties"]["configuration"]["ingress"]["external"] = json!(external);

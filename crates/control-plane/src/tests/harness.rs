@@ -32,6 +32,8 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) shutdown: CancellationToken,
     pub(super) console: Arc<Mutex<Vec<ConsoleQuery>>>,
+    /// What the API told.
+    pub(super) events: Arc<Mutex<Vec<SystemEvent>>>,
     _dir: TempDir,
 }
 
@@ -56,7 +58,7 @@ impl Answered {
     }
 }
 
-struct Streams(Arc<Mutex<Vec<ConsoleQuery>>>);
+struct Streams(Arc<Mutex<Vec<ConsoleQuery>>>, Arc<Mutex<Vec<SystemEvent>>>);
 
 fn at() -> Timestamp {
     NOW.parse().unwrap()
@@ -87,6 +89,10 @@ impl LogStreams for Streams {
         };
         stream::iter([event]).boxed()
     }
+
+    fn tell(&self, event: SystemEvent) {
+        self.1.lock().unwrap().push(event);
+    }
 }
 
 struct OnlyHealth;
@@ -108,19 +114,20 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let console = Arc::new(Mutex::new(Vec::new()));
+        let events = Arc::new(Mutex::new(Vec::new()));
         let shutdown = CancellationToken::new();
         let plane = ControlPlane::new(
             config,
             store.clone(),
             Clock::virtual_at(at()),
-            Arc::new(Streams(Arc::clone(&console))),
+            Arc::new(Streams(Arc::clone(&console), Arc::clone(&events))),
             Arc::new(OnlyHealth),
             shutdown.clone(),
         )
         .await
         .unwrap();
         let (router, identity) = (router(plane.clone()), identity_router(plane.clone()));
-        Self { router, identity, plane, store, shutdown, console, _dir: dir }
+        Self { router, identity, plane, store, shutdown, console, events, _dir: dir }
     }
 
     /// A world with the group `MyRG` and the environment `env`.

@@ -113,7 +113,7 @@ fn resources_are_checked() {
     check(
         &[(&at("resources"), json!({ "cpu": 1, "memory": "2Gi", "gpu": 1 }))],
         &expect![[r#"
-            501 NotImplemented [properties.template.containers[0].resources.gpu] properties.template.containers[0].resources.gpu: GPUs: not implemented yet; leave gpu out.
+            ok
         "#]],
     );
     check(
@@ -252,6 +252,7 @@ fn scale_rules_are_checked() {
         &rules(json!([{ "name": "a", "custom": { "type": "redis", "auth": [{ "secretRef": "no" }] } }])),
         &expect![[r#"
             400 InvalidRequestParameterWithDetails
+            400 MetadataInvalid [properties.template.scale.rules[0].custom] The scale rule 'a' is invalid. listName is missing.
             400 AuthTriggerParameterMissing [properties.template.scale.rules[0].custom.auth[0].triggerParameter] The scale rule 'a' is invalid. An auth entry needs a triggerParameter.
             400 AuthSecretNotFound [properties.template.scale.rules[0].custom.auth[0].secretRef] The scale rule 'a' is invalid. The secret 'no' of an auth entry does not exist.
         "#]],
@@ -400,7 +401,7 @@ fn what_is_not_built_says_so() {
     check(
         &[(&at("dapr"), json!({ "enabled": true, "appId": "a" }))],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.dapr.enabled] properties.configuration.dapr.enabled: Dapr: not implemented yet; set dapr.enabled to false.
+            ok
         "#]],
     );
     check(
@@ -521,7 +522,7 @@ fn identities_and_volumes_that_are_not_built_say_so() {
     check(
         &[("/identity", json!({ "type": "SystemAssigned" }))],
         &expect![[r#"
-            501 NotImplemented [identity.type] identity.type: Managed identity: not implemented yet; leave `identity` out or set its type to 'None'.
+            ok
         "#]],
     );
     check(
@@ -536,9 +537,9 @@ fn identities_and_volumes_that_are_not_built_say_so() {
             (&at("registries"), json!([{ "server": "x.azurecr.io", "identity": "system" }])),
         ],
         &expect![[r#"
-            501 NotImplemented
+            400 InvalidRequestParameterWithDetails
             501 NotImplemented [kind] Apps of this kind: not implemented yet; leave `kind` out.
-            501 NotImplemented [properties.configuration.registries[0].identity] Registry login by managed identity: not implemented yet; give username and passwordSecretRef.
+            400 ManagedIdentityNotAssigned [properties.configuration.registries[0].identity] The identity 'system' is not assigned to the app; expected 'system' with a system-assigned identity, or the id of one of its user-assigned identities.
         "#]],
     );
 }

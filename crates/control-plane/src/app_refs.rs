@@ -1,0 +1,151 @@
+//! What an app names that is not its own: profile, certificates, storages, identities, host names and ports that only one
+//! app of an environment can have.
+//!
+//! **Invariant:** all problems are told at once, and before anything changes.
+//! **Invariant:** claims on host names and ports are checked while nobody else can claim.
+
+use std::collections::BTreeSet;
+
+use cove_arm::{ArmError, Errors, container_app::Parsed};
+use cove_model::{ContainerApp, Environment, Ingress, Transport, VolumeKind};
+
+use crate::{answer::Refusal, apps, control_plane::ControlPlane, identities};
+
+/// Whether `new` claims a host name or port that `old` did not have.
+pub(crate) fn claims_more(new: &ContainerApp, old: &ContainerApp) -> bool {
+    let (new, old) = (claims(new), claims(old));
+    !new.is_subset(&old)
+}
+
+/// Host names and ports that an app takes from its environment.
+fn claims(app: &ContainerApp) -> BTreeSet<String> {
+    let Some(ingress) = &app.ingress else { return BTreeSet::new() };
+    let names = ingress.custom_domains.iter().map(|domain| domain.name.clone());
+    names.chain(ports(ingress).into_iter().map(|port| port.to_string())).collect()
+}
+
+fn ports(ingress: &Ingress) -> Vec<u16> {
+    let own = (ingress.transport == Transport::Tcp).then(|| ingress.exposed_port.or(ingress.target_port)).flatten();
+    own.into_iter().chain(ingress.additional_ports.iter().map(|mapping| mapping.exposed_port)).collect()
+}
+
+/// Checks every reference of an app; `old` is the app before this write. The document's identities get one spelling.
+///
+/// # Errors
+/// 400 or 409 with all problems.
+pub(crate) fn check(
+    plane: &ControlPlane,
+    environment: &Environment,
+    parsed: &mut Parsed,
+    old: Option<&ContainerApp>,
+) -> Result<(), Refusal> {
+    let mut errors = Errors::new();
+    check_profile(environment, parsed.workload_profile.as_deref(), &mut errors);
+    certificates(plane, &parsed.app, &mut errors)?;
+    storages(plane, &parsed.app, &mut errors)?;
+    if old.is_none_or(|old| claims_more(&parsed.app, old)) {
+        conflicts(plane, &parsed.app, &mut errors)?;
+    }
+    errors.into_result()?;
+    identities::check(plane, &mut parsed.doc)
+}
+
+fn check_profile(environment: &Environment, profile: Option<&str>, errors: &mut Errors) {
+    let Some(profile) = profile.filter(|profile| !profile.is_empty()) else { return };
+    let known: Vec<&str> = environment.workload_profiles.iter().map(|known| known.name.as_str()).collect();
+    if !known.iter().any(|known| known.eq_ignore_ascii_case(profile)) {
+        let message = format!("The environment has no workload profile '{profile}'; it has: {}.", known.join(", "));
+        errors.push(ArmError::new(400, "InvalidWorkloadProfileName", message).at("properties.workloadProfileName"));
+    }
+}
+
+fn certificates(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Result<(), Refusal> {
+    let domains = app.ingress.as_ref().map_or(&[][..], |ingress| &ingress.custom_domains);
+    for (index, domain) in domains.iter().enumerate() {
+        let Some(id) = &domain.certificate else { continue };
+        let target = format!("properties.configuration.ingress.customDomains[{index}].certificateId");
+        let Some(row) = plane.store().resource(id)? else {
+            let message = format!("The certificate '{id}' does not exist in the environment.");
+            errors.push(ArmError::new(400, "CertificateNotFound", message).at(target));
+            continue;
+        };
+        let spec = row.spec.and_then(|spec| serde_json::from_value::<cove_model::Certificate>(spec).ok());
+        let names = spec.map_or_else(Vec::new, |certificate| certificate.names);
+        if !names.is_empty() && !names.iter().any(|name| covers(name, &domain.name)) {
+            let message = format!(
+                "The certificate '{}' is for {} and not for the custom domain '{}'.",
+                id.name(),
+                names.join(", "),
+                domain.name
+            );
+            errors.push(ArmError::new(400, "CertificateSubjectMismatch", message).at(target));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a certificate's name, perhaps a wildcard for one label, is a host's.
+fn covers(name: &str, host: &str) -> bool {
+    match name.strip_prefix("*.") {
+        Some(rest) => host.split_once('.').is_some_and(|(_, domain)| domain.eq_ignore_ascii_case(rest)),
+        None => name.eq_ignore_ascii_case(host),
+    }
+}
+
+fn storages(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Result<(), Refusal> {
+    for (index, volume) in app.template.volumes.iter().enumerate() {
+        let VolumeKind::Storage(volume) = &volume.kind else { continue };
+        let id = app.environment.child("storages", &volume.storage);
+        let exists = match id {
+            Ok(id) => plane.store().resource(&id)?.is_some(),
+            Err(_) => false,
+        };
+        if !exists {
+            let shown: String = volume.storage.chars().take(80).collect();
+            let message = format!("The environment has no storage '{shown}'; make it with 'az containerapp env storage set'.");
+            let target = format!("properties.template.volumes[{index}].storageName");
+            errors.push(ArmError::new(400, "ManagedEnvironmentStorageNotFound", message).at(target));
+        }
+    }
+    Ok(())
+}
+
+/// Host names and ports that another app of the environment has already.
+fn conflicts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Result<(), Refusal> {
+    let mine = claims(app);
+    if mine.is_empty() {
+        return Ok(());
+    }
+    for row in apps::in_environment(plane, &app.environment)? {
+        if row.id == app.id {
+            continue;
+        }
+        let other = apps::model(&row)?;
+        for claim in claims(&other).intersection(&mine) {
+            let is_port = claim.bytes().all(|b| b.is_ascii_digit());
+            let (code, what, target) = if is_port {
+                ("ExposedPortInUse", "port", "exposedPort")
+            } else {
+                ("CustomDomainInUse", "custom domain", "customDomains")
+            };
+            let message = format!(
+                "The {what} '{claim}' belongs to the container app '{}' of the same environment; choose another one.",
+                row.id.name()
+            );
+            let target = format!("properties.configuration.ingress.{target}");
+            errors.push(ArmError::conflict(code, message).at(target));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        assert!(covers("*.example.com", "www.example.com") && covers("A.b", "a.b"));
+        assert!(!covers("*.example.com", "a.b.example.com") && !covers("*.example.com", "example.com"));
+    }
+}
