@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 16] = [
+const ENTRIES: [&str; 17] = [
     "az",
     "console",
     "cove.db",
@@ -42,6 +42,7 @@ const ENTRIES: [&str; 16] = [
     "replicas",
     "secrets.key",
     "secrets.key.tmp",
+    "shares",
     "tls",
     "cove.lock",
 ];
@@ -71,6 +72,8 @@ pub(crate) async fn everything(dir: &Path) -> anyhow::Result<()> {
     let lock = Store::lock(dir).context("a server may be running: stop it first, with SIGTERM")?;
     let network = cove_server::network_config(dir)?;
     end_replicas(dir, &network).await?;
+    let data_dir = camino::Utf8Path::from_path(dir).context("the data directory's name is not UTF-8")?;
+    cove_runtime_oci::SharesConfig::new(data_dir).unmount_all().context("failed to unmount the shares")?;
     Network::purge_leftovers(&network).context("failed to remove the network of the replicas")?;
     drop(lock);
     for entry in ENTRIES {
