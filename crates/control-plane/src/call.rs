@@ -27,6 +27,8 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     /// Who calls.
     pub(crate) caller: Caller,
+    /// Whether this server asks itself, for a deployment.
+    pub(crate) is_own: bool,
 }
 
 impl Call {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answer::Refusal,
     config::Config,
+    deployments::Runs,
     route::Table,
     streams::{Extensions, LogStreams},
     token::TokenKey,
@@ -29,18 +30,25 @@ const KEY_SETTING: &str = "control_plane.token_key";
 #[derive(Clone)]
 pub struct ControlPlane {
     inner: Arc<Inner>,
+    stage: Arc<Stage>,
+}
+
+/// Where writes go: the store, or a copy of it on which a template is tried out.
+struct Stage {
+    store: Store,
+    structure: Mutex<()>,
+    runs: Runs,
+    is_rehearsal: bool,
 }
 
 struct Inner {
     config: Config,
-    store: Store,
     clock: Clock,
     streams: Arc<dyn LogStreams>,
     extensions: Arc<dyn Extensions>,
     token_key: TokenKey,
     verification_id: String,
     table: Table,
-    structure: Mutex<()>,
     requests: Arc<Semaphore>,
     open_streams: Arc<Semaphore>,
     shutdown: CancellationToken,
@@ -89,19 +97,38 @@ impl ControlPlane {
         let verification_id = hex_upper(&hash.finalize());
         let inner = Inner {
             config,
-            store,
             clock,
             streams,
             extensions,
             token_key: TokenKey::new(&secret),
             verification_id,
             table: Table::new(crate::front::routes()),
-            structure: Mutex::new(()),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             open_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             shutdown,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), stage: Stage::new(store, false) })
+    }
+
+    /// The same API on a copy of the store: nothing that is done with it is done for real, and no controller sees it.
+    ///
+    /// # Errors
+    /// When the copy cannot be made.
+    pub(crate) async fn rehearsal(&self) -> Result<Self, Refusal> {
+        let store = self.store().clone();
+        let copy = tokio::task::spawn_blocking(move || store.rehearsal()).await;
+        let copy = copy.map_err(|error| Refusal::Broken(format!("the copy of the store ended early: {error}")))??;
+        Ok(Self { inner: Arc::clone(&self.inner), stage: Stage::new(copy, true) })
+    }
+
+    /// Whether this is a rehearsal.
+    pub(crate) fn is_rehearsal(&self) -> bool {
+        self.stage.is_rehearsal
+    }
+
+    /// Deployments that run now.
+    pub(crate) fn runs(&self) -> &Runs {
+        &self.stage.runs
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -109,7 +136,7 @@ impl ControlPlane {
     }
 
     pub(crate) fn store(&self) -> &Store {
-        &self.inner.store
+        &self.stage.store
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -140,7 +167,7 @@ impl ControlPlane {
     /// Held while something is made or taken away that others refer to: groups, environments, names of apps. Updates do
     /// not need it.
     pub(crate) async fn structure(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.inner.structure.lock().await
+        self.stage.structure.lock().await
     }
 
     pub(crate) fn requests(&self) -> &Arc<Semaphore> {
@@ -153,6 +180,12 @@ impl ControlPlane {
 
     pub(crate) fn shutdown(&self) -> &CancellationToken {
         &self.inner.shutdown
+    }
+}
+
+impl Stage {
+    fn new(store: Store, is_rehearsal: bool) -> Arc<Self> {
+        Arc::new(Self { store, structure: Mutex::new(()), runs: Runs::default(), is_rehearsal })
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::revisions::routes());
     routes.extend(crate::replicas::routes());
     routes.extend(crate::operations::routes());
+    routes.extend(crate::deployments::routes());
     routes.extend(crate::streams::routes());
     routes
 }
@@ -223,6 +224,55 @@ async fn answer_one(plane: ControlPlane, request: Request, is_identity_only: boo
     }
 }
 
+/// A request that this server makes to itself for a caller: what a deployment writes and reads.
+#[derive(Debug)]
+pub(crate) struct OwnRequest<'a> {
+    /// Method.
+    pub(crate) method: Method,
+    /// Path without query; an id as a template makes it, any case.
+    pub(crate) path: &'a str,
+    /// The api-version that the template names.
+    pub(crate) api_version: &'a str,
+    /// JSON or nothing.
+    pub(crate) body: Bytes,
+    /// Headers, such as the correlation id.
+    pub(crate) headers: HeaderMap,
+    /// Origin that links lead to.
+    pub(crate) origin: &'a str,
+    /// For whom.
+    pub(crate) caller: &'a Caller,
+}
+
+/// Answers a request of this server to itself: the same table, checks and handler as a client's, without the wire.
+///
+/// # Errors
+/// What the client would have read.
+pub(crate) async fn dispatch(plane: &ControlPlane, request: OwnRequest<'_>) -> Result<Response, ArmError> {
+    let segments = route::segments(request.path).ok_or_else(|| ArmError::unknown_path(request.path))?;
+    let (handler, names) = match plane.table().find(&request.method, &segments) {
+        Found::Handler { access: Access::Arm, handler, names } => (handler, names),
+        Found::Handler { .. } => return Err(ArmError::unknown_path(request.path)),
+        Found::OtherMethods { .. } => return Err(not_built::method(&request.method, request.path, &segments)),
+        Found::Nothing => return Err(not_built::path(&request.method, request.path, &segments)),
+    };
+    let query = vec![("api-version".to_owned(), request.api_version.to_owned())];
+    check_api_version(&query)?;
+    check_subscription(plane, &names)?;
+    let call = Call {
+        names,
+        query,
+        headers: request.headers,
+        body: request.body,
+        origin: request.origin.to_owned(),
+        path: request.path.to_owned(),
+        request_id: new_id(),
+        caller: request.caller.clone(),
+        is_own: true,
+    };
+    let request_id = call.request_id.clone();
+    handler(plane.clone(), call).await.map_err(|refusal| refusal.into_arm(&request_id))
+}
+
 fn call_of(
     parts: Parts,
     path: String,
@@ -238,7 +288,7 @@ fn call_of(
     };
     let origin = format!("https://{}", host.filter(is_host).unwrap_or_else(|| "localhost".into()));
     let request_id = parts.extensions.get::<Ids>().map_or_else(new_id, |ids| ids.request.clone());
-    Call { names, query, headers: parts.headers, body, origin, path, request_id, caller }
+    Call { names, query, headers: parts.headers, body, origin, path, request_id, caller, is_own: false }
 }
 
 fn check_api_version(query: &[(String, String)]) -> Result<(), ArmError> {

@@ -21,6 +21,7 @@ mod call;
 mod config;
 mod control_plane;
 mod crud;
+mod deployments;
 mod environments;
 mod front;
 mod groups;

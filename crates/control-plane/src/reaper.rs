@@ -22,6 +22,7 @@ impl ControlPlane {
         let shutdown = self.shutdown().clone();
         let mut changes = self.store().changes();
         end_half_done(&self).await?;
+        crate::deployments::recover(&self).await?;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -105,6 +105,25 @@ impl Store {
         })
     }
 
+    /// Ends the operations of a resource up to `generation` as canceled.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn cancel(&self, id: ResourceId, generation: u64, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let changed = tx.db.execute(
+                "UPDATE operations SET status = 'Canceled', ended_at = ?3
+                 WHERE resource_key = ?1 AND generation <= ?2 AND ended_at IS NULL",
+                params![id.key(), to_i64(generation), now.to_string()],
+            )?;
+            if changed > 0 {
+                tx.changed(&id);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Forgets operations that ended before `before`.
     ///
     /// # Errors
