@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** every wait and every queue of this crate has its limit here.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
@@ -55,6 +55,12 @@ pub struct IngressConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// How long WebSockets of a draining replica stay open before they get a close frame. Default 30 s.
     pub websocket_drain_after: Duration,
+    /// Address at which exposed TCP ports of external apps are opened. Default `None`: nowhere.
+    pub tcp_external: Option<IpAddr>,
+    /// Address at which replicas reach exposed TCP ports, those of internal apps too. Default `None`: nowhere.
+    pub tcp_internal: Option<IpAddr>,
+    /// Longest silence of a TCP connection, both directions together. Default 240 s; then it is closed.
+    pub tcp_idle_timeout: Duration,
     /// How long open requests may go on when the server stops. Default 30 s.
     pub drain_grace: Duration,
 }
@@ -84,6 +90,9 @@ impl Default for IngressConfig {
             https_port: None,
             trusted_proxies: Vec::new(),
             websocket_drain_after: Duration::from_secs(30),
+            tcp_external: None,
+            tcp_internal: None,
+            tcp_idle_timeout: Duration::from_secs(240),
             drain_grace: Duration::from_secs(30),
         }
     }

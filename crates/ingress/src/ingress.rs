@@ -22,6 +22,7 @@ use crate::{
     listen::{self, Doors},
     proxy::{Proxy, Side},
     routes::Gates,
+    tcp::Ports,
     tls::Tls,
 };
 
@@ -175,7 +176,7 @@ impl Ingress {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), IngressError> {
         let handle = self.handle();
         let tasks = &self.doors.proxy.shared.tasks;
-        tasks.spawn(ROUTER, route(Arc::clone(&self.doors.proxy), self.endpoints));
+        tasks.spawn(ROUTER, route(Arc::clone(&self.doors), self.endpoints));
         let sides = [
             (Side::Http, self.listeners.http),
             (Side::Https, self.listeners.https),
@@ -198,7 +199,9 @@ impl Ingress {
 }
 
 /// Applies route tables and endpoints as they change.
-async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
+async fn route(doors: Arc<Doors>, endpoints: Board<RevisionKey, Endpoints>) {
+    let proxy = &doors.proxy;
+    let mut ports = Ports::default();
     let mut routes = proxy.routes.clone();
     routes.mark_changed();
     let mut changes = endpoints.subscribe();
@@ -211,7 +214,8 @@ async fn route(proxy: Arc<Proxy>, endpoints: Board<RevisionKey, Endpoints>) {
                 let table = routes.borrow_and_update().clone();
                 let next = proxy.gates.snapshot(&table, &proxy.snapshot.load());
                 proxy.snapshot.store(Arc::new(next));
-                forget(&proxy, &table, &endpoints, &mut changes_seen);
+                ports.follow(&doors, &table);
+                forget(proxy, &table, &endpoints, &mut changes_seen);
             }
             revisions = changes.next() => {
                 for revision in &revisions {

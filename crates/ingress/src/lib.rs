@@ -23,6 +23,7 @@ mod proxy;
 mod routes;
 mod sticky;
 mod target;
+mod tcp;
 mod tls;
 mod upgrade;
 mod upstream;

@@ -92,7 +92,7 @@ pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side)
 
 /// Lets the kernel find out that a client vanished: an idle WebSocket would keep its replica for ever. Connections inherit
 /// it from their listener.
-fn keep_alive(listener: &TcpListener) -> nix::Result<()> {
+pub(crate) fn keep_alive(listener: &TcpListener) -> nix::Result<()> {
     setsockopt(listener, sockopt::KeepAlive, &true)?;
     setsockopt(listener, sockopt::TcpKeepIdle, &60)?;
     setsockopt(listener, sockopt::TcpKeepInterval, &15)?;

@@ -1,16 +1,27 @@
-//! Idle keep-alive connections to one replica, the newest used first so that a quiet app keeps few of them.
+//! Connections to one replica: idle HTTP/1 ones, the newest used first so that a quiet app keeps few of them, and shared
+//! HTTP/2 ones.
 //!
 //! **Invariant:** a closed pool holds nothing and takes nothing back: connections to a replica that left end with their request.
 
 use std::{
+    future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use cove_base::{OnCancel, OnError, TaskKind, Tasks};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use cove_model::Transport;
+use futures_util::future::Either;
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{body::RequestBody, config::IngressConfig};
@@ -18,22 +29,76 @@ use crate::{body::RequestBody, config::IngressConfig};
 const CONNECTION: TaskKind = TaskKind { name: "ingress-upstream", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 const SWEEP: TaskKind = TaskKind { name: "ingress-pool-sweep", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 
-/// A connection to a replica.
+/// Streams on one HTTP/2 connection before another is opened: what most servers allow.
+const STREAMS_MAX: usize = 100;
+/// A replica that says nothing on an HTTP/2 connection with open streams is asked for a sign of life this often.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// A connection to a replica, or a stream on one.
 pub(crate) struct Connection {
-    pub(crate) sender: SendRequest<RequestBody>,
+    sender: Sender,
     /// It served a request before: the replica may have closed it while a request was on its way.
     pub(crate) is_reused: bool,
 }
 
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(Stream),
+}
+
+/// A stream's share of an HTTP/2 connection, given back on drop.
+struct Stream {
+    sender: http2::SendRequest<RequestBody>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+impl Connection {
+    /// Sends a request; one that was never written comes back with the error.
+    pub(crate) fn try_send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Sent> + Send {
+        match &mut self.sender {
+            Sender::Http1(sender) => Either::Left(sender.try_send_request(request)),
+            Sender::Http2(stream) => Either::Right(stream.sender.try_send_request(request)),
+        }
+    }
+}
+
 struct Idle {
-    connection: Connection,
+    sender: http1::SendRequest<RequestBody>,
     expires_at: Instant,
 }
 
-/// Idle connections to one replica; cheap to clone.
+/// An HTTP/2 connection that several requests use at once.
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    open: Arc<AtomicUsize>,
+    used_at: Instant,
+}
+
+impl Shared {
+    fn stream(&mut self) -> Option<Stream> {
+        if self.sender.is_closed() || self.open.load(Ordering::Relaxed) >= STREAMS_MAX {
+            return None;
+        }
+        self.used_at = Instant::now();
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Some(Stream { sender: self.sender.clone(), open: Arc::clone(&self.open) })
+    }
+}
+
+/// Connections to one replica; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Pool {
     inner: Arc<Mutex<Inner>>,
+    /// Held while an HTTP/2 connection is opened: those who come meanwhile share it.
+    opening: Arc<tokio::sync::Mutex<()>>,
     idle_max: usize,
     idle_timeout: Duration,
 }
@@ -42,6 +107,7 @@ pub(crate) struct Pool {
 struct Inner {
     /// Oldest first.
     idle: Vec<Idle>,
+    shared: Vec<Shared>,
     is_closed: bool,
     is_swept: bool,
 }
@@ -50,6 +116,7 @@ impl Pool {
     pub(crate) fn new(config: &IngressConfig) -> Self {
         Self {
             inner: Arc::default(),
+            opening: Arc::default(),
             idle_max: config.idle_connections_max,
             idle_timeout: config.idle_connection_timeout,
         }
@@ -59,29 +126,68 @@ impl Pool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest idle connection that still stands.
-    pub(crate) fn take(&self) -> Option<Connection> {
-        let now = Instant::now();
+    /// A connection that still stands: the newest idle one, or a stream on a shared one.
+    pub(crate) fn take(&self, transport: Transport) -> Option<Connection> {
         let mut inner = self.lock();
+        if transport == Transport::Http2 {
+            inner.shared.retain(|shared| !shared.sender.is_closed());
+            let stream = inner.shared.iter_mut().find_map(Shared::stream)?;
+            return Some(Connection { sender: Sender::Http2(stream), is_reused: true });
+        }
+        let now = Instant::now();
         let mut index = inner.idle.len();
         while index > 0 {
             index -= 1;
             let idle = &inner.idle[index];
-            if idle.connection.sender.is_closed() || idle.expires_at <= now {
+            if idle.sender.is_closed() || idle.expires_at <= now {
                 inner.idle.remove(index);
-            } else if idle.connection.sender.is_ready() {
-                return Some(inner.idle.remove(index).connection);
+            } else if idle.sender.is_ready() {
+                let sender = Sender::Http1(inner.idle.remove(index).sender);
+                return Some(Connection { sender, is_reused: true });
             }
             // neither closed nor ready: it is just finishing its last request; an older one will do
         }
         None
     }
 
+    /// Opens a connection to the replica at `address`; with HTTP/2 it may be a stream on one that another request just opened.
+    ///
+    /// # Errors
+    /// The connect error, or a time-out.
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+        transport: Transport,
+        limit: Duration,
+        tasks: &Tasks,
+    ) -> std::io::Result<Connection> {
+        if transport != Transport::Http2 {
+            let sender = tokio::time::timeout(limit, open_http1(address, tasks)).await??;
+            return Ok(Connection { sender: Sender::Http1(sender), is_reused: false });
+        }
+        tokio::time::timeout(limit, async {
+            let _others_wait = self.opening.lock().await;
+            if let Some(connection) = self.take(transport) {
+                return Ok(connection);
+            }
+            let sender = open_http2(address, tasks).await?;
+            let mut shared = Shared { sender, open: Arc::default(), used_at: Instant::now() };
+            let stream = shared.stream().ok_or(std::io::ErrorKind::ConnectionReset)?;
+            let mut inner = self.lock();
+            if !inner.is_closed {
+                inner.shared.push(shared);
+                self.sweep_later(inner, tasks);
+            }
+            Ok(Connection { sender: Sender::Http2(stream), is_reused: false })
+        })
+        .await?
+    }
+
     /// Keeps a connection whose response was read to its end, for at most `keep_alive` if the replica named a limit.
-    pub(crate) fn put(&self, mut connection: Connection, keep_alive: Option<Duration>, tasks: &Tasks) {
-        connection.is_reused = true;
+    pub(crate) fn put(&self, connection: Connection, keep_alive: Option<Duration>, tasks: &Tasks) {
+        let Sender::Http1(sender) = connection.sender else { return };
         let keep = keep_alive.map_or(self.idle_timeout, |limit| limit.min(self.idle_timeout));
-        if keep.is_zero() || connection.sender.is_closed() {
+        if keep.is_zero() || sender.is_closed() {
             return;
         }
         let mut inner = self.lock();
@@ -91,21 +197,31 @@ impl Pool {
         if inner.idle.len() >= self.idle_max {
             inner.idle.remove(0);
         }
-        inner.idle.push(Idle { connection, expires_at: Instant::now() + keep });
+        inner.idle.push(Idle { sender, expires_at: Instant::now() + keep });
+        self.sweep_later(inner, tasks);
+    }
+
+    fn sweep_later(&self, mut inner: MutexGuard<'_, Inner>, tasks: &Tasks) {
         if !std::mem::replace(&mut inner.is_swept, true) {
             drop(inner);
             tasks.spawn(SWEEP, self.clone().sweep());
         }
     }
 
-    /// Closes idle connections whose time is over, until none is left.
+    /// Closes connections whose time is over, until none is left.
     async fn sweep(self) {
         loop {
             let next = {
                 let now = Instant::now();
                 let mut inner = self.lock();
-                inner.idle.retain(|idle| idle.expires_at > now && !idle.connection.sender.is_closed());
-                let Some(next) = inner.idle.iter().map(|idle| idle.expires_at).min() else {
+                inner.idle.retain(|idle| idle.expires_at > now && !idle.sender.is_closed());
+                for shared in inner.shared.iter_mut().filter(|shared| shared.open.load(Ordering::Relaxed) > 0) {
+                    shared.used_at = now;
+                }
+                inner.shared.retain(|shared| shared.used_at + self.idle_timeout > now && !shared.sender.is_closed());
+                let idle = inner.idle.iter().map(|idle| idle.expires_at);
+                let shared = inner.shared.iter().map(|shared| shared.used_at + self.idle_timeout);
+                let Some(next) = idle.chain(shared).min() else {
                     inner.is_swept = false;
                     return;
                 };
@@ -120,6 +236,7 @@ impl Pool {
         let mut inner = self.lock();
         inner.is_closed = true;
         inner.idle.clear();
+        inner.shared.clear();
     }
 
     /// Takes connections back again.
@@ -128,20 +245,38 @@ impl Pool {
     }
 }
 
-/// Opens a connection to a replica.
-///
-/// # Errors
-/// The connect error, or a time-out.
-pub(crate) async fn connect(address: SocketAddr, limit: Duration, tasks: &Tasks) -> std::io::Result<Connection> {
-    let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await??;
+async fn open_tcp(address: SocketAddr) -> std::io::Result<TokioIo<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    Ok(TokioIo::new(stream))
+}
+
+async fn open_http1(address: SocketAddr, tasks: &Tasks) -> std::io::Result<http1::SendRequest<RequestBody>> {
+    let stream = open_tcp(address).await?;
     let (sender, connection) =
-        http1::Builder::new().max_headers(256).handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        http1::Builder::new().max_headers(256).handshake(stream).await.map_err(std::io::Error::other)?;
     tasks.spawn(CONNECTION, async move {
         if let Err(error) = connection.with_upgrades().await {
             // the request that was on it is told; here it is only a fact
             tracing::debug!(%address, %error, "connection to a replica ended");
         }
     });
-    Ok(Connection { sender, is_reused: false })
+    Ok(sender)
+}
+
+async fn open_http2(address: SocketAddr, tasks: &Tasks) -> std::io::Result<http2::SendRequest<RequestBody>> {
+    let stream = open_tcp(address).await?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .adaptive_window(true)
+        .keep_alive_interval(PING_EVERY)
+        .handshake(stream)
+        .await
+        .map_err(std::io::Error::other)?;
+    tasks.spawn(CONNECTION, async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "connection to a replica ended");
+        }
+    });
+    Ok(sender)
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use cove_model::{ResourceId, Transport};
+use cove_model::{ReplicaName, ResourceId, Transport};
 use cove_traffic::{RouteTable, WakeObservation};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
@@ -64,7 +64,7 @@ pub(crate) enum Side {
 }
 
 /// Times that a waiting request follows its app from a revision that became inactive to the next.
-const REROUTES_MAX: u32 = 3;
+pub(crate) const REROUTES_MAX: u32 = 3;
 
 /// A client's end of a connection.
 #[derive(Clone, Debug)]
@@ -92,11 +92,7 @@ struct Exchange<'a> {
 
 impl Proxy {
     /// Answers one request.
-    pub(crate) async fn serve(
-        self: Arc<Self>,
-        client: &Client,
-        request: Request<Incoming>,
-    ) -> Response<ResponseBody> {
+    pub(crate) async fn serve(self: Arc<Self>, client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
         let accepted_at = self.shared.clock.now();
         let host = match self.check(&request) {
             Ok(host) => host,
@@ -186,7 +182,7 @@ impl Proxy {
     async fn first_lease(&self, exchange: &Exchange<'_>, uri: &Uri, ticket: &mut Ticket) -> Result<Lease, Refusal> {
         let Exchange { client, host, deadline, .. } = *exchange;
         for _ in 0..REROUTES_MAX {
-            match ticket.lease(&client.socket, deadline).await {
+            match ticket.lease(Some(&client.socket), deadline).await {
                 Err(Refusal::RevisionInactive) => {}
                 answer => return answer,
             }
@@ -198,7 +194,7 @@ impl Proxy {
             let gate = app.choose((self.random)()).ok_or(Refusal::RevisionInactive)?;
             *ticket = gate.admit(ticket.accepted_at());
         }
-        ticket.lease(&client.socket, deadline).await
+        ticket.lease(Some(&client.socket), deadline).await
     }
 
     /// Sends a request that has a replica and passes the answer back.
@@ -215,8 +211,16 @@ impl Proxy {
         self.prepare(&exchange, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol))?;
         let body = RequestBody::new(body);
         let sent = (head, body.clone());
-        let answered = upstream::send(&self.shared, (&ticket, lease), &client.socket, sent, deadline).await?;
-        self.note_wake(&ticket, &answered);
+        let answered = upstream::send(
+            &self.shared,
+            (&ticket, lease),
+            exchange.app.route.transport,
+            &client.socket,
+            sent,
+            deadline,
+        )
+        .await?;
+        self.note_wake(&ticket, &answered.lease.replica().name, answered.woken_at);
         let cookie = exchange
             .app
             .policy
@@ -291,11 +295,12 @@ impl Proxy {
         Ok(())
     }
 
-    fn note_wake(&self, ticket: &Ticket, answered: &Answered) {
-        let Some(released_at) = answered.woken_at else { return };
+    /// Tells about a wake, if this was the first request or connection to be held in one.
+    pub(crate) fn note_wake(&self, ticket: &Ticket, replica: &ReplicaName, woken_at: Option<Timestamp>) {
+        let Some(released_at) = woken_at else { return };
         let wake = WakeObservation {
             revision: ticket.gate().key().clone(),
-            replica: answered.lease.replica().name.clone(),
+            replica: replica.clone(),
             accepted_at: ticket.accepted_at(),
             released_at,
             first_byte_at: self.shared.clock.now(),

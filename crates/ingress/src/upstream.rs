@@ -5,7 +5,8 @@
 //!
 //! **Invariant:** a body that began to be read is never sent twice.
 
-use http::{HeaderValue, Method, Request, Response, header, request::Parts};
+use cove_model::Transport;
+use http::{HeaderValue, Method, Request, Response, Version, header, request::Parts};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use crate::{
     body::RequestBody,
     gate::{GateShared, Lease, Ticket},
     io::Socket,
-    pool::{self, Connection},
+    pool::Connection,
 };
 
 /// A replica's answer with what it needs to stay alive.
@@ -37,6 +38,7 @@ const STALE_TRIES_MAX: u32 = 1;
 pub(crate) async fn send(
     shared: &GateShared,
     (ticket, first): (&Ticket, Lease),
+    transport: Transport,
     client: &Socket,
     (mut head, body): (Parts, RequestBody),
     deadline: Instant,
@@ -48,15 +50,16 @@ pub(crate) async fn send(
     loop {
         let lease = match first.take() {
             Some(lease) => lease,
-            None => ticket.lease(client, deadline).await?,
+            None => ticket.lease(Some(client), deadline).await?,
         };
         woken_at = woken_at.or(lease.woken_at);
-        let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take() } else { None };
+        let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take(transport) } else { None };
         let mut connection = match idle {
             Some(connection) => connection,
             None => {
                 let limit = shared.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
-                match pool::connect(lease.replica().address, limit, &shared.tasks).await {
+                let replica = lease.replica();
+                match replica.pool.connect(replica.address, transport, limit, &shared.tasks).await {
                     Ok(connection) => connection,
                     Err(error) => {
                         let (replica, revision) = (&lease.replica().name, ticket.gate().key());
@@ -74,7 +77,7 @@ pub(crate) async fn send(
         let can_repeat = connection.is_reused;
         let spare = can_repeat.then(|| head.clone());
         let request = request(head, body.clone());
-        let failure = match tokio::time::timeout_at(deadline, connection.sender.try_send_request(request)).await {
+        let failure = match tokio::time::timeout_at(deadline, connection.try_send(request)).await {
             Ok(Ok(response)) => {
                 lease.answered();
                 return Ok(Answered { response, lease, connection, woken_at });
@@ -88,14 +91,14 @@ pub(crate) async fn send(
         head = match (unsent, spare) {
             // never written: any request may be repeated
             (Some(request), _) if stale < STALE_TRIES_MAX + 1 => request.into_parts().0,
-            (None, Some(spare)) if error.is_incomplete_message() || is_reset(&error) => {
+            (None, Some(spare)) if error.is_incomplete_message() || is_reset(&error) || is_refused(&error) => {
                 let is_safe = if body.is_empty() { spare.method.is_idempotent() } else { !body.is_started() };
                 if !is_safe {
-                    return Err(refusal(&error, &body));
+                    return Err(refusal(&error, &body, transport));
                 }
                 spare
             }
-            _ => return Err(refusal(&error, &body)),
+            _ => return Err(refusal(&error, &body, transport)),
         };
         tracing::debug!(replica = %lease.replica().name, %error, "an idle connection was closed; the request is repeated");
         stale += 1;
@@ -103,6 +106,10 @@ pub(crate) async fn send(
 }
 
 fn request(mut head: Parts, body: RequestBody) -> Request<RequestBody> {
+    if head.version == Version::HTTP_2 {
+        // HTTP/2 frames say where a body ends
+        return Request::from_parts(head, body);
+    }
     if !body.is_empty() && !head.headers.contains_key(header::CONTENT_LENGTH) {
         // without it a body of unknown length would be left out for methods that rarely have one
         head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -129,9 +136,32 @@ fn is_reset(error: &hyper::Error) -> bool {
     false
 }
 
-fn refusal(error: &hyper::Error, body: &RequestBody) -> Refusal {
+/// The HTTP/2 error of a failure.
+fn http2_reason(error: &hyper::Error) -> Option<h2::Reason> {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return error.reason();
+        }
+        source = cause.source();
+    }
+    None
+}
+
+/// The replica said that it did not act on the request (RFC 9113, 8.7), or that its connection is at its end.
+fn is_refused(error: &hyper::Error) -> bool {
+    matches!(http2_reason(error), Some(h2::Reason::REFUSED_STREAM | h2::Reason::NO_ERROR))
+}
+
+fn refusal(error: &hyper::Error, body: &RequestBody, transport: Transport) -> Refusal {
     if body.has_failed() || error.is_user() {
         return Refusal::RequestBodyFailed;
+    }
+    if transport == Transport::Http2 {
+        // an HTTP/1.1 server's words read as a frame of absurd size
+        let is_not_http2 =
+            matches!(http2_reason(error), Some(h2::Reason::FRAME_SIZE_ERROR | h2::Reason::PROTOCOL_ERROR));
+        return if is_not_http2 { Refusal::UpstreamNotHttp2 } else { Refusal::UpstreamClosed };
     }
     if error.is_parse() { Refusal::UpstreamInvalid } else { Refusal::UpstreamClosed }
 }

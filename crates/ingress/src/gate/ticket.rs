@@ -43,11 +43,12 @@ impl Ticket {
         self.accepted_at
     }
 
-    /// Leases a replica, waiting in line if need be. Cancel-safe: a dropped wait gives its place or its lease back.
+    /// Leases a replica, waiting in line if need be; `client` is looked at meanwhile where an end of its stream means that it
+    /// left. Cancel-safe: a dropped wait gives its place or its lease back.
     ///
     /// # Errors
     /// A [`Refusal`] when the line is full, the revision cannot run, nothing came until its deadline, or the client left.
-    pub(crate) async fn lease(&self, client: &Socket, deadline: Instant) -> Result<Lease, Refusal> {
+    pub(crate) async fn lease(&self, client: Option<&Socket>, deadline: Instant) -> Result<Lease, Refusal> {
         match self.gate.lease_or_wait(self.preferred)? {
             Ok(lease) => Ok(lease),
             Err(waiting) => waiting.grant(client, deadline).await,
@@ -73,7 +74,7 @@ impl Waiting {
         Self { gate, place, receiver }
     }
 
-    async fn grant(mut self, client: &Socket, deadline: Instant) -> Result<Lease, Refusal> {
+    async fn grant(mut self, client: Option<&Socket>, deadline: Instant) -> Result<Lease, Refusal> {
         loop {
             let ask_again_at = (Instant::now() + ASK_AGAIN_AFTER).min(deadline);
             match tokio::time::timeout_at(ask_again_at, &mut self.receiver).await {
@@ -81,7 +82,7 @@ impl Waiting {
                 Ok(Err(_closed)) => return Err(Refusal::Internal),
                 Err(_late) if Instant::now() >= deadline => return Err(Refusal::ActivationTimeout),
                 // seen here only behind a body that nobody reads yet; without one the connection notices by itself
-                Err(_late) if client.is_closed_by_client() => return Err(Refusal::ClientGone),
+                Err(_late) if client.is_some_and(Socket::is_closed_by_client) => return Err(Refusal::ClientGone),
                 Err(_late) => self.gate.ask_again(),
             }
         }
