@@ -7,10 +7,13 @@ pub mod child;
 pub mod dapr;
 pub mod http_route;
 pub mod maintenance;
+mod profiles;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use cove_model::{Environment, ResourceId, WorkloadProfile};
+use cove_model::{Environment, ResourceId};
 use serde_json::{Value, json};
 
 use crate::{
@@ -53,7 +56,16 @@ static PROPERTIES: Schema = Schema::Object(&[
         ])),
     ),
     ("zoneRedundant", &Schema::Bool),
-    ("vnetConfiguration", &Schema::Any),
+    (
+        "vnetConfiguration",
+        &Schema::Object(&[
+            ("internal", &Schema::Bool),
+            ("infrastructureSubnetId", &Schema::TextOrAbsent),
+            ("dockerBridgeCidr", &Schema::TextOrAbsent),
+            ("platformReservedCidr", &Schema::TextOrAbsent),
+            ("platformReservedDnsIP", &Schema::TextOrAbsent),
+        ]),
+    ),
     ("infrastructureResourceGroup", &Schema::TextOrAbsent),
     ("daprAIInstrumentationKey", &Schema::TextOrAbsent),
     ("daprAIConnectionString", &Schema::TextOrAbsent),
@@ -62,9 +74,19 @@ static PROPERTIES: Schema = Schema::Object(&[
     ("customDomainConfiguration", &Schema::Any),
     ("appInsightsConfiguration", &Schema::Any),
     ("openTelemetryConfiguration", &Schema::Any),
-    ("ingressConfiguration", &Schema::Any),
-    ("environmentMode", &Schema::TextOrAbsent),
-    ("publicNetworkAccess", &Schema::TextOrAbsent),
+    (
+        "ingressConfiguration",
+        &Schema::Object(&[
+            ("workloadProfileName", &Schema::TextOrAbsent),
+            ("terminationGracePeriodSeconds", &Schema::Int),
+            ("requestIdleTimeout", &Schema::Int),
+            ("headerCountLimit", &Schema::Int),
+        ]),
+    ),
+    ("environmentMode", &Schema::Word(&["ConsumptionOnly", "WorkloadProfiles", "Express", "Archived"])),
+    ("publicNetworkAccess", &Schema::Word(&["Enabled", "Disabled"])),
+    ("diskEncryptionConfiguration", &Schema::Any),
+    (child::WARNINGS, &Schema::Any),
     ("peerAuthentication", &Schema::Object(&[("mtls", &Schema::Object(&[("enabled", &Schema::Bool)]))])),
     ("peerTrafficConfiguration", &Schema::Object(&[("encryption", &Schema::Object(&[("enabled", &Schema::Bool)]))])),
     ("defaultDomain", &Schema::Text),
@@ -91,8 +113,8 @@ pub struct Parsed {
     pub environment: Environment,
     /// The document to store.
     pub doc: Value,
-    /// The workspace's shared key, when it came: to be kept as a secret or forgotten.
-    pub shared_key: Option<String>,
+    /// Values that are never shown, by the name of their secret; those that did not come keep the value they have.
+    pub secrets: BTreeMap<String, Option<String>>,
 }
 
 /// Checks a PUT.
@@ -105,34 +127,37 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
     strip_read_only(&mut doc);
     check(&doc, context, &mut errors);
     errors.into_result()?;
-    let secret =
-        doc.pointer_mut("/properties/appLogsConfiguration/logAnalyticsConfiguration").and_then(Value::as_object_mut);
-    let shared_key = secret.and_then(|fields| fields.remove("sharedKey"));
+    profiles::make_canonical(&mut doc);
+    let secrets = take_secrets(&mut doc);
     let root = Node::root(&doc);
     let logs = root.get("properties").get("appLogsConfiguration");
     let customer = logs.get("logAnalyticsConfiguration").get("customerId").text().map(str::to_owned);
-    let profiles = root.get("properties").get("workloadProfiles").items();
-    let count = |node: &Node<'_>, name: &str| node.get(name).int().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-    let profile = |node: &Node<'_>| {
-        Some(WorkloadProfile {
-            name: node.get("name").text()?.to_owned(),
-            kind: node.get("workloadProfileType").text().unwrap_or("Consumption").to_owned(),
-            min_nodes: count(node, "minimumCount"),
-            max_nodes: count(node, "maximumCount"),
-        })
-    };
-    let mut workload_profiles: Vec<WorkloadProfile> = profiles.iter().filter_map(profile).collect();
-    if !workload_profiles.iter().any(|profile| profile.name.eq_ignore_ascii_case("Consumption")) {
-        let (name, kind) = ("Consumption".to_owned(), "Consumption".to_owned());
-        workload_profiles.push(WorkloadProfile { name, kind, min_nodes: 0, max_nodes: 0 });
-    }
+    let workload_profiles = profiles::read(&root.get("properties"));
     let environment = Environment {
         id: context.id.clone(),
         default_domain: context.default_domain.to_owned(),
         log_workspace: customer,
         workload_profiles,
     };
-    Ok(Parsed { environment, doc, shared_key: shared_key.and_then(|key| key.as_str().map(str::to_owned)) })
+    Ok(Parsed { environment, doc, secrets })
+}
+
+/// Properties that are secrets, and the names they are kept under.
+const SECRETS: [(&str, &str); 3] = [
+    ("/properties/appLogsConfiguration/logAnalyticsConfiguration/sharedKey", "log-analytics-shared-key"),
+    ("/properties/daprAIInstrumentationKey", "dapr-ai-instrumentation-key"),
+    ("/properties/daprAIConnectionString", "dapr-ai-connection-string"),
+];
+
+fn take_secrets(doc: &mut Value) -> BTreeMap<String, Option<String>> {
+    let mut secrets = BTreeMap::new();
+    for (path, name) in SECRETS {
+        let (parent, member) = path.rsplit_once('/').unwrap_or(("", path));
+        let fields = doc.pointer_mut(parent).and_then(Value::as_object_mut);
+        let value = fields.and_then(|fields| fields.remove(member));
+        secrets.insert(name.to_owned(), value.and_then(|value| value.as_str().map(str::to_owned)));
+    }
+    secrets
 }
 
 /// Merges a PATCH into the stored document and checks the outcome.
@@ -164,6 +189,7 @@ fn strip_read_only(doc: &mut Value) {
             "privateEndpointConnections",
             "daprConfiguration",
             "kedaConfiguration",
+            child::WARNINGS,
         ] {
             fields.remove(name);
         }
@@ -189,7 +215,8 @@ fn check(doc: &Value, context: &PutContext<'_>, errors: &mut Errors) {
     }
     let properties = root.get("properties");
     check_logs(&properties, errors);
-    check_profiles(&properties, errors);
+    profiles::check(&properties, errors);
+    check_ingress(&properties, errors);
     check_not_built(&root, errors);
 }
 
@@ -220,29 +247,6 @@ fn check_logs(properties: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-fn check_profiles(properties: &Node<'_>, errors: &mut Errors) {
-    let mut seen = BTreeSet::new();
-    for profile in properties.get("workloadProfiles").items() {
-        let (name, kind) = (profile.get("name"), profile.get("workloadProfileType"));
-        match name.text() {
-            None | Some("") => errors.invalid(&name.path, "A workload profile needs a name."),
-            Some(text) if !seen.insert(text.to_ascii_lowercase()) => {
-                errors.invalid(&name.path, format!("The workload profile name '{text}' is used twice."));
-            }
-            Some(_) => {}
-        }
-        match kind.text() {
-            None | Some("") => errors.invalid(&kind.path, "A workload profile needs a workloadProfileType."),
-            Some(text) if text.eq_ignore_ascii_case("Consumption") => {}
-            Some(text) => errors.push(ArmError::not_implemented(
-                &kind.path,
-                &format!("Workload profile type '{text}'"),
-                "use 'Consumption', which gives each replica what it asks for from this machine",
-            )),
-        }
-    }
-}
-
 fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
     let properties = root.get("properties");
     let mut refuse = |node: &Node<'_>, what: &str, instead: &str| {
@@ -252,16 +256,23 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
     if identity.text().is_some_and(|text| !text.is_empty() && !text.eq_ignore_ascii_case("None")) {
         refuse(&identity, "Managed identity of an environment", "leave `identity` out or set its type to 'None'");
     }
-    let zone = properties.get("zoneRedundant");
-    if zone.flag() == Some(true) {
-        refuse(&zone, "Zone redundancy", "leave zoneRedundant out: there is one machine");
+    let internal = properties.get("vnetConfiguration").get("internal");
+    if internal.flag() == Some(true) {
+        refuse(&internal, "An environment that is closed to the outside", "make the ingress of each app internal");
+    }
+    let access = properties.get("publicNetworkAccess");
+    if access.text() == Some("Disabled") {
+        refuse(&access, "Closing an environment to public networks", "make the ingress of each app internal");
+    }
+    let mode = properties.get("environmentMode");
+    if mode.text().is_some_and(|mode| mode != "WorkloadProfiles") {
+        refuse(&mode, "This mode of an environment", "leave environmentMode out: environments have workload profiles");
     }
     for (name, what) in [
-        ("vnetConfiguration", "A virtual network of one's own"),
+        ("diskEncryptionConfiguration", "Disk encryption with a key of one's own"),
         ("customDomainConfiguration", "A custom domain suffix"),
         ("appInsightsConfiguration", "Application Insights"),
         ("openTelemetryConfiguration", "The OpenTelemetry agent"),
-        ("ingressConfiguration", "Premium ingress"),
     ] {
         let node = properties.get(name);
         if node.value().is_some_and(asks_for_something) {
@@ -275,6 +286,57 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
             refuse(&flag, "Encryption between apps", "set enabled to false");
         }
     }
+}
+
+/// Azure's ranges; the profile must be one of the environment's.
+fn check_ingress(properties: &Node<'_>, errors: &mut Errors) {
+    let ingress = properties.get("ingressConfiguration");
+    for (name, range) in
+        [("terminationGracePeriodSeconds", 0..=3600), ("requestIdleTimeout", 4..=30), ("headerCountLimit", 1..=10_000)]
+    {
+        let node = ingress.get(name);
+        if let Some(number) = node.int().filter(|number| !range.contains(number)) {
+            let (low, high) = (range.start(), range.end());
+            errors.invalid(&node.path, format!("{number} is out of range; expected {low} to {high}."));
+        }
+    }
+    let profile = ingress.get("workloadProfileName");
+    if let Some(name) = profile.text()
+        && !name.eq_ignore_ascii_case("Consumption")
+    {
+        let profiles = properties.get("workloadProfiles").items();
+        let mut names = profiles.iter().filter_map(|profile| profile.get("name").text());
+        if !names.any(|known| known.eq_ignore_ascii_case(name)) {
+            let message = format!("The environment has no workload profile '{name}'; add it first.");
+            errors.push(ArmError::new(400, "InvalidWorkloadProfileName", message).at(profile.path.clone()));
+        }
+    }
+}
+
+/// What is stored and returned and has no effect, in words.
+fn warnings(doc: &Value) -> Vec<String> {
+    let root = Node::root(doc);
+    let properties = root.get("properties");
+    let mut warnings = Vec::new();
+    let mut warn = |is_asked: bool, words: &str| {
+        if is_asked {
+            warnings.push(words.to_owned());
+        }
+    };
+    warn(properties.get("zoneRedundant").flag() == Some(true), "zoneRedundant has no effect: one machine is one zone.");
+    warn(
+        properties.get("vnetConfiguration").value().is_some_and(asks_for_something),
+        "vnetConfiguration has no effect: an environment has a network of its own on this machine.",
+    );
+    warn(
+        properties.get("ingressConfiguration").value().is_some_and(asks_for_something),
+        "ingressConfiguration has no effect yet: the server's own settings hold for all environments.",
+    );
+    warn(
+        properties.get("infrastructureResourceGroup").exists(),
+        "infrastructureResourceGroup has no effect: there are no infrastructure resources.",
+    );
+    warnings
 }
 
 /// Whether a value means anything: `null`, `false`, `""` and containers of only such values do not.
@@ -334,11 +396,16 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
         ("peerAuthentication", json!({ "mtls": { "enabled": false } })),
         ("peerTrafficConfiguration", json!({ "encryption": { "enabled": false } })),
         ("publicNetworkAccess", json!("Enabled")),
+        ("environmentMode", json!("WorkloadProfiles")),
     ];
     for (name, value) in defaults {
         if properties.get(name).is_none() {
             properties[name] = value;
         }
+    }
+    let warnings = warnings(doc);
+    if !warnings.is_empty() {
+        properties[child::WARNINGS] = json!(warnings);
     }
     let location = doc.get("location").and_then(Value::as_str).unwrap_or("local");
     let mut value = json!({
@@ -355,106 +422,4 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
         value["systemData"] = data.render();
     }
     value
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id() -> ResourceId {
-        ResourceId::resource("s1", "MyRG", "Microsoft.App/managedEnvironments", "myenv").unwrap()
-    }
-
-    fn put(body: &Value) -> Result<Parsed, ArmError> {
-        parse_put(body, &PutContext { id: &id(), default_domain: "myenv.localhost" })
-    }
-
-    fn show(doc: &Value) -> Value {
-        render(
-            doc,
-            &View {
-                id: &id(),
-                provisioning_state: "Succeeded",
-                default_domain: "myenv.localhost",
-                static_ip: "127.0.0.1",
-                origin: "https://localhost:8443",
-                custom_domain_verification_id: "C0FE",
-                system_data: None,
-            },
-        )
-    }
-
-    /// As `az containerapp env create` sends it.
-    fn az_create() -> Value {
-        json!({
-            "location": "eastus", "tags": null, "sku": { "name": "Consumption" },
-            "properties": {
-                "daprAIInstrumentationKey": null, "vnetConfiguration": null, "internalLoadBalancerEnabled": null,
-                "appLogsConfiguration": {
-                    "destination": "log-analytics",
-                    "logAnalyticsConfiguration": { "customerId": "c-1", "sharedKey": "hush" },
-                },
-                "customDomainConfiguration": null, "InfrastructureResourceGroup": null, "zoneRedundant": false,
-                "workloadProfiles": [{ "workloadProfileType": "CONSUMPTION", "Name": "Consumption", "minimumCount": "0" }],
-                "peerAuthentication": { "mtls": { "enabled": false } },
-            },
-        })
-    }
-
-    #[test]
-    fn the_body_of_az_create_is_understood_and_its_key_kept_apart() {
-        let parsed = put(&az_create()).unwrap();
-        assert_eq!(parsed.environment.log_workspace.as_deref(), Some("c-1"));
-        assert_eq!(parsed.shared_key.as_deref(), Some("hush"));
-        assert!(!parsed.doc.to_string().contains("hush"));
-        let shown = show(&parsed.doc);
-        assert!(!shown.to_string().contains("null"));
-        let properties = &shown["properties"];
-        assert_eq!(properties["workloadProfiles"][0]["name"], "Consumption");
-        assert_eq!(properties["defaultDomain"], "myenv.localhost");
-        assert_eq!(shown["location"], "East US");
-    }
-
-    #[test]
-    fn what_was_shown_can_be_sent_back_and_patched() {
-        let parsed = put(&az_create()).unwrap();
-        let again = put(&show(&parsed.doc)).unwrap();
-        assert_eq!(again.environment, parsed.environment);
-        assert_eq!(show(&again.doc), show(&parsed.doc));
-        let patch = json!({ "tags": { "a": "b" }, "properties": { "appLogsConfiguration": { "destination": "none", "logAnalyticsConfiguration": null } } });
-        let context = PutContext { id: &id(), default_domain: "myenv.localhost" };
-        let patched = parse_patch(&parsed.doc, &patch, &context).unwrap();
-        assert_eq!(patched.environment.log_workspace, None);
-        assert_eq!(patched.doc["tags"]["a"], "b");
-    }
-
-    #[test]
-    fn rules_are_told_with_their_place() {
-        let code = |properties: Value| {
-            let error = put(&json!({ "location": "eastus", "properties": properties })).unwrap_err();
-            (error.status, error.target.unwrap_or(error.code))
-        };
-        let at = |path: &str| format!("properties.{path}");
-        assert_eq!(code(json!({ "zoneRedundant": "true" })), (501, at("zoneRedundant")));
-        assert_eq!(
-            code(json!({ "vnetConfiguration": { "infrastructureSubnetId": "x" } })),
-            (501, at("vnetConfiguration"))
-        );
-        assert_eq!(
-            code(json!({ "workloadProfiles": [{ "name": "a", "workloadProfileType": "D4" }] })),
-            (501, at("workloadProfiles[0].workloadProfileType"))
-        );
-        assert_eq!(
-            code(json!({ "appLogsConfiguration": { "destination": "disk" } })),
-            (400, at("appLogsConfiguration.destination"))
-        );
-        assert_eq!(
-            code(json!({ "appLogsConfiguration": { "destination": "log-analytics" } })),
-            (400, at("appLogsConfiguration.logAnalyticsConfiguration"))
-        );
-        assert_eq!(
-            code(json!({ "workloadProfiles": [{}, 1] })),
-            (400, "InvalidRequestParameterWithDetails".to_owned())
-        );
-    }
 }

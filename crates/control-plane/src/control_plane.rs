@@ -1,6 +1,9 @@
 //! What all handlers share: store, key, streams, limits.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use cove_base::Clock;
@@ -13,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answer::Refusal,
     config::Config,
+    environment::Issue,
     deployments::Runs,
     route::Table,
     streams::{Extensions, LogStreams},
@@ -52,6 +56,7 @@ struct Inner {
     requests: Arc<Semaphore>,
     open_streams: Arc<Semaphore>,
     shutdown: CancellationToken,
+    issue: OnceLock<Issue>,
 }
 
 impl fmt::Debug for ControlPlane {
@@ -68,7 +73,7 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// The key in the store is damaged.
     #[error(
-        "the key of tokens in the store is damaged; remove the setting `control_plane.token_key`, then all log in again"
+        "the key of tokens in the store is damaged; remove `control_plane.token_key` from `sealed_settings`, then all log in again"
     )]
     Key,
     /// The system gave no random bytes.
@@ -106,6 +111,7 @@ impl ControlPlane {
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             open_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             shutdown,
+            issue: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner), stage: Stage::new(store, false) })
     }
@@ -129,6 +135,16 @@ impl ControlPlane {
     /// Deployments that run now.
     pub(crate) fn runs(&self) -> &Runs {
         &self.stage.runs
+    }
+
+    /// Gives the API a certificate authority for managed certificates; without one they are answered 501. Later ones do
+    /// not count.
+    pub fn set_authority(&self, issue: Issue) {
+        let _there_already = self.inner.issue.set(issue);
+    }
+
+    pub(crate) fn issue(&self) -> Option<&Issue> {
+        self.inner.issue.get()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -203,13 +219,13 @@ pub(crate) fn random_word(length: usize) -> Result<String, Refusal> {
 }
 
 async fn load_or_make_key(store: &Store) -> Result<Vec<u8>, StartError> {
-    if let Some(text) = store.setting(KEY_SETTING)? {
+    if let Some(text) = store.sealed_setting(KEY_SETTING)? {
         let key = BASE64.decode(text).map_err(|_| StartError::Key)?;
         return if key.len() == 32 { Ok(key) } else { Err(StartError::Key) };
     }
     let mut key = vec![0; 32];
     SystemRandom::new().fill(&mut key).map_err(|_| StartError::Random)?;
-    store.set_setting(KEY_SETTING.to_owned(), BASE64.encode(&key)).await?;
+    store.set_sealed_setting(KEY_SETTING.to_owned(), BASE64.encode(&key)).await?;
     Ok(key)
 }
 

@@ -50,6 +50,11 @@ pub(crate) trait Resource: 'static {
     /// Names and kinds of the body's properties.
     fn schema() -> &'static Schema;
 
+    /// The body before its names are brought to Azure's, for types that come in other shapes too. Default: as it is.
+    fn prepare(body: Value) -> Value {
+        body
+    }
+
     /// Checks a document: canonical, without nulls and read-only members at its top, merged already for a PATCH.
     /// `errors` holds what the schema found; an implementation adds its own and calls [`Errors::into_result`].
     ///
@@ -209,7 +214,7 @@ async fn patch<R: Resource>(plane: ControlPlane, call: Call) -> Answer {
 }
 
 async fn write<R: Resource>(plane: &ControlPlane, call: &Call, is_patch: bool) -> Answer {
-    let body = call.object()?;
+    let body = R::prepare(call.object()?);
     let _structure = plane.structure().await;
     let parent = R::parent(plane, call)?;
     groups::require_writable(plane, call)?;

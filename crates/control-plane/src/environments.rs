@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use cove_arm::{ArmError, SystemData, environment, list};
-use cove_model::{Environment, ResourceId, WorkloadProfile};
+use cove_model::{Environment, ResourceId, WorkloadProfile, WorkloadProfileKind};
 use cove_store::{Expect, NewOperation, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError};
 use http::Method;
 use jiff::Timestamp;
@@ -26,8 +26,6 @@ use crate::{
 };
 
 pub(crate) const KIND: &str = "Microsoft.App/managedEnvironments";
-/// Under which name the shared key of a Log Analytics workspace is kept; it is never shown.
-const SHARED_KEY: &str = "log-analytics-shared-key";
 /// Life of a stream token.
 pub(crate) const STREAM_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -36,7 +34,6 @@ pub(crate) fn routes() -> Vec<Route> {
     const IN_GROUP: &str =
         "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.App/managedEnvironments";
     let one = format!("{IN_GROUP}/{{environment}}");
-    let location = format!("{PROVIDER}/locations/{{location}}");
     vec![
         Route::arm(Method::GET, format!("{PROVIDER}/managedEnvironments"), list_all),
         Route::arm(Method::GET, IN_GROUP, list_group),
@@ -47,8 +44,6 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::arm(Method::GET, format!("{one}/workloadProfileStates"), profile_states),
         Route::arm(Method::GET, format!("{one}/usages"), usages),
         Route::arm(Method::POST, format!("{one}/getAuthToken"), auth_token),
-        Route::arm(Method::GET, format!("{location}/availableManagedEnvironmentsWorkloadProfileTypes"), profile_types),
-        Route::arm(Method::GET, format!("{location}/usages"), location_usages),
     ]
 }
 
@@ -110,8 +105,13 @@ async fn list_group(plane: ControlPlane, call: Call) -> Answer {
 }
 
 async fn get(plane: ControlPlane, call: Call) -> Answer {
-    let row = require(&plane, &call)?;
-    crud::shown(200, &row, &render(&plane, &call, &row)?)
+    show(&plane, &call)
+}
+
+/// The environment of the path, as it is.
+pub(crate) fn show(plane: &ControlPlane, call: &Call) -> Answer {
+    let row = require(plane, call)?;
+    crud::shown(200, &row, &render(plane, call, &row)?)
 }
 
 async fn put(plane: ControlPlane, call: Call) -> Answer {
@@ -171,10 +171,7 @@ async fn save(
 ) -> Result<(ResourceRow, String), StoreError> {
     let operation = NewOperation { id: new_id(), kind: if old.is_some() { "update" } else { "create" }.into() };
     let operation_id = operation.id.clone();
-    let secrets = match parsed.shared_key {
-        Some(key) => SecretsChange::Replace(BTreeMap::from([(SHARED_KEY.to_owned(), Some(key))])),
-        None => SecretsChange::Keep,
-    };
+    let secrets = SecretsChange::Replace(parsed.secrets);
     let put = PutResource {
         id: id.clone(),
         doc: stamped(parsed.doc, old, call),
@@ -253,63 +250,57 @@ async fn delete(plane: ControlPlane, call: Call) -> Answer {
 
 async fn profile_states(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
-    let states = model(&row)?.workload_profiles.into_iter().map(|WorkloadProfile { name, .. }| {
+    let used = cores_by_profile(&plane, &row.id)?;
+    let states = model(&row)?.workload_profiles.into_iter().map(|profile| {
+        let WorkloadProfile { name, kind, min_nodes, max_nodes } = profile;
+        let cores = used.get(&name.to_ascii_lowercase()).copied().unwrap_or(0.0);
+        let nodes = nodes_in_use(&kind, cores).clamp(min_nodes, max_nodes.max(min_nodes));
         json!({
             "id": format!("{}/workloadProfileStates/{name}", row.id),
             "name": name,
             "type": "Microsoft.App/managedEnvironments/workloadProfileStates",
-            "properties": { "minimumCount": 0, "maximumCount": 0, "currentCount": 0 },
+            "properties": { "minimumCount": min_nodes, "maximumCount": max_nodes, "currentCount": nodes },
         })
     });
     Ok(answer::json(200, &list::render(states.collect(), None)))
 }
 
-/// The cores that running replicas of an environment may use. Cove sets no quota: the limit is what the machine has.
-async fn usages(plane: ControlPlane, call: Call) -> Answer {
-    let row = require(&plane, &call)?;
-    let mut cores = 0.0;
-    for app in apps::in_environment(&plane, &row.id)? {
+/// Cores that running replicas ask for, by workload profile in lower case.
+fn cores_by_profile(plane: &ControlPlane, environment: &ResourceId) -> Result<BTreeMap<String, f64>, Refusal> {
+    let mut cores: BTreeMap<String, f64> = BTreeMap::new();
+    for app in apps::in_environment(plane, environment)? {
+        let profile = apps::model(&app)?.workload_profile.filter(|name| !name.is_empty());
+        let profile = profile.unwrap_or_else(|| "Consumption".to_owned()).to_ascii_lowercase();
         for revision in plane.store().revisions(&app.id)? {
             let containers = &revision.revision.template.containers;
             let per_replica: f64 = containers.iter().map(|container| container.resources.cpu.cores()).sum();
-            cores += per_replica * f64::from(revision.status.replicas);
+            *cores.entry(profile.clone()).or_default() += per_replica * f64::from(revision.status.replicas);
         }
     }
+    Ok(cores)
+}
+
+/// How many nodes of a dedicated type so many cores fill; types without nodes have none.
+fn nodes_in_use(kind: &str, cores: f64) -> u32 {
+    let Some(kind) = WorkloadProfileKind::find(kind).filter(|kind| kind.is_dedicated) else { return 0 };
+    let nodes = (cores / f64::from(kind.cores)).ceil();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small whole number")]
+    let nodes = nodes.clamp(0.0, 1e6) as u32;
+    nodes
+}
+
+/// The cores that running replicas of an environment may use. Cove sets no quota: the limit is what the machine has.
+async fn usages(plane: ControlPlane, call: Call) -> Answer {
+    let row = require(&plane, &call)?;
+    let cores: f64 = cores_by_profile(&plane, &row.id)?.values().sum();
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let name = "ManagedEnvironmentConsumptionCores";
     let usage = usage(name, "Managed Environment Consumption Cores", cores, machine);
     Ok(answer::json(200, &list::render(vec![usage], None)))
 }
 
-async fn location_usages(plane: ControlPlane, call: Call) -> Answer {
-    let count = plane.store().resources(KIND, Some(&call.subscription_id()?))?.len();
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    // no quota: the largest number that clients read as an integer
-    let limit = usize::try_from(i32::MAX).unwrap_or(usize::MAX);
-    let usage = usage("ManagedEnvironmentCount", "Managed Environment Count", f64::from(count), limit);
-    Ok(answer::json(200, &list::render(vec![usage], None)))
-}
-
-fn usage(name: &str, shown: &str, value: f64, limit: usize) -> Value {
+pub(crate) fn usage(name: &str, shown: &str, value: f64, limit: usize) -> Value {
     json!({ "unit": "Count", "currentValue": value, "limit": limit, "name": { "value": name, "localizedValue": shown } })
-}
-
-async fn profile_types(_: ControlPlane, call: Call) -> Answer {
-    let location = call.name("location");
-    let kind = json!({
-        "id": call.path.trim_end_matches('/').to_owned() + "/Consumption",
-        "name": "Consumption",
-        "type": "Microsoft.App/availableManagedEnvironmentsWorkloadProfileTypes",
-        "location": cove_arm::provider::display_location(location).unwrap_or(location),
-        "properties": {
-            "category": "Consumption",
-            "applicability": "LocationDefault",
-            "cores": 4,
-            "memoryGiB": 8,
-            "displayName": "Consumption",
-        },
-    });
-    Ok(answer::json(200, &list::render(vec![kind], None)))
 }
 
 async fn auth_token(plane: ControlPlane, call: Call) -> Answer {

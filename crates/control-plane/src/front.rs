@@ -40,7 +40,11 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::groups::routes());
     routes.extend(crate::workspaces::routes());
     routes.extend(crate::identities::routes());
+    routes.extend(crate::authorization::routes());
+    routes.extend(crate::graph::routes());
     routes.extend(crate::environments::routes());
+    routes.extend(crate::environment::routes());
+    routes.extend(crate::storages::routes());
     routes.extend(crate::apps::routes());
     routes.extend(crate::app_actions::routes());
     routes.extend(crate::revisions::routes());
@@ -48,6 +52,9 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::operations::routes());
     routes.extend(crate::deployments::routes());
     routes.extend(crate::streams::routes());
+    routes.extend(crate::locations::routes());
+    routes.extend(crate::coverage::routes());
+    routes.extend(not_built::routes());
     routes
 }
 

@@ -1,15 +1,99 @@
 //! What Azure has and Cove has not: an honest 501 that says what was meant, or a 404 for what exists nowhere.
+//!
+//! Every operation of `Microsoft.App` is a route: what no file of this crate serves gets one from here, with the words of its
+//! group. So the router itself knows what works, see [`crate::coverage`].
 
 use cove_arm::ArmError;
 use http::Method;
 
-/// Namespaces that Cove means to serve and does not yet.
-const PLANNED_NAMESPACES: &[&str] = &[
-    "Microsoft.Authorization",
-    "Microsoft.ContainerRegistry",
-    "Microsoft.Insights",
-    "Microsoft.Network",
+use crate::{
+    coverage,
+    route::{Missing, Route},
+};
+
+/// The words of each group of operations that has any that are not built.
+const WORDS: &[(&str, &str, &str)] = &[
+    (
+        "ConnectedEnvironments",
+        "A connected environment, which puts container apps on a Kubernetes cluster",
+        "use a managed environment: this machine is what it runs on",
+    ),
+    (
+        "ContainerAppPrivateEndpoint",
+        "A private endpoint of an app",
+        "there is no virtual network; restrict who may call with ipSecurityRestrictions",
+    ),
+    (
+        "ContainerAppPrivateLink",
+        "A private link of an app",
+        "there is no virtual network; restrict who may call with ipSecurityRestrictions",
+    ),
+    (
+        "ManagedEnvironmentPrivateEndpoint",
+        "A private endpoint of an environment",
+        "there is no virtual network; restrict who may call with ipSecurityRestrictions of the apps",
+    ),
+    ("ContainerApps.", "This operation of an app", "read the app itself: `az containerapp show`"),
+    ("ContainerAppsAuthConfigs", "Authentication in front of apps", "let the app itself check who calls"),
+    (
+        "ContainerAppsDiagnostics",
+        "This detector of an app",
+        "read its revisions, replicas and system logs: `az containerapp logs show --type system`",
+    ),
+    (
+        "ContainerAppsFunctions",
+        "Azure Functions in an app",
+        "run the function's image as an ordinary app with scale rules",
+    ),
+    (
+        "ContainerAppsRevisionFunctions",
+        "Azure Functions in a revision",
+        "run the function's image as an ordinary app with scale rules",
+    ),
+    ("FunctionsExtension", "Calling an Azure Function through the API", "call the app's own address"),
+    ("ContainerAppsLabelHistory", "The history of a label", "read the labels in the app's traffic"),
+    ("ContainerAppsSessionPools", "A session pool", "run the sessions' image as an app"),
+    (
+        "ContainerAppsSourceControls",
+        "Deployment from a repository by GitHub Actions",
+        "build the image yourself and set it with `az containerapp update --image`",
+    ),
+    ("DotNetComponents", "A .NET component", "run its image, such as the Aspire dashboard, as an ordinary app"),
+    ("JavaComponents", "A Java component", "run its image, such as Eureka or the config server, as an ordinary app"),
+    ("Jobs", "A job", "run the work in an app that scales to zero, or start it with cron on this machine"),
+    ("Client.job_execution", "A job", "run the work in an app that scales to zero, or start it with cron on this machine"),
+    ("LogicApps", "A Logic App in an app", "run the workflow outside of this server and call the app"),
+    ("ManagedEnvironmentsStorages", "A storage of an environment", "use an EmptyDir volume"),
+    ("SandboxGroups", "A sandbox group", "run the sandbox's image as an app"),
+    (
+        "VnetConnections",
+        "A sandbox group's connection to a virtual network",
+        "there is no virtual network; leave it out",
+    ),
 ];
+
+/// A route for every operation of Azure's; those that are served elsewhere take the place of theirs.
+pub(crate) fn routes() -> Vec<Route> {
+    coverage::operations()
+        .filter_map(|operation| {
+            let group = format!("{}.{}", operation.group, operation.name);
+            let words = WORDS.iter().find(|(begin, ..)| group.starts_with(begin));
+            let (_, what, instead) = words?;
+            let kind = kind_of_pattern(&operation.path);
+            Some(Route::missing(operation.method, operation.path, kind, Missing { what, instead }))
+        })
+        .collect()
+}
+
+/// `Microsoft.App/jobs/executions` of `…/providers/Microsoft.App/jobs/{jobName}/executions`.
+fn kind_of_pattern(pattern: &str) -> String {
+    let below = pattern.rsplit_once("/providers/").map_or(pattern, |(_, below)| below);
+    let parts: Vec<&str> = below.split('/').filter(|part| !part.is_empty() && !part.starts_with('{')).collect();
+    parts.join("/")
+}
+
+/// Namespaces that Cove means to serve and does not yet.
+const PLANNED_NAMESPACES: &[&str] =
 
 /// Types of `Microsoft.App` at the top level; all else below that namespace exists nowhere.
 const APP_TYPES: &[&str] = &[

@@ -1,6 +1,6 @@
 //! Deletes what is inside deleted groups, and ends what a `kill -9` left half done.
 //!
-//! Level-triggered: whatever changes, groups that are being deleted are looked at again as a whole. The controller the apps down and removes them; once none is left, environments, workspaces and the group itself go.
+//! Level-triggered: whatever changes, groups that are being deleted are looked at again as a whole. The controller takes the apps down and removes them; once none is left, environments, workspaces and the group itself go.
 //!
 //! **Invariant:** an environment is never removed while an app lives in it.
 
@@ -36,6 +36,13 @@ impl ControlPlane {
 async fn end_half_done(plane: &ControlPlane) -> Result<(), StoreError> {
     let _structure = plane.structure().await;
     let now = plane.clock().now();
+    for kind in crate::environment::POLLED {
+        for row in plane.store().resources(kind, None)? {
+            if row.provisioning == Provisioning::Deleting {
+                plane.store().remove(row.id, now).await?;
+            }
+        }
+    }
     for row in plane.store().resources(environments::KIND, None)? {
         if row.provisioning == Provisioning::Deleting {
             let is_free = apps::in_environment(plane, &row.id).is_ok_and(|apps| apps.is_empty());
@@ -87,7 +94,8 @@ pub(crate) async fn sweep_group(plane: &ControlPlane, group: &ResourceId) -> Res
         return Ok(());
     }
     let mut is_empty = true;
-    for row in others {
+    // what hangs on another resource goes and stays with it
+    for row in others.into_iter().filter(|row| row.id.parent().is_none()) {
         if row.kind.eq_ignore_ascii_case(environments::KIND) && lives_in(plane, &row.id)? {
             // an app of another group lives in it: that keeps the environment, and so the group
             is_empty = false;

@@ -7,11 +7,16 @@
 
 use std::{fmt, future::Future, sync::Arc};
 
+use cove_arm::ArmError;
 use futures_util::future::BoxFuture;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use crate::{answer::Answer, call::Call, control_plane::ControlPlane};
+use crate::{
+    answer::{Answer, Refusal},
+    call::Call,
+    control_plane::ControlPlane,
+};
 
 /// Segments looked at; a longer path is nothing.
 const SEGMENTS_MAX: usize = 40;
@@ -29,12 +34,22 @@ pub(crate) enum Access {
 
 type Handler = Arc<dyn Fn(ControlPlane, Call) -> BoxFuture<'static, Answer> + Send + Sync>;
 
+/// What Azure has at a path and Cove has not: what it is, and what to do instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// What is not there: begins a sentence.
+    pub(crate) what: &'static str,
+    /// What to do instead: ends the sentence, without a full stop.
+    pub(crate) instead: &'static str,
+}
+
 /// One line of the table.
 pub(crate) struct Route {
     method: Method,
     pattern: String,
     access: Access,
     handler: Handler,
+    missing: Option<Missing>,
 }
 
 impl Route {
@@ -47,7 +62,17 @@ impl Route {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        Self { method, pattern, access, handler: Arc::new(move |plane, call| Box::pin(handler(plane, call))) }
+        let handler: Handler = Arc::new(move |plane, call| Box::pin(handler(plane, call)));
+        Self { method, pattern, access, handler, missing: None }
+    }
+
+    /// A route of [`Access::Arm`] that answers 501 in its own words. A route that works takes its place.
+    pub(crate) fn missing(method: Method, pattern: impl Into<String>, kind: String, missing: Missing) -> Self {
+        let answer = move |_, _| {
+            let error = ArmError::not_implemented(&kind, missing.what, missing.instead);
+            async move { Err(Refusal::Arm(error)) }
+        };
+        Self { missing: Some(missing), ..Self::new(method, pattern.into(), Access::Arm, answer) }
     }
 
     /// A route of [`Access::Arm`].
@@ -89,14 +114,33 @@ impl Route {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
+    /// A segment in lower case.
     Fixed(String),
-    Name(String),
+    Name,
 }
 
 struct Entry {
     parts: Vec<Part>,
     access: Access,
-    methods: Vec<(Method, Handler)>,
+    methods: Vec<Leaf>,
+}
+
+struct Leaf {
+    method: Method,
+    names: Vec<String>,
+    handler: Handler,
+    missing: Option<Missing>,
+}
+
+/// Whether an operation of Azure's is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// A handler does it.
+    Works,
+    /// 501, with what instead.
+    Missing(Missing),
+    /// No route.
+    Unknown,
 }
 
 /// All routes.
@@ -121,17 +165,21 @@ impl fmt::Debug for Table {
 }
 
 impl Table {
-    /// The table of these routes; routes of one pattern come together whatever their order.
+    /// The table of these routes; routes of one pattern come together whatever their order and the names in it.
     pub(crate) fn new(routes: Vec<Route>) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         for route in routes {
-            let parts = parse(&route.pattern);
-            match entries.iter_mut().find(|entry| entry.parts == parts) {
-                Some(entry) => entry.methods.push((route.method, route.handler)),
-                None => {
-                    let methods = vec![(route.method, route.handler)];
-                    entries.push(Entry { parts, access: route.access, methods });
-                }
+            let (parts, names) = parse(&route.pattern);
+            let Route { method, access, handler, missing, .. } = route;
+            let leaf = Leaf { method, names, handler, missing };
+            let Some(entry) = entries.iter_mut().find(|entry| entry.parts == parts) else {
+                entries.push(Entry { parts, access, methods: vec![leaf] });
+                continue;
+            };
+            match entry.methods.iter_mut().find(|known| known.method == leaf.method) {
+                Some(known) if known.missing.is_some() => *known = leaf,
+                Some(_) if leaf.missing.is_some() => {}
+                Some(_) | None => entry.methods.push(leaf),
             }
         }
         // `Fixed` sorts before `Name`, so the first match is the most exact one
@@ -144,33 +192,44 @@ impl Table {
         let Some(entry) = self.entries.iter().find(|entry| matches(&entry.parts, segments)) else {
             return Found::Nothing;
         };
-        if let Some((_, handler)) = entry.methods.iter().find(|(known, _)| known == method) {
-            let named = entry.parts.iter().zip(segments).filter_map(|(part, segment)| match part {
-                Part::Name(name) => Some((name.clone(), segment.clone())),
-                Part::Fixed(_) => None,
-            });
-            return Found::Handler { access: entry.access, handler: Arc::clone(handler), names: named.collect() };
+        if let Some(leaf) = entry.methods.iter().find(|leaf| leaf.method == *method) {
+            let named = entry.parts.iter().zip(segments).filter(|(part, _)| **part == Part::Name);
+            let names = leaf.names.iter().cloned().zip(named.map(|(_, segment)| segment.clone())).collect();
+            return Found::Handler { access: entry.access, handler: Arc::clone(&leaf.handler), names };
         }
-        let allow: Vec<&str> = entry.methods.iter().map(|(method, _)| method.as_str()).collect();
+        let allow: Vec<&str> = entry.methods.iter().map(|leaf| leaf.method.as_str()).collect();
         Found::OtherMethods { access: entry.access, allow: allow.join(", ") }
+    }
+
+    /// Whether a method of a pattern is served; the names in the pattern do not matter.
+    pub(crate) fn state(&self, method: &Method, pattern: &str) -> State {
+        let (parts, _) = parse(pattern);
+        let entry = self.entries.iter().find(|entry| entry.parts == parts);
+        match entry.and_then(|entry| entry.methods.iter().find(|leaf| leaf.method == *method)) {
+            None => State::Unknown,
+            Some(leaf) => leaf.missing.map_or(State::Works, State::Missing),
+        }
     }
 }
 
-fn parse(pattern: &str) -> Vec<Part> {
+fn parse(pattern: &str) -> (Vec<Part>, Vec<String>) {
+    let mut names = Vec::new();
     let parts = pattern.split('/').filter(|part| !part.is_empty());
-    parts
-        .map(|part| match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
-            Some(name) => Part::Name(name.to_owned()),
-            None => Part::Fixed(part.to_owned()),
-        })
-        .collect()
+    let parts = parts.map(|part| match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+        Some(name) => {
+            names.push(name.to_owned());
+            Part::Name
+        }
+        None => Part::Fixed(part.to_ascii_lowercase()),
+    });
+    (parts.collect(), names)
 }
 
 fn matches(parts: &[Part], segments: &[String]) -> bool {
     parts.len() == segments.len()
         && parts.iter().zip(segments).all(|(part, segment)| match part {
             Part::Fixed(text) => text.eq_ignore_ascii_case(segment),
-            Part::Name(_) => true,
+            Part::Name => true,
         })
 }
 

@@ -235,12 +235,16 @@ impl Store {
     pub async fn remove(&self, id: ResourceId, now: Timestamp) -> Result<bool, StoreError> {
         self.write(move |tx| {
             let was_there = tx.db.execute("DELETE FROM resources WHERE key = ?1", [id.key()])? > 0;
-            // role assignments and other extensions of it have nothing left to extend
-            let extensions = format!("{}/providers/", id.key());
-            tx.db.execute(
-                "DELETE FROM resources WHERE key > ?1 AND key < ?1 || x'ff' AND substr(key, 1, length(?1)) = ?1",
-                [extensions],
-            )?;
+            // children, role assignments and other extensions of it have nothing left to hang on
+            let prefix = format!("{}/", id.key());
+            const BELOW: &str = "key > ?1 AND key < ?1 || x'ff' AND substr(key, 1, length(?1)) = ?1";
+            let mut query = tx.db.prepare_cached(&format!("SELECT id FROM resources WHERE {BELOW}"))?;
+            let below: Vec<String> = query.query_map([&prefix], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            drop(query);
+            tx.db.execute(&format!("DELETE FROM resources WHERE {BELOW}"), [&prefix])?;
+            for child in below.iter().filter_map(|child| ResourceId::parse(child).ok()) {
+                tx.gone(&child);
+            }
             operations::end_all(tx, &id, u64::MAX, None, now)?;
             tx.gone(&id);
             Ok(was_there)
