@@ -176,12 +176,30 @@ impl Client {
         format!("/subscriptions/{}/resourceGroups/{}", self.subscription, encode(group))
     }
 
+    /// Path below the subscription's `Microsoft.App`.
+    pub(crate) fn provider(&self, rest: &str) -> String {
+        format!("/subscriptions/{}/providers/Microsoft.App/{rest}", self.subscription)
+    }
+
     /// Path of a resource of `Microsoft.App`; an id is taken as it is.
     pub(crate) fn resource(&self, group: &str, kind: &str, name: &str) -> String {
         if name.starts_with('/') {
             return name.to_owned();
         }
         format!("{}/providers/Microsoft.App/{kind}/{}", self.group(group), encode(name))
+    }
+
+    /// Path of a resource of another namespace, such as `Microsoft.ManagedIdentity/userAssignedIdentities`.
+    pub(crate) fn of(&self, group: &str, kind: &str, name: &str) -> String {
+        if name.starts_with('/') {
+            return name.to_owned();
+        }
+        format!("{}/providers/{kind}/{}", self.group(group), encode(name))
+    }
+
+    /// Path of a user-assigned identity.
+    pub(crate) fn identity(&self, group: &str, name: &str) -> String {
+        self.of(group, "Microsoft.ManagedIdentity/userAssignedIdentities", name)
     }
 
     /// Path of a container app.

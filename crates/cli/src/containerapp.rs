@@ -1,8 +1,14 @@
 //! `cove containerapp`: az's nouns and verbs.
 
-mod create;
+mod auth;
+pub(crate) mod create;
+mod dapr;
 mod environment;
+mod github;
+mod hostname;
+mod identity;
 mod ingress;
+mod job;
 mod logs;
 mod registry;
 mod replica;
@@ -13,13 +19,16 @@ mod up;
 mod update;
 mod whole;
 
+use std::process::{Command, Stdio};
+
 use reqwest::Method;
 
 use crate::{
-    client::Wait,
+    client::{Wait, encode},
     failure::Failure,
     output::View,
     session::{Globals, GroupArg, Session, block_on},
+    text,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -95,13 +104,43 @@ pub(crate) enum ContainerappCommand {
     /// The way in to an app.
     #[command(subcommand)]
     Ingress(ingress::IngressCommand),
+    /// Dapr of an app.
+    #[command(subcommand)]
+    Dapr(dapr::DaprCommand),
+    /// Identities of an app.
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
+    /// Host names of one's own.
+    #[command(subcommand)]
+    Hostname(Box<hostname::HostnameCommand>),
+    /// Certificates for host names.
+    #[command(subcommand)]
+    Ssl(hostname::SslCommand),
+    /// Authentication in front of an app.
+    #[command(subcommand)]
+    Auth(Box<auth::AuthCommand>),
+    /// Jobs: containers that run and end.
+    #[command(subcommand)]
+    Job(Box<job::JobCommand>),
+    /// Workflows of GitHub that deploy an app.
+    #[command(subcommand)]
+    GithubAction(Box<github::GithubCommand>),
+    /// What of the subscription's limits is in use.
+    ListUsages {
+        /// Region; this server has one.
+        #[arg(short, long, default_value = "local")]
+        location: String,
+    },
+    /// Show the id that TXT records of host names hold.
+    ShowCustomDomainVerificationId,
+    /// Open an app in the browser.
+    Browse(AppRef),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
 
-/// Nouns and verbs of az that the server does not serve yet.
-const NOT_BUILT: [&str; 10] =
-    ["auth", "browse", "compose", "connection", "dapr", "exec", "github-action", "hostname", "identity", "job"];
+/// Nouns of az that the server does not serve.
+const NOT_BUILT: [&str; 4] = ["add-on", "connection", "java", "sessionpool"];
 
 /// An app by name and group.
 #[derive(Clone, Debug, clap::Args)]
@@ -116,7 +155,12 @@ pub(crate) struct AppRef {
 impl AppRef {
     /// Its path.
     pub(crate) fn path(&self, session: &Session) -> String {
-        session.client.app(&self.group.group, &self.name)
+        self.path_of(session, "containerApps")
+    }
+
+    /// The path of a resource of another kind with this name.
+    pub(crate) fn path_of(&self, session: &Session, kind: &str) -> String {
+        session.client.resource(&self.group.group, kind, &self.name)
     }
 }
 
@@ -150,9 +194,25 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Revision(command) => revision::run(&session, command).await,
             ContainerappCommand::Replica(command) => replica::run(&session, command).await,
             ContainerappCommand::Logs(command) => logs::run(&session, command).await,
-            ContainerappCommand::Secret(command) => secret::run(&session, command).await,
-            ContainerappCommand::Registry(command) => registry::run(&session, command).await,
+            ContainerappCommand::Secret(command) => secret::run(&session, command, "containerApps").await,
+            ContainerappCommand::Registry(command) => registry::run(&session, command, "containerApps").await,
             ContainerappCommand::Ingress(command) => ingress::run(&session, command).await,
+            ContainerappCommand::Dapr(command) => dapr::run(&session, command).await,
+            ContainerappCommand::Identity(command) => identity::run(&session, command, "containerApps").await,
+            ContainerappCommand::Hostname(command) => hostname::run(&session, *command).await,
+            ContainerappCommand::Ssl(command) => hostname::ssl(&session, command).await,
+            ContainerappCommand::Auth(command) => auth::run(&session, *command).await,
+            ContainerappCommand::Job(command) => job::run(&session, *command).await,
+            ContainerappCommand::GithubAction(command) => github::run(&session, *command).await,
+            ContainerappCommand::ListUsages { location } => {
+                let path = client.provider(&format!("locations/{}/usages", encode(&location)));
+                session.print(client.list(&path).await?, View::Usages)
+            }
+            ContainerappCommand::ShowCustomDomainVerificationId => {
+                let path = client.provider("getCustomDomainVerificationId");
+                session.print(client.post(&path, None).await?, View::Plain)
+            }
+            ContainerappCommand::Browse(app) => browse(&session, &app).await,
             ContainerappCommand::Other(words) => Err(unknown(&words)),
         }
     })
@@ -182,6 +242,19 @@ async fn list(session: &Session, group: Option<String>, environment: Option<Stri
         });
     }
     session.print(apps, View::Apps)
+}
+
+/// Opens the app with the desktop's opener; without one its URL is all there is.
+async fn browse(session: &Session, app: &AppRef) -> Result<(), Failure> {
+    let app = session.client.get(&app.path(session)).await?;
+    let fqdn = whole::ingress(&app)?["fqdn"].as_str().unwrap_or_default();
+    let url = session.client.app_url(fqdn);
+    let opened = Command::new("xdg-open").arg(&url).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    if !opened.is_ok_and(|status| status.success()) {
+        text::note("No browser was found; open it yourself:");
+    }
+    text::out(&format!("{url}\n"));
+    Ok(())
 }
 
 async fn act(session: &Session, app: &AppRef, verb: &str, no_wait: bool) -> Result<(), Failure> {

@@ -14,6 +14,7 @@ mod containerapp;
 mod demo;
 mod doctor;
 mod failure;
+mod file;
 mod group;
 mod output;
 mod pairs;

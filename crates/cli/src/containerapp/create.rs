@@ -5,15 +5,23 @@ use std::path::{Path, PathBuf};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::template::{self, ContainerArgs, ScaleArgs};
+use super::{
+    dapr,
+    environment::profile,
+    template::{self, ContainerArgs, ScaleArgs},
+};
 use crate::{
     client::Wait,
     failure::Failure,
+    file,
     output::View,
     pairs,
     session::{GroupArg, Session},
     text,
 };
+
+/// Image of an app without one, as az's.
+const QUICKSTART: &str = "mcr.microsoft.com/k8se/quickstart:latest";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CreateArgs {
@@ -50,6 +58,9 @@ pub(crate) struct AppArgs {
     /// `key=value …`
     #[arg(long, num_args = 0.., value_name = "KEY=VALUE")]
     pub(crate) tags: Vec<String>,
+    /// Folder into which all secrets are mounted.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) secret_volume_mount: Option<String>,
     /// Region; the environment's otherwise.
     #[arg(short, long, hide = true)]
     pub(crate) location: Option<String>,
@@ -65,7 +76,7 @@ pub(crate) struct AppArgs {
     #[command(flatten)]
     pub(crate) configuration: ConfigurationArgs,
     #[command(flatten)]
-    pub(crate) unbuilt: UnbuiltArgs,
+    pub(crate) sidekick: SidekickArgs,
 }
 
 /// The way in.
@@ -114,28 +125,26 @@ pub(crate) struct ConfigurationArgs {
     /// Password at the registry, or `secretref:name`.
     #[arg(long, value_name = "PASSWORD")]
     pub(crate) registry_password: Option<String>,
-    /// Managed identity for the registry: not built yet, the server says so.
-    #[arg(long, hide = true)]
+    /// Identity for the registry: `system` or the id of one.
+    #[arg(long, value_name = "ID")]
     pub(crate) registry_identity: Option<String>,
 }
 
-/// az's flags for what the server refuses with 501; they are sent so that it can say what to do instead.
+/// Identities and Dapr of the app.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub(crate) struct UnbuiltArgs {
-    #[arg(long, hide = true)]
+#[command(next_help_heading = "Identity and Dapr")]
+pub(crate) struct SidekickArgs {
+    /// Give it an identity of its own.
+    #[arg(long)]
     pub(crate) system_assigned: bool,
-    #[arg(long, hide = true, num_args = 1..)]
+    /// Names or ids of identities.
+    #[arg(long, num_args = 1.., value_name = "ID")]
     pub(crate) user_assigned: Vec<String>,
-    #[arg(long, alias = "dapr-enabled", hide = true, num_args = 0..=1, default_missing_value = "true")]
+    /// Turn Dapr on.
+    #[arg(long, alias = "dapr-enabled", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) enable_dapr: Option<bool>,
-    #[arg(long, hide = true)]
-    pub(crate) dapr_app_id: Option<String>,
-    #[arg(long, hide = true)]
-    pub(crate) dapr_app_port: Option<u16>,
-    #[arg(long, hide = true)]
-    pub(crate) dapr_app_protocol: Option<String>,
-    #[arg(long, alias = "dal", hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) dapr_enable_api_logging: Option<bool>,
+    #[command(flatten)]
+    pub(crate) dapr: dapr::DaprArgs,
 }
 
 pub(crate) async fn run(session: &Session, args: CreateArgs) -> Result<(), Failure> {
@@ -150,16 +159,37 @@ pub(crate) async fn run(session: &Session, args: CreateArgs) -> Result<(), Failu
     }
     let environment =
         body.pointer("/properties/environmentId").or_else(|| body.pointer("/properties/managedEnvironmentId"));
-    let Some(environment) = environment.and_then(Value::as_str) else {
+    let Some(environment) = environment.and_then(Value::as_str).map(str::to_owned) else {
         return Err(Failure::usage("the app needs an environment").hint("add --environment NAME"));
     };
     if body["location"].as_str().is_none_or(str::is_empty) {
-        body["location"] = client.get(environment).await?["location"].take();
+        body["location"] = client.get(&environment).await?["location"].take();
     }
+    place(session, &args.group.group, &environment, &mut body, &args.app).await?;
     let path = client.app(&args.group.group, &args.name);
     let app = client.write(Method::PUT, &path, Some(&body), Wait::unless(args.no_wait)).await?;
     say_url(session, &app);
     session.print(app, View::Apps)
+}
+
+/// What needs the server: identities by id, and the workload profile that GPU flags ask for.
+pub(super) async fn place(
+    session: &Session,
+    group: &str,
+    environment: &str,
+    body: &mut Value,
+    args: &AppArgs,
+) -> Result<(), Failure> {
+    let flags = &args.sidekick;
+    if let Some(identity) = identity(session, group, flags.system_assigned, &flags.user_assigned) {
+        body["identity"] = identity;
+    }
+    if let Some(kind) = args.container.gpu()?
+        && body["properties"]["workloadProfileName"].is_null()
+    {
+        body["properties"]["workloadProfileName"] = profile::ensure(session, environment, kind).await?.into();
+    }
+    Ok(())
 }
 
 /// Where the app is, for people.
@@ -175,10 +205,7 @@ pub(super) fn say_url(session: &Session, app: &Value) {
 
 /// An app in YAML or JSON.
 pub(super) fn from_file(path: &Path) -> Result<Value, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(format!("failed to read `{}`: {error}", path.display())))?;
-    let body: Value = serde_saphyr::from_str(&text)
-        .map_err(|error| Failure::new(format!("`{}` is not YAML: {error}", path.display())))?;
+    let body = file::yaml(path)?;
     if !body["properties"].is_object() {
         return Err(Failure::new(format!("`{}` has no `properties`", path.display()))
             .hint("write the app as `containerapp show -o yaml` prints it"));
@@ -188,12 +215,13 @@ pub(super) fn from_file(path: &Path) -> Result<Value, Failure> {
 
 /// The body of the app, without its environment.
 pub(super) fn body(name: &str, args: &AppArgs) -> Result<Value, Failure> {
-    if args.container.image.is_none() {
-        return Err(Failure::usage("the app needs an image")
-            .hint("add --image, such as mcr.microsoft.com/k8se/quickstart:latest"));
-    }
+    let mut flags = args.container.clone();
+    flags.image.get_or_insert_with(|| {
+        text::note(&format!("No --image: {QUICKSTART} is used, as az does."));
+        QUICKSTART.to_owned()
+    });
     let env = pairs::environment(&args.env_vars, "--env-vars")?;
-    let mut template = json!({ "containers": [template::container(&args.container, name, &env)] });
+    let mut template = json!({ "containers": [template::container(&flags, name, &env)] });
     if args.scale.is_given() || args.scale.scale_rule_type.is_some() {
         args.scale.apply(&mut template["scale"])?;
     }
@@ -213,8 +241,8 @@ pub(super) fn body(name: &str, args: &AppArgs) -> Result<Value, Failure> {
     if !args.tags.is_empty() {
         body["tags"] = pairs::object(&args.tags, "--tags")?;
     }
-    if let Some(identity) = args.unbuilt.identity() {
-        body["identity"] = identity;
+    if let Some(path) = &args.secret_volume_mount {
+        template::mount_secrets(&mut body["properties"]["template"], path);
     }
     Ok(body)
 }
@@ -233,7 +261,7 @@ fn configuration(args: &AppArgs) -> Result<Value, Failure> {
     if let Some(ingress) = args.ingress.body()? {
         configuration["ingress"] = ingress;
     }
-    if let Some(dapr) = args.unbuilt.dapr() {
+    if let Some(dapr) = args.sidekick.dapr.body(args.sidekick.enable_dapr) {
         configuration["dapr"] = dapr;
     }
     Ok(configuration)
@@ -299,24 +327,15 @@ impl IngressArgs {
     }
 }
 
-impl UnbuiltArgs {
-    fn identity(&self) -> Option<Value> {
-        let users: serde_json::Map<String, Value> =
-            self.user_assigned.iter().map(|id| (id.to_lowercase(), json!({}))).collect();
-        match (self.system_assigned, users.is_empty()) {
-            (false, true) => None,
-            (true, true) => Some(json!({ "type": "SystemAssigned" })),
-            (false, false) => Some(json!({ "type": "UserAssigned", "userAssignedIdentities": users })),
-            (true, false) => Some(json!({ "type": "SystemAssigned, UserAssigned", "userAssignedIdentities": users })),
-        }
-    }
-
-    fn dapr(&self) -> Option<Value> {
-        let enabled = self.enable_dapr?;
-        let mut dapr = json!({ "enabled": enabled, "appId": self.dapr_app_id, "appPort": self.dapr_app_port,
-            "appProtocol": self.dapr_app_protocol, "enableApiLogging": self.dapr_enable_api_logging });
-        dapr.as_object_mut().expect("json! made an object").retain(|_, value| !value.is_null());
-        Some(dapr)
+/// The identities that flags ask for; a name is of the group.
+pub(super) fn identity(session: &Session, group: &str, is_system: bool, users: &[String]) -> Option<Value> {
+    let users: serde_json::Map<String, Value> =
+        users.iter().map(|id| (session.client.identity(group, id), json!({}))).collect();
+    match (is_system, users.is_empty()) {
+        (false, true) => None,
+        (true, true) => Some(json!({ "type": "SystemAssigned" })),
+        (false, false) => Some(json!({ "type": "UserAssigned", "userAssignedIdentities": users })),
+        (true, false) => Some(json!({ "type": "SystemAssigned,UserAssigned", "userAssignedIdentities": users })),
     }
 }
 

@@ -1,4 +1,12 @@
-//! `containerapp env`: managed environments.
+//! `containerapp env`: managed environments and what lives in them.
+
+pub(crate) mod certificate;
+mod change;
+mod dapr_component;
+mod http_route;
+mod premium;
+pub(crate) mod profile;
+mod storage;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -35,9 +43,31 @@ pub(crate) enum EnvironmentCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Change an environment.
+    Update(Box<change::UpdateArgs>),
+    /// What of the environment's limits is in use.
+    ListUsages(EnvironmentRef),
     /// System events of the environment and its apps.
     #[command(subcommand)]
     Logs(EnvironmentLogs),
+    /// Certificates of the environment.
+    #[command(subcommand)]
+    Certificate(certificate::CertificateCommand),
+    /// Dapr components of the environment.
+    #[command(subcommand)]
+    DaprComponent(dapr_component::DaprComponentCommand),
+    /// Rules that route by path between apps.
+    #[command(subcommand)]
+    HttpRouteConfig(http_route::HttpRouteCommand),
+    /// The premium way in of the environment.
+    #[command(subcommand)]
+    PremiumIngress(premium::PremiumCommand),
+    /// Storages that apps of the environment mount.
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
+    /// Workload profiles: the kinds of machines that apps ask for.
+    #[command(subcommand)]
+    WorkloadProfile(profile::ProfileCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -55,9 +85,16 @@ pub(crate) enum EnvironmentLogs {
 pub(crate) struct EnvironmentRef {
     /// Name of the environment.
     #[arg(short, long)]
-    name: String,
+    pub(super) name: String,
     #[command(flatten)]
-    group: GroupArg,
+    pub(super) group: GroupArg,
+}
+
+impl EnvironmentRef {
+    /// Its path.
+    pub(super) fn path(&self, session: &Session) -> String {
+        session.client.environment(&self.group.group, &self.name)
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -82,8 +119,8 @@ pub(crate) struct CreateArgs {
     /// Have workload profiles; this server always has the Consumption profile.
     #[arg(short = 'w', long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     enable_workload_profiles: Option<bool>,
-    /// Spread over zones: not built, the server says so.
-    #[arg(short, long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    /// Spread over zones; one machine is one zone, so this is kept and has no effect.
+    #[arg(short, long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     zone_redundant: Option<bool>,
     /// Subnet: not built, the server says so.
     #[arg(short = 's', long, hide = true)]
@@ -91,6 +128,20 @@ pub(crate) struct CreateArgs {
     /// Only internal addresses: not built, the server says so.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
     internal_only: Option<bool>,
+    #[command(flatten)]
+    settings: change::SettingsArgs,
+    /// Network that Azure keeps for itself; has no meaning here.
+    #[arg(long, hide = true)]
+    platform_reserved_cidr: Option<String>,
+    /// Address of Azure's own DNS; has no meaning here.
+    #[arg(long, hide = true)]
+    platform_reserved_dns_ip: Option<String>,
+    /// Group of Azure's own resources; has no meaning here.
+    #[arg(short = 'i', long, hide = true)]
+    infrastructure_resource_group: Option<String>,
+    /// Application Insights key of Dapr.
+    #[arg(long, hide = true)]
+    dapr_instrumentation_key: Option<String>,
     /// Do not wait for the end.
     #[arg(long)]
     no_wait: bool,
@@ -119,6 +170,16 @@ pub(crate) async fn run(session: &Session, command: EnvironmentCommand) -> Resul
             session.confirm(&format!("Delete the environment `{}`?", environment.name), yes)?;
             client.delete(&path(&environment), Wait::unless(no_wait)).await
         }
+        EnvironmentCommand::Update(args) => change::run(session, *args).await,
+        EnvironmentCommand::ListUsages(found) => {
+            session.print(client.list(&format!("{}/usages", path(&found))).await?, View::Usages)
+        }
+        EnvironmentCommand::Certificate(command) => certificate::run(session, command).await,
+        EnvironmentCommand::DaprComponent(command) => dapr_component::run(session, command).await,
+        EnvironmentCommand::HttpRouteConfig(command) => http_route::run(session, command).await,
+        EnvironmentCommand::PremiumIngress(command) => premium::run(session, command).await,
+        EnvironmentCommand::Storage(command) => storage::run(session, command).await,
+        EnvironmentCommand::WorkloadProfile(command) => profile::run(session, command).await,
         EnvironmentCommand::Logs(EnvironmentLogs::Show { environment, stream }) => {
             let found = client.get(&path(&environment)).await?;
             let endpoint = found["properties"]["eventStreamEndpoint"].as_str().unwrap_or_default();
@@ -151,6 +212,23 @@ fn body(args: &CreateArgs) -> Result<Value, Failure> {
     if let Some(internal) = args.internal_only {
         properties["vnetConfiguration"]["internal"] = internal.into();
     }
+    for (name, value) in [
+        ("platformReservedCidr", &args.platform_reserved_cidr),
+        ("platformReservedDnsIP", &args.platform_reserved_dns_ip),
+    ] {
+        if let Some(value) = value {
+            properties["vnetConfiguration"][name] = value.as_str().into();
+        }
+    }
+    for (name, value) in [
+        ("infrastructureResourceGroup", &args.infrastructure_resource_group),
+        ("daprAIInstrumentationKey", &args.dapr_instrumentation_key),
+    ] {
+        if let Some(value) = value {
+            properties[name] = value.as_str().into();
+        }
+    }
+    args.settings.apply(properties)?;
     if !args.tags.is_empty() {
         body["tags"] = pairs::object(&args.tags, "--tags")?;
     }

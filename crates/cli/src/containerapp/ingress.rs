@@ -1,5 +1,7 @@
 //! `containerapp ingress`: the way in, and how traffic is split.
 
+mod policies;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -32,6 +34,15 @@ pub(crate) enum IngressCommand {
     /// Shares of the revisions.
     #[command(subcommand)]
     Traffic(TrafficCommand),
+    /// Addresses that may come in, or may not.
+    #[command(subcommand)]
+    AccessRestriction(policies::AccessCommand),
+    /// What browsers of other origins may do.
+    #[command(subcommand)]
+    Cors(policies::CorsCommand),
+    /// Whether a client stays with its replica.
+    #[command(subcommand)]
+    StickySessions(policies::StickyCommand),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -94,6 +105,9 @@ pub(crate) async fn run(session: &Session, command: IngressCommand) -> Result<()
             });
             changed.await.map(|_| ())
         }
+        IngressCommand::AccessRestriction(command) => policies::access(session, command).await,
+        IngressCommand::Cors(command) => policies::cors(session, command).await,
+        IngressCommand::StickySessions(command) => policies::sticky(session, command).await,
         IngressCommand::Traffic(TrafficCommand::Show(app)) => {
             let app = session.client.get(&app.path(session)).await?;
             session.print(ingress(&app)?["traffic"].clone(), View::Traffic)

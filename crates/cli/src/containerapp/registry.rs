@@ -21,8 +21,8 @@ pub(crate) enum RegistryCommand {
         /// Password at the registry, or `secretref:name`.
         #[arg(long)]
         password: Option<String>,
-        /// Managed identity: not built yet, the server says so.
-        #[arg(long, hide = true)]
+        /// Identity for the registry: `system` or the id of one.
+        #[arg(long, value_name = "ID")]
         identity: Option<String>,
     },
     /// Remove a registry.
@@ -38,14 +38,15 @@ pub(crate) struct ServerRef {
     server: String,
 }
 
-pub(crate) async fn run(session: &Session, command: RegistryCommand) -> Result<(), Failure> {
+/// `kind` is `containerApps` or `jobs`.
+pub(crate) async fn run(session: &Session, command: RegistryCommand, kind: &str) -> Result<(), Failure> {
     match command {
         RegistryCommand::List(app) => {
-            let app = session.client.get(&app.path(session)).await?;
+            let app = session.client.get(&app.path_of(session, kind)).await?;
             session.print(Value::Array(registries(&app)), View::Plain)
         }
         RegistryCommand::Show(registry) => {
-            let app = session.client.get(&registry.app.path(session)).await?;
+            let app = session.client.get(&registry.app.path_of(session, kind)).await?;
             let found = registries(&app).into_iter().find(|known| known["server"] == registry.server.as_str());
             session.print(found.ok_or_else(|| missing(&registry.server))?, View::Plain)
         }
@@ -57,14 +58,14 @@ pub(crate) async fn run(session: &Session, command: RegistryCommand) -> Result<(
                 registry_identity: identity,
                 ..create::ConfigurationArgs::default()
             };
-            edit(session, &registry, |secrets, list| {
+            edit(session, &registry, kind, |secrets, list| {
                 let Some(new) = create::registry(&flags, secrets)? else { return Ok(()) };
                 list.push(new);
                 Ok(())
             })
             .await
         }
-        RegistryCommand::Remove(registry) => edit(session, &registry, |_, _| Ok(())).await,
+        RegistryCommand::Remove(registry) => edit(session, &registry, kind, |_, _| Ok(())).await,
     }
 }
 
@@ -80,9 +81,10 @@ fn missing(server: &str) -> Failure {
 async fn edit(
     session: &Session,
     registry: &ServerRef,
+    kind: &str,
     add: impl FnOnce(&mut Vec<Value>, &mut Vec<Value>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let path = registry.app.path(session);
+    let path = registry.app.path_of(session, kind);
     let changed = whole::edit(session, &path, false, |app| {
         let mut list = registries(app);
         let before = list.len();

@@ -38,18 +38,24 @@ pub(crate) enum SecretCommand {
         /// Names of the secrets.
         #[arg(long, num_args = 1.., required = true)]
         secret_names: Vec<String>,
+        /// az asks for jobs.
+        #[arg(short, long, hide = true)]
+        yes: bool,
     },
 }
 
-pub(crate) async fn run(session: &Session, command: SecretCommand) -> Result<(), Failure> {
+/// `kind` is `containerApps` or `jobs`.
+pub(crate) async fn run(session: &Session, command: SecretCommand, kind: &str) -> Result<(), Failure> {
     match command {
         SecretCommand::List { app, show_values: false } => {
-            let app = session.client.get(&app.path(session)).await?;
+            let app = session.client.get(&app.path_of(session, kind)).await?;
             session.print(secrets_of(&app), View::Secrets)
         }
-        SecretCommand::List { app, show_values: true } => session.print(values(session, &app).await?, View::Secrets),
+        SecretCommand::List { app, show_values: true } => {
+            session.print(values(session, &app.path_of(session, kind)).await?, View::Secrets)
+        }
         SecretCommand::Show { app, secret_name } => {
-            let secrets = values(session, &app).await?;
+            let secrets = values(session, &app.path_of(session, kind)).await?;
             let found =
                 secrets.as_array().and_then(|list| list.iter().find(|secret| secret["name"] == secret_name.as_str()));
             let found = found.cloned();
@@ -58,7 +64,7 @@ pub(crate) async fn run(session: &Session, command: SecretCommand) -> Result<(),
         }
         SecretCommand::Set { app, secrets } => {
             let new = pairs::secrets(&secrets)?;
-            let path = app.path(session);
+            let path = app.path_of(session, kind);
             let changed = whole::edit(session, &path, false, |app| {
                 let mut list = secrets_of(app).as_array().cloned().unwrap_or_default();
                 for secret in new {
@@ -72,8 +78,8 @@ pub(crate) async fn run(session: &Session, command: SecretCommand) -> Result<(),
             });
             say_restart(session, changed.await?)
         }
-        SecretCommand::Remove { app, secret_names } => {
-            let path = app.path(session);
+        SecretCommand::Remove { app, secret_names, .. } => {
+            let path = app.path_of(session, kind);
             let changed = whole::edit(session, &path, false, |app| {
                 let mut list = secrets_of(app).as_array().cloned().unwrap_or_default();
                 for name in &secret_names {
@@ -95,8 +101,8 @@ fn secrets_of(app: &Value) -> Value {
     app.pointer("/properties/configuration/secrets").cloned().unwrap_or_else(|| json!([]))
 }
 
-async fn values(session: &Session, app: &AppRef) -> Result<Value, Failure> {
-    let mut answer = session.client.post(&format!("{}/listSecrets", app.path(session)), None).await?;
+async fn values(session: &Session, path: &str) -> Result<Value, Failure> {
+    let mut answer = session.client.post(&format!("{path}/listSecrets"), None).await?;
     Ok(answer["value"].take())
 }
 

@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::environment::profile;
 use crate::{failure::Failure, pairs};
 
 /// One container.
@@ -28,11 +29,11 @@ pub(crate) struct ContainerArgs {
     /// Arguments instead of the image's.
     #[arg(long, num_args = 0.., value_name = "WORD")]
     pub(crate) args: Option<Vec<String>>,
-    /// GPU kind: not built yet, the server says so.
-    #[arg(long, hide = true)]
+    /// nvidia-a100 or nvidia-t4: the workload profile that has it is used, and added where it is missing.
+    #[arg(long, value_name = "KIND")]
     pub(crate) gpu_type: Option<String>,
-    /// GPUs: not built yet, the server says so.
-    #[arg(long, hide = true)]
+    /// GPUs of the workload profile [default: 1].
+    #[arg(long, value_name = "N")]
     pub(crate) gpu_count: Option<u32>,
 }
 
@@ -64,6 +65,9 @@ pub(crate) struct ScaleArgs {
     /// Secrets of the rule: `parameter=secret …`
     #[arg(long, alias = "sra", num_args = 1.., value_name = "PARAMETER=SECRET")]
     pub(crate) scale_rule_auth: Vec<String>,
+    /// Identity of the rule: `system` or the id of one.
+    #[arg(long, alias = "sri", value_name = "ID")]
+    pub(crate) scale_rule_identity: Option<String>,
     /// Seconds without activity before the last replicas go.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) cooldown_period: Option<u32>,
@@ -98,7 +102,7 @@ pub(crate) fn apply(args: &ContainerArgs, container: &mut Value) {
             container[key] = json!(words);
         }
     }
-    if args.cpu.is_none() && args.memory.is_none() && args.gpu_count.is_none() && args.gpu_type.is_none() {
+    if args.cpu.is_none() && args.memory.is_none() {
         return;
     }
     if !container["resources"].is_object() {
@@ -115,8 +119,32 @@ pub(crate) fn apply(args: &ContainerArgs, container: &mut Value) {
     if let Some(memory) = &args.memory {
         resources["memory"] = memory.as_str().into();
     }
-    if args.gpu_count.is_some() || args.gpu_type.is_some() {
-        resources["gpu"] = f64::from(args.gpu_count.unwrap_or(1)).into();
+}
+
+/// Mounts all secrets into the first container.
+pub(crate) fn mount_secrets(template: &mut Value, path: &str) {
+    const NAME: &str = "secret-volume";
+    let mut volumes = template["volumes"].as_array().cloned().unwrap_or_default();
+    if !volumes.iter().any(|volume| volume["storageType"] == "Secret") {
+        volumes.push(json!({ "name": NAME, "storageType": "Secret" }));
+    }
+    let name = volumes.iter().find(|volume| volume["storageType"] == "Secret").map(|volume| volume["name"].clone());
+    let mount = json!({ "volumeName": name, "mountPath": path });
+    template["volumes"] = Value::Array(volumes);
+    let container = &mut template["containers"][0];
+    let mut mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+    mounts.retain(|known| known["volumeName"] != mount["volumeName"]);
+    mounts.push(mount);
+    container["volumeMounts"] = Value::Array(mounts);
+}
+
+impl ContainerArgs {
+    /// The type of workload profile that the GPU flags ask for.
+    pub(crate) fn gpu(&self) -> Result<Option<&'static str>, Failure> {
+        if self.gpu_type.is_none() && self.gpu_count.is_none() {
+            return Ok(None);
+        }
+        profile::gpu_type(self.gpu_type.as_deref(), self.gpu_count.unwrap_or(1)).map(Some)
     }
 }
 
@@ -160,7 +188,7 @@ impl ScaleArgs {
         let mut metadata = pairs::object(&self.scale_rule_metadata, "--scale-rule-metadata")?;
         let auth = self.auth()?;
         let concurrency = self.scale_rule_http_concurrency.map(|count| count.to_string());
-        let rule = match kind.as_str() {
+        let mut rule = match kind.as_str() {
             "http" | "tcp" => {
                 let key = if kind == "http" { "concurrentRequests" } else { "concurrentConnections" };
                 if let Some(concurrency) = concurrency {
@@ -184,6 +212,13 @@ impl ScaleArgs {
             }
             kind => json!({ "name": name, "custom": with_auth(json!({ "type": kind, "metadata": metadata }), auth) }),
         };
+        if let Some(identity) = &self.scale_rule_identity {
+            for (_, part) in rule.as_object_mut().expect("json! made an object").iter_mut() {
+                if part.is_object() {
+                    part["identity"] = identity.as_str().into();
+                }
+            }
+        }
         Ok(rule)
     }
 

@@ -43,6 +43,8 @@ pub(crate) async fn run(session: &Session, args: UpArgs) -> Result<(), Failure> 
     };
     body["location"] = environment["location"].clone();
     body["properties"]["environmentId"] = environment["id"].clone();
+    let id = environment["id"].as_str().unwrap_or(&path).to_owned();
+    create::place(session, &args.group, &id, &mut body, &args.app).await?;
     text::note(&format!("Creating the container app `{}`", args.name));
     let app = client.write(Method::PUT, &client.app(&args.group, &args.name), Some(&body), Wait::Done).await?;
     create::say_url(session, &app);

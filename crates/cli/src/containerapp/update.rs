@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{AppRef, create, revision, template};
+use super::{AppRef, create, environment::profile, revision, template};
 use crate::{
     client::{Wait, encode},
     failure::Failure,
@@ -33,6 +33,9 @@ pub(crate) struct UpdateArgs {
     /// `key=value …`, instead of the old ones.
     #[arg(long, num_args = 0.., value_name = "KEY=VALUE")]
     tags: Option<Vec<String>>,
+    /// Folder into which all secrets are mounted.
+    #[arg(long, value_name = "PATH")]
+    secret_volume_mount: Option<String>,
     /// Restart the latest revision.
     #[arg(long)]
     force_restart: bool,
@@ -61,10 +64,14 @@ pub(crate) async fn run(session: &Session, args: UpdateArgs) -> Result<(), Failu
     let client = &session.client;
     let path = args.app.path(session);
     let old = client.get(&path).await?;
-    let patch = match &args.yaml {
+    let mut patch = match &args.yaml {
         Some(file) => create::from_file(file)?,
         None => patch(&old, &args)?,
     };
+    if let Some(kind) = args.container.gpu()? {
+        let environment = old["properties"]["environmentId"].as_str().unwrap_or_default();
+        patch["properties"]["workloadProfileName"] = profile::ensure(session, environment, kind).await?.into();
+    }
     let app = if patch.as_object().is_some_and(|patch| !patch.is_empty()) {
         client.write(Method::PATCH, &path, Some(&patch), Wait::unless(args.no_wait)).await?
     } else if args.force_restart {
@@ -107,6 +114,9 @@ fn patch(old: &Value, args: &UpdateArgs) -> Result<Value, Failure> {
     if args.scale.is_given() || args.scale.scale_rule_type.is_some() {
         args.scale.apply(&mut template["scale"])?;
     }
+    if let Some(path) = &args.secret_volume_mount {
+        template::mount_secrets(&mut template, path);
+    }
     if let Some(seconds) = args.termination_grace_period {
         template["terminationGracePeriodSeconds"] = seconds.into();
     }
@@ -139,7 +149,6 @@ fn change_containers(template: &mut Value, app: &str, args: &UpdateArgs) -> Resu
         || flags.args.is_some()
         || flags.cpu.is_some()
         || flags.memory.is_some()
-        || flags.gpu_count.is_some()
         || args.replace_env_vars.is_some()
         || args.remove_all_env_vars
         || !args.set_env_vars.is_empty()

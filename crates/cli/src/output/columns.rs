@@ -16,6 +16,18 @@ pub(crate) enum View {
     Secrets,
     Traffic,
     Images,
+    Certificates,
+    Components,
+    Deployments,
+    Executions,
+    Identities,
+    Jobs,
+    Operations,
+    ProfileStates,
+    ProfileTypes,
+    Routes,
+    Storages,
+    Usages,
     /// Columns from the objects themselves.
     Plain,
 }
@@ -85,6 +97,98 @@ const IMAGES: &[Column] = &[
     ("Age", |image, now| age(image, "/updatedAt", now)),
 ];
 
+const CERTIFICATES: &[Column] = &[
+    ("Name", |certificate, _| text(certificate, "/name")),
+    ("Kind", |certificate, _| {
+        if text(certificate, "/type").ends_with("managedCertificates") { "managed" } else { "own" }.to_owned()
+    }),
+    ("Subject", |certificate, _| text(certificate, "/properties/subjectName")),
+    ("Thumbprint", |certificate, _| text(certificate, "/properties/thumbprint").chars().take(16).collect()),
+    ("Expires", |certificate, _| text(certificate, "/properties/expirationDate").chars().take(10).collect()),
+    ("State", |certificate, _| text(certificate, "/properties/provisioningState")),
+];
+
+const COMPONENTS: &[Column] = &[
+    ("Name", |component, _| text(component, "/name")),
+    ("Type", |component, _| text(component, "/properties/componentType")),
+    ("Version", |component, _| text(component, "/properties/version")),
+    ("Scopes", |component, _| texts(&component["properties"]["scopes"])),
+];
+
+const DEPLOYMENTS: &[Column] = &[
+    ("Name", |deployment, _| text(deployment, "/name")),
+    ("State", |deployment, _| text(deployment, "/properties/provisioningState")),
+    ("Mode", |deployment, _| text(deployment, "/properties/mode")),
+    ("Age", |deployment, now| age(deployment, "/properties/timestamp", now)),
+    ("Error", |deployment, _| text(deployment, "/properties/error/message").chars().take(60).collect()),
+];
+
+const EXECUTIONS: &[Column] = &[
+    ("Name", |execution, _| text(execution, "/name")),
+    ("Started", |execution, _| text(execution, "/properties/startTime")),
+    ("Status", |execution, _| text(execution, "/properties/status")),
+];
+
+const OPERATIONS: &[Column] = &[
+    ("Resource", |operation, _| text(operation, "/properties/targetResource/resourceName")),
+    ("Type", |operation, _| text(operation, "/properties/targetResource/resourceType")),
+    ("Action", |operation, _| text(operation, "/properties/provisioningOperation")),
+    ("State", |operation, _| text(operation, "/properties/provisioningState")),
+    ("Error", |operation, _| text(operation, "/properties/statusMessage/error/message").chars().take(60).collect()),
+];
+
+const IDENTITIES: &[Column] = &[
+    ("Name", |identity, _| text(identity, "/name")),
+    ("ResourceGroup", |identity, _| group(identity)),
+    ("PrincipalId", |identity, _| text(identity, "/properties/principalId")),
+    ("ClientId", |identity, _| text(identity, "/properties/clientId")),
+];
+
+const JOBS: &[Column] = &[
+    ("Name", |job, _| text(job, "/name")),
+    ("ResourceGroup", |job, _| group(job)),
+    ("State", |job, _| text(job, "/properties/provisioningState")),
+    ("Trigger", |job, _| text(job, "/properties/configuration/triggerType")),
+];
+
+const PROFILE_STATES: &[Column] = &[
+    ("Name", |profile, _| text(profile, "/name")),
+    ("Fewest", |profile, _| text(profile, "/properties/minimumCount")),
+    ("Most", |profile, _| text(profile, "/properties/maximumCount")),
+    ("Now", |profile, _| text(profile, "/properties/currentCount")),
+];
+
+const PROFILE_TYPES: &[Column] = &[
+    ("Name", |profile, _| text(profile, "/name")),
+    ("Category", |profile, _| text(profile, "/properties/category")),
+    ("Cores", |profile, _| text(profile, "/properties/cores")),
+    ("MemoryGiB", |profile, _| text(profile, "/properties/memoryGiB")),
+    ("Gpus", |profile, _| text(profile, "/properties/gpus")),
+];
+
+const ROUTES: &[Column] = &[
+    ("Name", |route, _| text(route, "/name")),
+    ("Rules", |route, _| route["properties"]["rules"].as_array().map_or(0, Vec::len).to_string()),
+    ("Fqdn", |route, _| text(route, "/properties/fqdn")),
+    ("State", |route, _| text(route, "/properties/provisioningState")),
+];
+
+const STORAGES: &[Column] = &[
+    ("Name", |storage, _| text(storage, "/name")),
+    ("Kind", |storage, _| {
+        if storage["properties"]["nfsAzureFile"].is_object() { "NfsAzureFile" } else { "AzureFile" }.to_owned()
+    }),
+    ("Share", |storage, _| either(storage, "/properties/azureFile/shareName", "/properties/nfsAzureFile/shareName")),
+    ("Access", |storage, _| either(storage, "/properties/azureFile/accessMode", "/properties/nfsAzureFile/accessMode")),
+];
+
+const USAGES: &[Column] = &[
+    ("Name", |usage, _| either(usage, "/name/localizedValue", "/name/value")),
+    ("Current", |usage, _| text(usage, "/currentValue")),
+    ("Limit", |usage, _| text(usage, "/limit")),
+    ("Unit", |usage, _| text(usage, "/unit")),
+];
+
 impl View {
     /// The table of one object or a list of them.
     pub(super) fn table(self, value: &Value, now: Timestamp) -> Table {
@@ -97,6 +201,18 @@ impl View {
             Self::Secrets => SECRETS,
             Self::Traffic => TRAFFIC,
             Self::Images => IMAGES,
+            Self::Certificates => CERTIFICATES,
+            Self::Components => COMPONENTS,
+            Self::Deployments => DEPLOYMENTS,
+            Self::Executions => EXECUTIONS,
+            Self::Identities => IDENTITIES,
+            Self::Jobs => JOBS,
+            Self::Operations => OPERATIONS,
+            Self::ProfileStates => PROFILE_STATES,
+            Self::ProfileTypes => PROFILE_TYPES,
+            Self::Routes => ROUTES,
+            Self::Storages => STORAGES,
+            Self::Usages => USAGES,
             Self::Plain => return table::automatic(value, None),
         };
         let items = match value {
@@ -120,6 +236,18 @@ fn text(value: &Value, pointer: &str) -> String {
         Some(Value::Number(number)) => number.to_string(),
         _ => String::new(),
     }
+}
+
+/// The first of two that is there.
+fn either(value: &Value, first: &str, second: &str) -> String {
+    let found = text(value, first);
+    if found.is_empty() { text(value, second) } else { found }
+}
+
+/// Texts of a list, with commas.
+fn texts(list: &Value) -> String {
+    let texts = list.as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(Value::as_str);
+    texts.collect::<Vec<_>>().join(",")
 }
 
 fn group(value: &Value) -> String {

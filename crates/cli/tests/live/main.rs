@@ -127,22 +127,20 @@ fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
     server.ok("group create -n rg");
     server.ok("containerapp env create -g rg -n env");
     check("containerapp show -g rg -n web", 3, "(ResourceNotFound)");
-    check("containerapp create -g rg -n web --environment env", 2, "the app needs an image");
+    check("containerapp create -g rg -n web", 2, "the app needs an environment");
     check("containerapp create -g rg -n web --image a --environment other", 3, "other");
     check(&format!("containerapp create -g rg -n web --environment env --image {IMAGE} --cpu 3 --memory 1Gi"), 1, "(");
     check(
-        &format!(
-            "containerapp create -g rg -n web --environment env --image {IMAGE} --gpu-type nvidia-a100 --gpu-count 1"
-        ),
-        1,
-        "NotImplemented",
+        &format!("containerapp create -g rg -n web --environment env --image {IMAGE} --gpu-type nvidia-h100"),
+        2,
+        "nvidia-a100 or nvidia-t4",
     );
     check("containerapp create -g rg -n web --environment env --image nowhere.invalid/x:y", 1, "nowhere.invalid");
     check("containerapp update -g rg -n web --image nowhere.invalid/x:z", 1, "warning: ");
     let left = server.ok("containerapp create -g rg -n later --environment env --image nowhere.invalid/x:y --no-wait --query name -o tsv");
     assert_eq!(left, "later\n");
     check("containerapp delete -g rg -n web", 2, "add --yes");
-    check("containerapp exec -g rg -n web", 2, "not built yet");
+    check("containerapp sessionpool list", 2, "not built yet");
     check("containerapp list --query [?", 2, "--query");
     check("clock advance 5m", 1, "--clock virtual");
     check("image import /does/not/exist", 1, "failed to read");

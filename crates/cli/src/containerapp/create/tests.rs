@@ -174,7 +174,7 @@ fn a_registrys_password_becomes_a_secret() {
 fn words_and_suffixes_are_passed_on() {
     check(
         "--image i --command /bin/sh -c --args sleep --revision-suffix v2 --termination-grace-period 5 \
-         --revisions-mode multiple --gpu-type nvidia-a100 --gpu-count 1",
+         --revisions-mode multiple",
         &expect![[r#"
             {
               "configuration": {
@@ -191,10 +191,7 @@ fn words_and_suffixes_are_passed_on() {
                       "-c"
                     ],
                     "image": "i",
-                    "name": "myapp",
-                    "resources": {
-                      "gpu": 1.0
-                    }
+                    "name": "myapp"
                   }
                 ],
                 "revisionSuffix": "v2",
@@ -208,7 +205,6 @@ fn words_and_suffixes_are_passed_on() {
 #[test]
 fn what_is_missing_is_asked_for() {
     let wrong = [
-        "",
         "--image i --target-port 80",
         "--image i --registry-server r",
         "--image i --scale-rule-http-concurrency 5 --min-replicas 1",
@@ -217,8 +213,6 @@ fn what_is_missing_is_asked_for() {
     ];
     let said: String = wrong.into_iter().map(text_of).collect();
     expect![[r#"
-        the app needs an image
-            hint: add --image, such as mcr.microsoft.com/k8se/quickstart:latest
         --target-port without --ingress
             hint: add --ingress external or internal
         a registry needs a user and a password
