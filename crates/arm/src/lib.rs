@@ -33,6 +33,7 @@ pub mod patch;
 pub mod provider;
 pub mod replica;
 pub mod revision;
+pub mod role;
 pub mod schema;
 pub mod secrets;
 pub mod system_data;

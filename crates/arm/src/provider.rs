@@ -103,6 +103,7 @@ const PROVIDERS: &[(&str, &[&str])] = &[
     ),
     ("Microsoft.OperationalInsights", &["workspaces"]),
     ("Microsoft.ManagedIdentity", &["userAssignedIdentities"]),
+    ("Microsoft.Authorization", &["roleAssignments", "roleDefinitions"]),
     ("Microsoft.Resources", &["resourceGroups", "subscriptions", "tenants", "providers"]),
 ];
 

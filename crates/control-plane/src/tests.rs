@@ -4,9 +4,12 @@
 
 mod access;
 mod apps;
+mod children;
 mod environments;
+mod exec;
 mod front;
 mod groups;
 mod harness;
+mod identities;
 mod login;
 mod streams;
