@@ -150,7 +150,7 @@ async fn what_is_not_built_is_said_with_everything_else() {
     world.put(RG, json!({"location": "eastus"})).await;
     let body = json!({
         "location": "atlantis",
-        "properties": {"zoneRedundant": "true", "workloadProfiles": [{"name": "g", "workloadProfileType": "CONSUMPTION-GPU-NC24-A100"}]},
+        "properties": {"publicNetworkAccess": "Disabled", "workloadProfiles": [{"name": "g", "workloadProfileType": "D5"}]},
     });
     expect![[r#"
         PUT /subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/env
