@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** a request that was not answered as it should be is counted and makes the command fail.
 
+mod api;
 mod idle;
 mod request;
 mod rollout;
@@ -38,6 +39,8 @@ enum What {
     Wake(wake::WakeArgs),
     /// Memory and CPU of a server with nothing to do, with no app and with many at zero.
     Idle(idle::IdleArgs),
+    /// How fast the API answers, alone and with thousands of apps at zero.
+    Api(api::ApiArgs),
     /// Requests lost while revisions change, replicas leave, and streams stay open.
     Rollout(rollout::RolloutArgs),
 }
@@ -68,6 +71,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         match &args.what {
             What::Wake(args) => wake::run(cove, args).await,
             What::Idle(args) => idle::run(cove, args).await,
+            What::Api(args) => api::run(cove, args).await,
             What::Rollout(args) => rollout::run(cove, args).await,
         }
     })?;

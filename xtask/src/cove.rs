@@ -324,6 +324,11 @@ fn environment_id() -> String {
     format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/managedEnvironments/env")
 }
 
+/// Where all apps of the group are listed.
+pub(crate) fn list_path() -> String {
+    versioned(&format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/containerApps"))
+}
+
 /// A path with the api-version that Cove's own client uses.
 pub(crate) fn versioned(id: &str) -> String {
     format!("{id}?api-version={API_VERSION}")
