@@ -27,6 +27,7 @@ use crate::image::{Image, Manifest, diff_ids};
 use crate::import;
 use crate::index::{ImageSource, Index, IndexEntry};
 use crate::layers::Layers;
+use crate::mirrors::Mirrors;
 use crate::pull::{Credentials, Remote, blocking};
 use crate::reference::{ImageRef, OWN_REGISTRY, Version};
 use crate::sample;
@@ -41,6 +42,8 @@ const UNREACHABLE_FOR: Duration = Duration::from_secs(30);
 pub struct StoreConfig {
     /// Registries (`host:port`) that may speak plain HTTP or show a certificate nobody signed. Loopback always may.
     pub insecure_registries: Vec<String>,
+    /// Registries whose images are found elsewhere. Default none.
+    pub mirrors: Mirrors,
     /// Longest wait for a connection. Default 5 s.
     pub connect_timeout: Duration,
     /// Longest silence within an answer. Default 30 s.
@@ -63,6 +66,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             insecure_registries: Vec::new(),
+            mirrors: Mirrors::default(),
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
             resolve_timeout: Duration::from_secs(30),
@@ -236,7 +240,10 @@ impl ImageStore {
         policy: PullPolicy,
         progress: impl Fn(PullProgress),
     ) -> Result<Arc<Image>, ImageError> {
-        let key = (self.canonical(reference), credentials, policy);
+        let canonical = self.canonical(reference);
+        let is_elsewhere = canonical.registry != reference.registry && canonical.registry != OWN_REGISTRY;
+        let credentials = credentials.filter(|_| !is_elsewhere);
+        let key = (canonical, credentials, policy);
         let (result, mut changes) = self.join(key);
         tokio::pin!(result);
         let mut is_watching = true;
@@ -375,9 +382,13 @@ impl ImageStore {
         Ok(report)
     }
 
-    /// The name under which an image is stored: all names of the embedded registry are one.
+    /// The name under which an image is stored: all names of the embedded registry are one, and a mirror stands for its
+    /// registry.
     pub(crate) fn canonical(&self, reference: &ImageRef) -> ImageRef {
         let mut reference = reference.clone();
+        if let Some(mirror) = self.0.config.mirrors.of(&reference.registry) {
+            reference.registry = mirror;
+        }
         if lock(&self.0.own_hosts).contains(&reference.registry) {
             OWN_REGISTRY.clone_into(&mut reference.registry);
         }

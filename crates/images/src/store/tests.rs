@@ -446,3 +446,15 @@ async fn garbage_collection_takes_only_what_nobody_wants() {
     let _active = world.store.active().await;
     assert!(world.store.gc(&[]).unwrap().postponed);
 }
+
+#[tokio::test]
+async fn a_mirror_stands_for_its_registry() {
+    let mirrors = Mirrors::new(|registry| (registry == "mine.azurecr.io").then(|| OWN_REGISTRY.to_owned()));
+    let world = World::with(StoreConfig { mirrors, ..StoreConfig::default() });
+    let layer = tar(&[("hello", tar::EntryType::Regular, "hi")]);
+    world.import_layers("cove.local/team/app:v1", &[layer]).await.unwrap();
+    let image = world.ensure("mine.azurecr.io/team/app:v1").await.unwrap();
+    assert_eq!(image.digest, world.ensure("cove.local/team/app:v1").await.unwrap().digest);
+    let error = world.ensure("mine.azurecr.io/team/none:v1").await.unwrap_err();
+    assert!(error.to_string().contains("team/none"), "{error}");
+}
