@@ -5,6 +5,7 @@
 //! **Invariant:** this is the only place that reads the environment and the configuration file.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -23,6 +24,8 @@ pub struct Config {
     pub ingress: IngressSection,
     /// `[runtime]`
     pub runtime: RuntimeConfig,
+    /// `[registries]`
+    pub registries: RegistriesConfig,
     /// `[logs]`
     pub logs: LogsConfig,
     /// `[controller]`
@@ -87,6 +90,15 @@ pub struct RuntimeConfig {
     pub network_pool: usize,
     /// Registries that are spoken to without TLS, `host:port`. Loopback ones always are. Default none.
     pub insecure_registries: Vec<String>,
+}
+
+/// `[registries]`: where images come from.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistriesConfig {
+    /// Registries whose images are found at another host, `"example.azurecr.io" = "cove.local"`; `cove.local` is the
+    /// embedded registry. Default none. Logins are not sent to a mirror.
+    pub mirrors: BTreeMap<String, String>,
 }
 
 /// `[logs]`: console and system logs.
@@ -261,6 +273,9 @@ impl Config {
         }
         if self.api.clients.iter().any(|client| client.client_id.is_empty() || client.secret.len() < 8) {
             bail!("each of `[[api.clients]]` needs a `client_id` and a `secret` of at least 8 characters");
+        }
+        for (from, to) in &self.registries.mirrors {
+            crate::mirrors::check(from, to).map_err(anyhow::Error::msg)?;
         }
         if !(1..=730).contains(&self.logs.retention_days) {
             bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);

@@ -12,6 +12,7 @@ mod directory;
 mod extensions;
 mod logs;
 mod metrics;
+mod mirrors;
 mod ports;
 mod registry_login;
 mod serve;

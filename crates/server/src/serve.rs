@@ -43,6 +43,7 @@ use crate::{
     extensions,
     logs::MonitorStreams,
     metrics::Metrics,
+    mirrors,
     ports::StoredCounts,
     registry_login,
     tls::{AppCertificates, Authority},
@@ -235,6 +236,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     }
     let images_config = StoreConfig {
         insecure_registries: options.config.runtime.insecure_registries.clone(),
+        mirrors: mirrors::of(&options.config.registries.mirrors, store.clone()),
         ..StoreConfig::default()
     };
     let images =
