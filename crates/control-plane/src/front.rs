@@ -51,6 +51,7 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::replicas::routes());
     routes.extend(crate::operations::routes());
     routes.extend(crate::deployments::routes());
+    routes.extend(crate::generic::routes());
     routes.extend(crate::streams::routes());
     routes.extend(crate::locations::routes());
     routes.extend(crate::coverage::routes());

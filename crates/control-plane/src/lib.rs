@@ -27,6 +27,7 @@ mod deployments;
 mod environment;
 mod environments;
 mod front;
+mod generic;
 mod graph;
 mod groups;
 mod identities;
