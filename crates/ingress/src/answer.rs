@@ -90,7 +90,9 @@ pub(crate) enum Refusal {
     #[error("the app's answer is not valid HTTP/1.1")]
     UpstreamInvalid,
     /// What the replica sent is not HTTP/2.
-    #[error("the app does not speak HTTP/2 without TLS; let it listen for h2c or set its ingress transport to `auto`")]
+    #[error(
+        "the app did not answer in HTTP/2 without TLS; let it listen for h2c or set its ingress transport to `auto`"
+    )]
     UpstreamNotHttp2,
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]

@@ -245,8 +245,10 @@ fn forget(proxy: &Proxy, table: &RouteTable, endpoints: &Board<RevisionKey, Endp
         HostRoute::App(app) => Some(app),
         HostRoute::Paths(_) => None,
     });
+    let names = table.names.iter().map(|(_, app)| app);
+    let apps = hosts.chain(names).chain(table.tcp.values().map(|port| &port.route));
     let routed: std::collections::HashSet<&RevisionKey> =
-        hosts.flat_map(|route| &route.revisions).map(|revision| &revision.revision).collect();
+        apps.flat_map(|route| &route.revisions).map(|revision| &revision.revision).collect();
     proxy.gates.forget(|revision| routed.contains(revision) || endpoints.get(revision).is_some());
 }
 

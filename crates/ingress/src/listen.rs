@@ -116,8 +116,7 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side == Side::Https {
         let Some(tls) = &doors.tls else { return };
-        let snapshot = doors.proxy.snapshot.load_full();
-        let asks = move |host: &str| target::asks_certificate(&snapshot, host);
+        let asks = |host: &str| target::asks_certificate(&doors.proxy.snapshot_now(), host);
         let stream = tokio::select! {
             () = doors.drain.cancelled() => return,
             stream = tokio::time::timeout(handshake, tls.accept(stream, asks)) => stream,

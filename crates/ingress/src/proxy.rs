@@ -186,7 +186,7 @@ impl Proxy {
                 Err(Refusal::RevisionInactive) => {}
                 answer => return answer,
             }
-            let app = match self.find(client, host, uri) {
+            let app = match self.find_anew(client, host, uri) {
                 Ok(found) => found.app,
                 Err(Refusal::UnknownHost) => return Err(Refusal::RevisionInactive),
                 Err(refusal) => return Err(refusal),

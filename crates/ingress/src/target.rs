@@ -35,38 +35,33 @@ pub(crate) enum Admission {
 }
 
 impl Proxy {
+    /// The newest routes, also when the router has not come to them yet.
+    pub(crate) fn snapshot_now(&self) -> Arc<Snapshot> {
+        let table = self.routes.borrow().clone();
+        let last = self.snapshot.load_full();
+        if last.is_of(&table) { last } else { Arc::new(self.gates.snapshot(&table, &last)) }
+    }
+
     /// The app of a request.
     ///
     /// # Errors
     /// A [`Refusal`] when there is none, or it does not answer here.
     pub(crate) fn find(&self, client: &Client, host: &str, uri: &Uri) -> Result<Found, Refusal> {
         let environment = self.environment(client);
-        let name = host_name(host);
-        let found = self.find_in(&self.snapshot.load(), &name, environment.as_ref(), uri.path());
-        let found = found.or_else(|| {
-            // a route that was published a moment ago must not be missed
-            let table = self.routes.borrow().clone();
-            let last = self.snapshot.load();
-            if last.is_of(&table) {
-                return None;
-            }
-            self.find_in(&self.gates.snapshot(&table, &last), &name, environment.as_ref(), uri.path())
-        });
-        let found = found.ok_or(Refusal::UnknownHost)??;
-        let route = &found.app.route;
-        let is_inside = client.side == Side::Internal
-            && environment.as_ref().is_none_or(|environment| *environment == route.environment);
-        if !route.external && !is_inside && !found.is_by_path {
-            return Err(Refusal::AppInternal);
-        }
-        if route.transport == Transport::Tcp {
-            return Err(Refusal::TcpOnly);
-        }
-        match &route.state {
-            AppRouteState::Active => Ok(found),
-            AppRouteState::Stopped => Err(Refusal::AppStopped),
-            AppRouteState::Failed { reason } => Err(Refusal::RevisionFailed { reason: reason.clone() }),
-        }
+        let find = |snapshot: &Snapshot| self.find_in(snapshot, &host_name(host), environment.as_ref(), uri.path());
+        // a route that was published a moment ago must not be missed
+        let found = find(&self.snapshot.load()).or_else(|| find(&self.snapshot_now()));
+        check(client, environment.as_ref(), found)
+    }
+
+    /// The app of a request by the newest routes.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is none, or it does not answer here.
+    pub(crate) fn find_anew(&self, client: &Client, host: &str, uri: &Uri) -> Result<Found, Refusal> {
+        let environment = self.environment(client);
+        let found = self.find_in(&self.snapshot_now(), &host_name(host), environment.as_ref(), uri.path());
+        check(client, environment.as_ref(), found)
     }
 
     fn environment(&self, client: &Client) -> Option<ResourceId> {
@@ -136,6 +131,29 @@ impl Proxy {
             Some(port) => format!("https://{name}:{port}{path}"),
         };
         HeaderValue::try_from(location).map_err(|_| Refusal::HostConflict)
+    }
+}
+
+/// Whether what was found answers this client.
+fn check(
+    client: &Client,
+    environment: Option<&ResourceId>,
+    found: Option<Result<Found, Refusal>>,
+) -> Result<Found, Refusal> {
+    let found = found.ok_or(Refusal::UnknownHost)??;
+    let route = &found.app.route;
+    let is_inside =
+        client.side == Side::Internal && environment.is_none_or(|environment| *environment == route.environment);
+    if !route.external && !is_inside && !found.is_by_path {
+        return Err(Refusal::AppInternal);
+    }
+    if route.transport == Transport::Tcp {
+        return Err(Refusal::TcpOnly);
+    }
+    match &route.state {
+        AppRouteState::Active => Ok(found),
+        AppRouteState::Stopped => Err(Refusal::AppStopped),
+        AppRouteState::Failed { reason } => Err(Refusal::RevisionFailed { reason: reason.clone() }),
     }
 }
 

@@ -190,7 +190,7 @@ fn find(proxy: &Proxy, peer: IpAddr, port: u16, is_inside: bool) -> Result<TcpTa
         let mut targets = snapshot.tcp(port, environment.as_ref());
         targets.find(|target| is_inside || target.route.external).cloned()
     };
-    let found = find_in(&proxy.snapshot.load()).ok_or(Refusal::UnknownHost)?;
+    let found = find_in(&proxy.snapshot_now()).ok_or(Refusal::UnknownHost)?;
     match &found.app.route.state {
         AppRouteState::Active => {}
         AppRouteState::Stopped => return Err(Refusal::AppStopped),

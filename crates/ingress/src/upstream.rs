@@ -94,11 +94,11 @@ pub(crate) async fn send(
             (None, Some(spare)) if error.is_incomplete_message() || is_reset(&error) || is_refused(&error) => {
                 let is_safe = if body.is_empty() { spare.method.is_idempotent() } else { !body.is_started() };
                 if !is_safe {
-                    return Err(refusal(&error, &body, transport));
+                    return Err(refusal(&error, &body, (transport, can_repeat)));
                 }
                 spare
             }
-            _ => return Err(refusal(&error, &body, transport)),
+            _ => return Err(refusal(&error, &body, (transport, can_repeat))),
         };
         tracing::debug!(replica = %lease.replica().name, %error, "an idle connection was closed; the request is repeated");
         stale += 1;
@@ -153,15 +153,15 @@ fn is_refused(error: &hyper::Error) -> bool {
     matches!(http2_reason(error), Some(h2::Reason::REFUSED_STREAM | h2::Reason::NO_ERROR))
 }
 
-fn refusal(error: &hyper::Error, body: &RequestBody, transport: Transport) -> Refusal {
+fn refusal(error: &hyper::Error, body: &RequestBody, (transport, is_reused): (Transport, bool)) -> Refusal {
     if body.has_failed() || error.is_user() {
         return Refusal::RequestBodyFailed;
     }
     if transport == Transport::Http2 {
-        // an HTTP/1.1 server's words read as a frame of absurd size
+        // an HTTP/1.1 server closes at once, or its words read as a frame of absurd size
         let is_not_http2 =
             matches!(http2_reason(error), Some(h2::Reason::FRAME_SIZE_ERROR | h2::Reason::PROTOCOL_ERROR));
-        return if is_not_http2 { Refusal::UpstreamNotHttp2 } else { Refusal::UpstreamClosed };
+        return if is_not_http2 || !is_reused { Refusal::UpstreamNotHttp2 } else { Refusal::UpstreamClosed };
     }
     if error.is_parse() { Refusal::UpstreamInvalid } else { Refusal::UpstreamClosed }
 }

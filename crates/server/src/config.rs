@@ -12,6 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use cove_runtime_oci::{ShareBinding, ShareTarget, SharesConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Everything that can be set.
@@ -28,6 +30,8 @@ pub struct Config {
     pub registries: RegistriesConfig,
     /// `[logs]`
     pub logs: LogsConfig,
+    /// `[storage]`
+    pub storage: StorageSection,
     /// `[controller]`
     pub controller: ControllerSection,
     /// `[capacity]`
@@ -78,6 +82,8 @@ pub struct IngressSection {
     pub held_per_revision_max: usize,
     /// Redirect plain HTTP of apps without `allowInsecure` to HTTPS, as Azure does. Default `false`.
     pub redirect_http: bool,
+    /// Longest silence of a connection to an app with `transport: tcp`. Default `"240s"`; then it is closed.
+    pub tcp_idle_timeout: HumanDuration,
 }
 
 /// `[runtime]`: replicas on this machine.
@@ -107,6 +113,89 @@ pub struct RegistriesConfig {
 pub struct LogsConfig {
     /// Days that logs are kept, 1..=730. Default `30`, as a new Log Analytics workspace.
     pub retention_days: u16,
+}
+
+/// `[storage]`: where the shares of environments' storages are.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageSection {
+    /// Shares are directories below it, `<account or server>/<share>`, made when first used. Default: `shares` in the data
+    /// directory.
+    pub root: Option<Utf8PathBuf>,
+    /// Longest that mounting a share may take. Default `"30s"`.
+    pub mount_limit: HumanDuration,
+    /// Shares that are elsewhere. Default none.
+    pub shares: Vec<ShareSection>,
+}
+
+/// One of `[[storage.shares]]`: a share that is another directory or a file system to be mounted.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSection {
+    /// Storage account, or server of an NFS share.
+    pub account: String,
+    /// Share name; of NFS the exported path.
+    pub share: String,
+    /// A directory of this machine, which must exist.
+    pub directory: Option<Utf8PathBuf>,
+    /// What to mount: `//host/share`, `host:/path`. Either this or `directory`.
+    pub mount: Option<String>,
+    /// Type of the file system to mount: `cifs`, `nfs4`, ….
+    #[serde(default)]
+    pub kind: String,
+    /// Options of the mount. Default none.
+    #[serde(default)]
+    pub options: String,
+}
+
+impl StorageSection {
+    /// As the driver takes it.
+    #[must_use]
+    pub fn shares(&self, data_dir: &Utf8Path) -> SharesConfig {
+        let target = |share: &ShareSection| match (&share.directory, &share.mount) {
+            (Some(directory), _) => ShareTarget::Directory(directory.clone()),
+            (None, mount) => ShareTarget::Mount {
+                source: mount.clone().unwrap_or_default(),
+                kind: share.kind.clone(),
+                options: share.options.clone(),
+            },
+        };
+        let binding = |share: &ShareSection| ShareBinding {
+            owner: share.account.clone(),
+            share: share.share.clone(),
+            target: target(share),
+        };
+        let default = SharesConfig::new(data_dir);
+        SharesConfig {
+            root: self.root.clone().unwrap_or(default.root),
+            mounts: default.mounts,
+            mount_limit: self.mount_limit.0,
+            bindings: self.shares.iter().map(binding).collect(),
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        for ShareSection { account, share, directory, mount, kind, .. } in &self.shares {
+            let shown = format!("`[[storage.shares]]` of account `{account}`, share `{share}`");
+            match (directory, mount) {
+                (Some(directory), None) if directory.is_absolute() => {}
+                (None, Some(_)) if !kind.is_empty() => {}
+                (None, Some(_)) => bail!("{shown}: `kind` is missing, such as `cifs` or `nfs4`"),
+                (Some(_), None) => bail!("{shown}: `directory` must be an absolute path"),
+                _ => bail!("{shown}: give either `directory` or `mount`"),
+            }
+        }
+        match &self.root {
+            Some(root) if !root.is_absolute() => bail!("`storage.root` is `{root}`; use an absolute path"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Default for StorageSection {
+    fn default() -> Self {
+        Self { root: None, mount_limit: HumanDuration(Duration::from_secs(30)), shares: Vec::new() }
+    }
 }
 
 /// `[controller]`: rollouts.
@@ -158,6 +247,7 @@ impl Default for IngressSection {
             held_requests_max: 10_000,
             held_per_revision_max: 1000,
             redirect_http: false,
+            tcp_idle_timeout: HumanDuration(Duration::from_secs(240)),
         }
     }
 }
@@ -277,6 +367,7 @@ impl Config {
         for (from, to) in &self.registries.mirrors {
             crate::mirrors::check(from, to).map_err(anyhow::Error::msg)?;
         }
+        self.storage.check()?;
         if !(1..=730).contains(&self.logs.retention_days) {
             bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);
         }

@@ -7,6 +7,7 @@
 //! clients are configured.
 
 mod api_listener;
+mod certificates;
 pub mod config;
 mod directory;
 mod extensions;
@@ -14,6 +15,7 @@ mod logs;
 mod metrics;
 mod mirrors;
 mod ports;
+mod reach;
 mod registry_login;
 mod serve;
 mod tls;

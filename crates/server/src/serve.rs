@@ -25,7 +25,7 @@ use cove_runtime::Runtime;
 use cove_runtime_oci::{OciConfig, OciRuntime};
 use cove_scaling::ScaledRevision;
 use cove_store::Store;
-use cove_traffic::{RouteTable, WakeObservation};
+use cove_traffic::{HostCertificate, RouteTable, WakeObservation};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api_listener,
+    certificates::Certificates,
     config::{CapacitySection, Config},
     directory::Directory,
     extensions,
@@ -46,7 +47,7 @@ use crate::{
     mirrors,
     ports::StoredCounts,
     registry_login,
-    tls::{AppCertificates, Authority},
+    tls::{AppCertificates, Authority, Shown},
     wakes,
 };
 
@@ -243,6 +244,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         ImageStore::open(&utf8(data_dir.join("images"))?, images_config).map_err(with_causes).context("images")?;
     let mut oci =
         OciConfig::new(utf8(data_dir.join("replicas"))?, utf8(data_dir.join("console"))?, network_config.name);
+    oci.shares = options.config.storage.shares(&utf8(data_dir.clone())?);
     if let Some(program) = &options.shim_program {
         oci.shim_program.clone_from(program);
     }
@@ -343,9 +345,16 @@ fn make_ingress(
     listeners: IngressListeners,
 ) -> anyhow::Result<(Ingress, mpsc::Receiver<WakeObservation>)> {
     let https_port = listeners.https.first().context("there is always an HTTPS listener")?.local_addr()?.port();
+    let uploaded = Certificates::load(&opened.store)?;
+    shared.tasks.spawn(HELPER, uploaded.clone().follow(opened.store.clone()));
     let certificates = AppCertificates::new(Arc::clone(&opened.authority), {
         let routes = shared.boards.routes.subscribe();
-        move |host| routes.borrow().app(host).is_some()
+        move |host| match routes.borrow().host(host).map(|host| &host.certificate) {
+            Some(HostCertificate::Platform) => Shown::Made,
+            Some(HostCertificate::Custom(id)) => uploaded.get(id).map_or(Shown::Nothing, Shown::Its),
+            Some(HostCertificate::Missing) => Shown::Nothing,
+            None => Shown::Other,
+        }
     })?;
     let sources = IngressSources {
         routes: shared.boards.routes.subscribe(),
@@ -366,7 +375,11 @@ fn make_ingress(
         }),
         random: Arc::new(rand::random),
     };
-    Ingress::new(ingress_config(&options.config, https_port), sources, listeners).map_err(with_causes)
+    let config = IngressConfig {
+        tcp_internal: Some(opened.network.gateway().into()),
+        ..ingress_config(&options.config, https_port)
+    };
+    Ingress::new(config, sources, listeners).map_err(with_causes)
 }
 
 fn make_controller(
@@ -399,6 +412,8 @@ fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
         redirect_http: section.redirect_http,
         https_port: Some(https_port),
         websocket_drain_after: config.controller.drain_period.0,
+        tcp_external: Some(section.http.ip()),
+        tcp_idle_timeout: section.tcp_idle_timeout.0,
         ..IngressConfig::default()
     }
 }
@@ -531,12 +546,14 @@ async fn api_router(
         config,
         opened.store.clone(),
         shared.clock.clone(),
-        Arc::new(MonitorStreams(opened.monitor.clone())),
+        Arc::new(MonitorStreams(opened.monitor.clone(), opened.runtime.clone())),
         Arc::new(CoveExtensions(extensions::router(context))),
         shared.tasks.shutdown_token(),
     )
     .await
     .map_err(with_causes)?;
+    let authority = Arc::clone(&opened.authority);
+    plane.set_authority(Arc::new(move |names| authority.issue(names).map_err(|error| format!("{error:#}"))));
     shared.tasks.spawn_fallible(ESSENTIAL, plane.clone().run());
     let authorize = registry_login::check(&api.clients);
     let registry = opened.images.registry(RegistryConfig { authorize, ..RegistryConfig::default() });

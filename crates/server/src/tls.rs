@@ -79,6 +79,25 @@ impl Authority {
     /// # Errors
     /// When a name is not a DNS name.
     pub(crate) fn certify(&self, names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Arc<CertifiedKey>> {
+        let (certificate, key) = self.sign(names, addresses)?;
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signer = rustls::crypto::ring::sign::any_supported_type(&private).context("failed to use the key")?;
+        let chain = vec![certificate.der().clone(), self.ca.clone()];
+        Ok(Arc::new(CertifiedKey::new(chain, signer)))
+    }
+
+    /// The same in PEM, chain and key: a managed certificate of an environment.
+    ///
+    /// # Errors
+    /// When a name is not a DNS name.
+    pub(crate) fn issue(&self, names: &[String]) -> anyhow::Result<cove_control_plane::Issued> {
+        let (certificate, key) = self.sign(names, &[])?;
+        let ca = fs::read_to_string(&self.path).with_context(|| format!("failed to read `{}`", self.path.display()))?;
+        let chain_pem = format!("{}{ca}", certificate.pem());
+        Ok(cove_control_plane::Issued { chain_pem, key_pem: key.serialize_pem() })
+    }
+
+    fn sign(&self, names: &[String], addresses: &[IpAddr]) -> anyhow::Result<(rcgen::Certificate, KeyPair)> {
         let key = KeyPair::generate().context("failed to make a key")?;
         let mut params = CertificateParams::new(names.to_vec()).context("failed to name the certificate")?;
         params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
@@ -88,10 +107,7 @@ impl Authority {
         params.not_before = rcgen::date_time_ymd(2024, 1, 1);
         params.not_after = rcgen::date_time_ymd(2099, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).context("failed to sign the certificate")?;
-        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let signer = rustls::crypto::ring::sign::any_supported_type(&private).context("failed to use the key")?;
-        let chain = vec![certificate.der().clone(), self.ca.clone()];
-        Ok(Arc::new(CertifiedKey::new(chain, signer)))
+        Ok((certificate, key))
     }
 }
 
@@ -116,10 +132,22 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives each app host its certificate, made when first asked for.
+/// What a host shows to TLS clients.
+pub(crate) enum Shown {
+    /// A certificate of the authority, made for it.
+    Made,
+    /// One of its environment's.
+    Its(Arc<CertifiedKey>),
+    /// Nothing: the handshake is refused.
+    Nothing,
+    /// No app has this host: the one for `localhost`.
+    Other,
+}
+
+/// Gives each app host its certificate: its own, or one made when first asked for.
 pub(crate) struct AppCertificates {
     authority: Arc<Authority>,
-    is_routed: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    shown: Box<dyn Fn(&str) -> Shown + Send + Sync>,
     kept: Mutex<HashMap<String, Arc<CertifiedKey>>>,
     other: Arc<CertifiedKey>,
 }
@@ -131,27 +159,30 @@ impl std::fmt::Debug for AppCertificates {
 }
 
 impl AppCertificates {
-    /// Certificates for the hosts of which `is_routed` says yes; others get one for `localhost`.
+    /// Certificates as `shown` says of a host.
     ///
     /// # Errors
     /// When no certificate can be made at all.
     pub(crate) fn new(
         authority: Arc<Authority>,
-        is_routed: impl Fn(&str) -> bool + Send + Sync + 'static,
+        shown: impl Fn(&str) -> Shown + Send + Sync + 'static,
     ) -> anyhow::Result<Self> {
         let other = authority.certify(&["localhost".to_owned()], &[IpAddr::from([127, 0, 0, 1])])?;
-        Ok(Self { authority, is_routed: Box::new(is_routed), kept: Mutex::new(HashMap::new()), other })
+        Ok(Self { authority, shown: Box::new(shown), kept: Mutex::new(HashMap::new()), other })
     }
 }
 
 impl ResolvesServerCert for AppCertificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let Some(host) = hello.server_name().map(str::to_ascii_lowercase) else { return Some(Arc::clone(&self.other)) };
+        match (self.shown)(&host) {
+            Shown::Made => {}
+            Shown::Its(certificate) => return Some(certificate),
+            Shown::Nothing => return None,
+            Shown::Other => return Some(Arc::clone(&self.other)),
+        }
         if let Some(kept) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&host) {
             return Some(Arc::clone(kept));
-        }
-        if !(self.is_routed)(&host) {
-            return Some(Arc::clone(&self.other));
         }
         let made = self.authority.certify(std::slice::from_ref(&host), &[]).ok()?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

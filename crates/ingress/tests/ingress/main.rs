@@ -4,8 +4,12 @@
 
 mod drain;
 mod hold;
+mod http2;
+mod paths;
+mod policies;
 mod protocols;
 mod proxying;
 mod routing;
+mod tcp;
 mod websocket;
 mod world;
