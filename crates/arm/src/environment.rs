@@ -86,6 +86,7 @@ static PROPERTIES: Schema = Schema::Object(&[
     ("environmentMode", &Schema::Word(&["ConsumptionOnly", "WorkloadProfiles", "Express", "Archived"])),
     ("publicNetworkAccess", &Schema::Word(&["Enabled", "Disabled"])),
     ("diskEncryptionConfiguration", &Schema::Any),
+    ("internalLoadBalancerEnabled", &Schema::Bool),
     (child::WARNINGS, &Schema::Any),
     ("peerAuthentication", &Schema::Object(&[("mtls", &Schema::Object(&[("enabled", &Schema::Bool)]))])),
     ("peerTrafficConfiguration", &Schema::Object(&[("encryption", &Schema::Object(&[("enabled", &Schema::Bool)]))])),
@@ -256,8 +257,9 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
     if identity.text().is_some_and(|text| !text.is_empty() && !text.eq_ignore_ascii_case("None")) {
         refuse(&identity, "Managed identity of an environment", "leave `identity` out or set its type to 'None'");
     }
-    let internal = properties.get("vnetConfiguration").get("internal");
-    if internal.flag() == Some(true) {
+    let vnet = properties.get("vnetConfiguration").get("internal");
+    let balancer = properties.get("internalLoadBalancerEnabled");
+    for internal in [vnet, balancer].into_iter().filter(|flag| flag.flag() == Some(true)) {
         refuse(&internal, "An environment that is closed to the outside", "make the ingress of each app internal");
     }
     let access = properties.get("publicNetworkAccess");
@@ -268,15 +270,19 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
     if mode.text().is_some_and(|mode| mode != "WorkloadProfiles") {
         refuse(&mode, "This mode of an environment", "leave environmentMode out: environments have workload profiles");
     }
-    for (name, what) in [
-        ("diskEncryptionConfiguration", "Disk encryption with a key of one's own"),
-        ("customDomainConfiguration", "A custom domain suffix"),
-        ("appInsightsConfiguration", "Application Insights"),
-        ("openTelemetryConfiguration", "The OpenTelemetry agent"),
+    for (name, what, instead) in [
+        ("diskEncryptionConfiguration", "Disk encryption with a key of one's own", "encrypt the disk of the data directory"),
+        (
+            "customDomainConfiguration",
+            "A DNS suffix of one's own",
+            "bind a custom domain to each app: `az containerapp hostname bind`",
+        ),
+        ("appInsightsConfiguration", "Application Insights", "give apps its connection string as a secret"),
+        ("openTelemetryConfiguration", "The OpenTelemetry agent", "send telemetry from the apps themselves"),
     ] {
         let node = properties.get(name);
         if node.value().is_some_and(asks_for_something) {
-            refuse(&node, what, &format!("leave {name} out"));
+            refuse(&node, what, instead);
         }
     }
     for name in ["peerAuthentication", "peerTrafficConfiguration"] {

@@ -70,20 +70,32 @@ pub const LOCATIONS: &[&str] = &[
     "West US 3",
 ];
 
-/// API versions that clients are known to send; others that look like a version are accepted as well.
-const API_VERSIONS: &[&str] = &[
+/// Every version of `Microsoft.App` that Azure has published, newest first; each is served alike.
+pub const APP_API_VERSIONS: [&str; 21] = [
     "2026-07-01",
+    "2026-03-02-preview",
     "2026-01-01",
     "2025-10-02-preview",
     "2025-07-01",
     "2025-02-02-preview",
     "2025-01-01",
+    "2024-10-02-preview",
+    "2024-08-02-preview",
     "2024-03-01",
+    "2024-02-02-preview",
     "2023-11-02-preview",
+    "2023-08-01-preview",
+    "2023-05-02-preview",
     "2023-05-01",
+    "2023-04-01-preview",
+    "2022-11-01-preview",
     "2022-10-01",
+    "2022-06-01-preview",
     "2022-03-01",
+    "2022-01-01-preview",
 ];
+/// The version that answers without one name in links, and that clients take by default.
+const DEFAULT_API_VERSION: &str = "2025-07-01";
 
 /// Namespaces and their types. Jobs and session pools are listed though they are answered 501 so far: `az` would
 /// otherwise stop before asking, with a complaint about the location.
@@ -92,7 +104,14 @@ const PROVIDERS: &[(&str, &[&str])] = &[
         "Microsoft.App",
         &[
             "managedEnvironments",
+            "managedEnvironments/certificates",
+            "managedEnvironments/managedCertificates",
+            "managedEnvironments/daprComponents",
+            "managedEnvironments/httpRouteConfigs",
+            "managedEnvironments/maintenanceConfigurations",
+            "managedEnvironments/storages",
             "containerApps",
+            "containerApps/authConfigs",
             "containerApps/revisions",
             "jobs",
             "sessionPools",
@@ -123,8 +142,8 @@ pub fn registered(subscription: &str, namespace: &str) -> Option<Value> {
             json!({
                 "resourceType": kind,
                 "locations": LOCATIONS,
-                "apiVersions": API_VERSIONS,
-                "defaultApiVersion": API_VERSIONS[3],
+                "apiVersions": APP_API_VERSIONS,
+                "defaultApiVersion": DEFAULT_API_VERSION,
                 "capabilities": "SupportsTags, SupportsLocation",
             })
         })
@@ -211,6 +230,21 @@ pub fn is_api_version(text: &str) -> bool {
     is_date && (rest.is_empty() || rest.starts_with('-') && rest.len() <= 24 && rest.len() > 1)
 }
 
+/// Checks the version of a request to `Microsoft.App`; one that Azure never published is answered as Azure does.
+///
+/// # Errors
+/// 400 `NoRegisteredProviderFound`.
+pub fn check_app_api_version(version: &str, kind: &str) -> Result<(), crate::ArmError> {
+    if APP_API_VERSIONS.iter().any(|known| known.eq_ignore_ascii_case(version)) {
+        return Ok(());
+    }
+    let message = format!(
+        "No registered resource provider found for API version '{version}' for type '{kind}'. The supported api-versions are '{}'.",
+        APP_API_VERSIONS.join(", ")
+    );
+    Err(crate::ArmError::new(400, "NoRegisteredProviderFound", message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +263,15 @@ mod tests {
         for bad in ["", "latest", "2025-13-01", "2025-07-01x", "2025-07-01-", "2025-07-0é"] {
             assert!(!is_api_version(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn app_versions_are_those_of_azure() {
+        for version in APP_API_VERSIONS {
+            assert!(is_api_version(version) && check_app_api_version(version, "jobs").is_ok());
+        }
+        let refused = check_app_api_version("2025-07-02", "jobs").unwrap_err();
+        assert_eq!((refused.status, refused.code.as_str()), (400, "NoRegisteredProviderFound"));
     }
 
     #[test]
