@@ -138,6 +138,15 @@ pub(crate) fn list(
     Ok(answer::json(200, &cove_arm::list::render(values?, next.as_deref())))
 }
 
+/// A page as [`links::read_page`] gives it.
+pub(crate) fn list_page(
+    (rows, next): (Vec<ResourceRow>, Option<String>),
+    render: impl Fn(&ResourceRow) -> Result<Value, Refusal>,
+) -> Answer {
+    let values: Result<Vec<Value>, Refusal> = rows.iter().map(render).collect();
+    Ok(answer::json(200, &cove_arm::list::render(values?, next.as_deref())))
+}
+
 /// One resource, with its etag.
 pub(crate) fn shown(status: u16, row: &ResourceRow, value: &Value) -> Answer {
     Ok(with_etag(answer::json(status, value), &row.etag))

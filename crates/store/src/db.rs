@@ -35,6 +35,7 @@ const READERS_MAX: usize = 4;
 const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("schema/1.sql"), then: |_, _| Ok(()) },
     Migration { sql: include_str!("schema/2.sql"), then: secrets::seal_clear_values },
+    Migration { sql: include_str!("schema/3.sql"), then: |_, _| Ok(()) },
 ];
 
 /// SQL, and what only the program can do, in one transaction.

@@ -142,13 +142,47 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub fn resources(&self, kind: &str, scope: Option<&ResourceId>) -> Result<Vec<ResourceRow>, StoreError> {
+        self.resources_page(kind, scope, None, usize::MAX)
+    }
+
+    /// The first `limit` of [`Store::resources`] whose key (the id in lower case) comes after `after`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn resources_page(
+        &self,
+        kind: &str,
+        scope: Option<&ResourceId>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ResourceRow>, StoreError> {
         let kind = kind.to_ascii_lowercase();
         let prefix = scope.map_or_else(String::new, |scope| format!("{}/", scope.key()));
+        let after = after.unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.read(|db| {
             let mut query = db.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM resources WHERE kind = ?1 AND substr(key, 1, length(?2)) = ?2 ORDER BY key"
+                "SELECT {COLUMNS} FROM resources WHERE kind = ?1 AND key > max(?2, ?3) AND key < ?2 || x'ff'
+                 ORDER BY key LIMIT ?4"
             ))?;
-            let rows = query.query_map(params![kind, prefix], |row| Ok(from_row(row)))?;
+            let rows = query.query_map(params![kind, prefix, after, limit], |row| Ok(from_row(row)))?;
+            rows.map(|row| row?).collect()
+        })
+    }
+
+    /// All resources of a kind (any case) that live in an environment, by id.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn resources_in(&self, kind: &str, environment: &ResourceId) -> Result<Vec<ResourceRow>, StoreError> {
+        let kind = kind.to_ascii_lowercase();
+        self.read(|db| {
+            let mut query = db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM resources INDEXED BY resources_by_environment
+                 WHERE kind = ?1 AND spec ->> '$.environment' IS NOT NULL AND lower(spec ->> '$.environment') = ?2
+                 ORDER BY key"
+            ))?;
+            let rows = query.query_map(params![kind, environment.key()], |row| Ok(from_row(row)))?;
             rows.map(|row| row?).collect()
         })
     }
@@ -158,12 +192,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub fn ids_named(&self, kind: &str, name: &str) -> Result<Vec<ResourceId>, StoreError> {
-        let (kind, ending) = (kind.to_ascii_lowercase(), format!("/{}", name.to_ascii_lowercase()));
+        let (kind, name) = (kind.to_ascii_lowercase(), name.to_ascii_lowercase());
         self.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id FROM resources WHERE kind = ?1 AND substr(key, -length(?2)) = ?2 ORDER BY key",
+                "SELECT id FROM resources INDEXED BY resources_by_name
+                 WHERE kind = ?1 AND substr(key, length(rtrim(key, replace(key, '/', ''))) + 1) = ?2 ORDER BY key",
             )?;
-            let ids = query.query_map(params![kind, ending], |row| row.get::<_, String>(0))?;
+            let ids = query.query_map(params![kind, name], |row| row.get::<_, String>(0))?;
             ids.map(|id| {
                 let id = id?;
                 ResourceId::parse(&id).map_err(|_| StoreError::NotFound { id })

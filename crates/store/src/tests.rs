@@ -177,3 +177,30 @@ async fn a_rehearsal_starts_equal_and_stays_apart() {
     let _store = Store::open(dir.path()).unwrap();
     assert!(!copies.exists(), "what a killed server left is deleted");
 }
+
+#[tokio::test]
+async fn resources_are_found_by_page_name_and_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let kind = "Microsoft.App/containerApps";
+    for (group, name, environment) in [("g1", "a", "One"), ("g1", "B", "two"), ("g2", "b", "one"), ("g2", "ab", "one")]
+    {
+        let id = ResourceId::resource("s", group, kind, name).unwrap();
+        let environment = ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", environment).unwrap();
+        let spec = Some(json!({ "environment": environment }));
+        store.put(PutResource { id, spec, ..put(Expect::Absent) }).await.unwrap();
+    }
+    let names = |rows: Vec<crate::ResourceRow>| rows.iter().map(|row| row.id.name().to_owned()).collect::<Vec<_>>();
+    let group = ResourceId::group("s", "g1").unwrap();
+    assert_eq!(names(store.resources(kind, None).unwrap()), ["a", "B", "ab", "b"]);
+    assert_eq!(names(store.resources(kind, Some(&group)).unwrap()), ["a", "B"]);
+    let first = store.resources_page(kind, None, None, 3).unwrap();
+    let after = first.last().unwrap().id.key().to_owned();
+    assert_eq!(names(first), ["a", "B", "ab"]);
+    assert_eq!(names(store.resources_page(kind, None, Some(&after), 3).unwrap()), ["b"]);
+    assert_eq!(names(store.resources_page(kind, Some(&group), Some(&after), 3).unwrap()), [""; 0]);
+    let same = store.ids_named(kind, "B").unwrap();
+    assert_eq!(same.iter().map(ResourceId::group_name).collect::<Vec<_>>(), ["g1", "g2"]);
+    let one = ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "ONE").unwrap();
+    assert_eq!(names(store.resources_in(kind, &one).unwrap()), ["a", "ab", "b"]);
+}
