@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{ActiveRevisionsMode, Ingress, ResourceId, RevisionName, TrafficWeight, Transport};
+use cove_model::{
+    ActiveRevisionsMode, ClientCertificateMode, Ingress, ResourceId, RevisionName, TrafficWeight, Transport,
+};
 
 use super::{check::Scope, labels::is_label, policies};
 use crate::{ArmError, Errors, node::Node};
@@ -19,17 +21,26 @@ pub(super) fn read(
         return None;
     }
     let traffic = traffic(&node.get("traffic"), scope, errors);
-    let transport = transport(node, errors);
+    let transport = transport(node);
     let target_port = port(&node.get("targetPort"), errors);
     let exposed_port = exposed_port(node, transport, target_port, errors);
     let additional = node.get("additionalPortMappings");
-    if !additional.items().is_empty() {
-        let instead = "serve everything at targetPort";
-        errors.push(ArmError::not_implemented(&additional.path, "Additional ports", instead));
-    }
     let domains = node.get("customDomains");
     if transport == Transport::Tcp && !domains.items().is_empty() {
         errors.invalid(&domains.path, "Custom domains need an HTTP ingress; with transport 'tcp' leave them out.");
+    }
+    let policies = policies::read(node, errors);
+    if transport == Transport::Tcp {
+        for (name, is_set) in [
+            ("clientCertificateMode", policies.client_certificate != ClientCertificateMode::Ignore),
+            ("stickySessions", policies.is_sticky),
+            ("corsPolicy", policies.cors.is_some()),
+        ] {
+            if is_set {
+                let message = format!("{name} needs an HTTP ingress; with transport 'tcp' leave it out.");
+                errors.invalid(&node.get(name).path, message);
+            }
+        }
     }
     Some(Ingress {
         external: node.get("external").flag().unwrap_or(false),
@@ -40,7 +51,7 @@ pub(super) fn read(
         exposed_port,
         additional_ports: policies::additional_ports(&additional, errors),
         custom_domains: policies::custom_domains(&domains, environment, errors),
-        policies: policies::read(node, errors),
+        policies,
     })
 }
 
@@ -54,26 +65,13 @@ pub(super) fn port(node: &Node<'_>, errors: &mut Errors) -> Option<u16> {
     port
 }
 
-fn transport(ingress: &Node<'_>, errors: &mut Errors) -> Transport {
-    let node = ingress.get("transport");
-    let transport = match node.text() {
+fn transport(ingress: &Node<'_>) -> Transport {
+    match ingress.get("transport").text() {
         Some("Http") => Transport::Http,
         Some("Http2") => Transport::Http2,
         Some("Tcp") => Transport::Tcp,
         _ => Transport::Auto,
-    };
-    match transport {
-        Transport::Http2 => {
-            let instead = "use 'auto': clients may speak HTTP/2 to the ingress, the app is asked in HTTP/1.1";
-            errors.push(ArmError::not_implemented(&node.path, "HTTP/2 to the app (transport 'http2')", instead));
-        }
-        Transport::Tcp => {
-            let instead = "use 'auto' or 'http'";
-            errors.push(ArmError::not_implemented(&node.path, "Raw TCP (transport 'tcp')", instead));
-        }
-        Transport::Auto | Transport::Http => {}
     }
-    transport
 }
 
 /// `exposedPort`: the port of a TCP app that clients use.

@@ -410,17 +410,39 @@ fn what_is_not_built_says_so() {
         ok
     "#]],
     );
+    for transport in ["http2", "tcp"] {
+        check(
+            &[(&at("ingress/transport"), json!(transport))],
+            &expect![[r#"
+            ok
+        "#]],
+        );
+    }
+}
+
+#[test]
+fn rules_of_http_are_refused_for_tcp() {
+    let at = |name: &str| format!("/properties/configuration/ingress/{name}");
     check(
-        &[(&at("ingress/transport"), json!("http2"))],
+        &[
+            (&at("transport"), json!("tcp")),
+            (&at("clientCertificateMode"), json!("require")),
+            (&at("stickySessions"), json!({ "affinity": "sticky" })),
+            (&at("corsPolicy"), json!({ "allowedOrigins": ["*"] })),
+        ],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.transport] properties.configuration.ingress.transport: HTTP/2 to the app (transport 'http2'): not implemented yet; use 'auto': clients may speak HTTP/2 to the ingress, the app is as
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.configuration.ingress.clientCertificateMode] clientCertificateMode needs an HTTP ingress; with transport 'tcp' leave it out.
+            400 InvalidParameterValue [properties.configuration.ingress.stickySessions] stickySessions needs an HTTP ingress; with transport 'tcp' leave it out.
+            400 InvalidParameterValue [properties.configuration.ingress.corsPolicy] corsPolicy needs an HTTP ingress; with transport 'tcp' leave it out.
         "#]],
     );
+    let ports = json!([{ "targetPort": 5432, "external": true }, { "targetPort": 80, "exposedPort": 8080 }]);
     check(
-        &[(&at("ingress/transport"), json!("tcp")), (&at("ingress/exposedPort"), json!(1))],
+        &[(&at("additionalPortMappings"), ports)],
         &expect![[r#"
-            501 NotImplemented [properties.configuration.ingress.transport] properties.configuration.ingress.transport: Raw TCP (transport 'tcp'): not implemented yet; use 'auto' or 'http'.
-        "#]],
+        ok
+    "#]],
     );
 }
 
@@ -528,7 +550,7 @@ fn identities_and_volumes_that_are_not_built_say_so() {
     check(
         &[("/properties/template/volumes", json!([{ "name": "v", "storageType": "AzureFile", "storageName": "x" }]))],
         &expect![[r#"
-            501 NotImplemented [properties.template.volumes[0].storageType] properties.template.volumes[0].storageType: A volume of type 'AzureFile': not implemented yet; use 'EmptyDir' or 'Secret'.
+            ok
         "#]],
     );
     check(
@@ -553,4 +575,20 @@ fn errors_of_one_request_come_together_and_in_azures_envelope() {
     assert_eq!(error["error"]["code"], "InvalidRequestParameterWithDetails");
     assert_eq!(error["error"]["details"].as_array().unwrap().len(), 2);
     assert_eq!(error["error"]["details"][0]["target"], "properties.template.containers[0].image");
+}
+
+#[test]
+fn what_a_replica_may_ask_depends_on_its_profile() {
+    let mut body = az_create();
+    body["properties"]["workloadProfileName"] = json!("big");
+    body["properties"]["template"]["containers"][0]["resources"] = json!({ "cpu": 8, "memory": "20Gi" });
+    let template = put(&body).unwrap().app.template;
+    let told = |kind: &str| {
+        let kind = cove_model::WorkloadProfileKind::find(kind).unwrap();
+        crate::container_app::check_resources(&template, "big", kind).err().map(|error| error.message)
+    };
+    assert_eq!(told("D8"), None);
+    expect![[r#"properties.template.containers: The total requested CPU and memory resources for this application (CPU: 8, memory: 20Gi) is invalid. A replica in the workload profile 'big' of type D4 may have at most 4 cores and 16 GiB."#]]
+        .assert_eq(&told("D4").unwrap());
+    assert!(told("Consumption").unwrap().contains("[cpu: 0.25, memory: 0.5Gi]"));
 }
