@@ -137,7 +137,14 @@ fn load_path_routes(store: &Store, id: &ResourceId) -> Result<Option<PathRoutesD
     let Some(row) = store.resource(id)? else { return Ok(None) };
     let Some(spec) = row.spec.filter(|_| row.provisioning != Provisioning::Deleting) else { return Ok(None) };
     let Some(environment) = id.parent() else { return Ok(None) };
-    let config: HttpRouteConfig = serde_json::from_value(spec)?;
+    let config: HttpRouteConfig = match serde_json::from_value(spec) {
+        Ok(config) => config,
+        Err(error) => {
+            // one that cannot be read must not keep all others from being loaded
+            tracing::error!(id = %id, %error, "a path routing cannot be read; its host answers nothing");
+            return Ok(None);
+        }
+    };
     let domain = domain_of(store, &environment)?;
     Ok(Some(PathRoutesData { config, environment, domain }))
 }

@@ -1,6 +1,7 @@
 //! The controller against a fake driver, a real store and a virtual clock.
 
 mod capacity;
+mod edge;
 mod fake;
 
 use std::{sync::Arc, time::Duration};
