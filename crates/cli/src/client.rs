@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** every wait has a limit.
 
+mod upgrade;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -53,10 +55,12 @@ const POLL_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    certificate: reqwest::Certificate,
     api: String,
     /// Ingress of the apps, where the server told it.
     ingress: String,
     token: String,
+    user: String,
     subscription: String,
     /// Writes are printed instead of sent.
     is_dry_run: bool,
@@ -64,6 +68,19 @@ pub(crate) struct Client {
     is_verbose: bool,
     /// Whether a write was printed.
     has_shown: Arc<AtomicBool>,
+}
+
+/// How connections to the server at `api` are made.
+fn builder(certificate: &reqwest::Certificate, api: &str) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder()
+        .tls_certs_only([certificate.clone()])
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(5));
+    match local_port(api) {
+        Some(port) => builder.resolve("localhost", SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        None => builder,
+    }
 }
 
 /// What becomes of a write.
@@ -93,20 +110,14 @@ impl Client {
         })?;
         let certificate = reqwest::Certificate::from_pem(&ca)
             .map_err(|error| Failure::new(format!("`{}` is not a certificate: {error}", found.ca.display())))?;
-        let mut builder = reqwest::Client::builder()
-            .tls_certs_only([certificate])
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(5));
-        if let Some(port) = local_port(&found.api) {
-            builder = builder.resolve("localhost", SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        }
-        let http = builder.build().map_err(|error| Failure::new(causes(&error)))?;
+        let http = builder(&certificate, &found.api).build().map_err(|error| Failure::new(causes(&error)))?;
         let mut client = Self {
             http,
+            certificate,
             api: found.api,
             ingress: found.http,
             token: String::new(),
+            user: place.client_id.clone().unwrap_or_else(|| "cove-cli".to_owned()),
             subscription: String::new(),
             is_dry_run: place.is_dry_run,
             is_verbose: place.is_verbose,
@@ -164,6 +175,23 @@ impl Client {
             Some((_, port)) if port.parse::<u16>().is_ok_and(|port| port != 80) => format!("http://{fqdn}:{port}/"),
             _ => format!("http://{fqdn}/"),
         }
+    }
+
+    /// Who is logged in.
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// A path of this server, from a path or its own URL; the token goes nowhere else.
+    pub(crate) fn own(&self, url: &str) -> Result<String, Failure> {
+        let path = url.strip_prefix(&self.api).unwrap_or(url);
+        if path.starts_with('/') {
+            return Ok(path.to_owned());
+        }
+        if path.contains("://") {
+            return Err(Failure::usage(format!("`{url}` is not a URL of this server, which is {}", self.api)));
+        }
+        Ok(format!("/{path}"))
     }
 
     /// The subscription in use.
@@ -252,6 +280,24 @@ impl Client {
             return Ok(Value::Null);
         }
         let response = self.send(Method::POST, path, body).await?;
+        body_of(response).await
+    }
+
+    /// `POST` that may take a while; its final answer.
+    pub(crate) async fn question(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let mut response = self.send(Method::POST, path, Some(body)).await?;
+        let deadline = Instant::now() + OPERATION_LIMIT;
+        while response.status() == StatusCode::ACCEPTED {
+            let headers = response.headers().clone();
+            let url = headers.get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
+            let url =
+                url.ok_or_else(|| Failure::new("the server accepted it and does not say where its answer will be"))?;
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!("no answer within {} s", OPERATION_LIMIT.as_secs())));
+            }
+            tokio::time::sleep(pause_of(&headers)).await;
+            response = self.send(Method::GET, &url, None).await?;
+        }
         body_of(response).await
     }
 
@@ -584,6 +630,7 @@ mod tests {
             api: "https://localhost:1".into(),
             ingress: "http://localhost:8080".into(),
             token: String::new(),
+            user: "cove-cli".into(),
             subscription: "s".into(),
             is_dry_run: false,
             is_verbose: false,

@@ -1,19 +1,23 @@
 //! `cove containerapp`: az's nouns and verbs.
 
 mod auth;
+mod cp;
 pub(crate) mod create;
 mod dapr;
 mod environment;
+mod exec;
 mod github;
 mod hostname;
 mod identity;
 mod ingress;
 mod job;
 mod logs;
+mod port_forward;
 mod registry;
 mod replica;
 mod revision;
 mod secret;
+mod target;
 mod template;
 mod up;
 mod update;
@@ -95,6 +99,14 @@ pub(crate) enum ContainerappCommand {
     /// Output of containers and system events.
     #[command(subcommand)]
     Logs(logs::LogsCommand),
+    /// Run a command in a running container.
+    Exec(Box<exec::ExecArgs>),
+    /// A shell that is brought along, in a container whose image has none.
+    Debug(Box<exec::DebugArgs>),
+    /// Listen here and carry connections to a port of a replica.
+    PortForward(Box<port_forward::PortForwardArgs>),
+    /// Copy files into a container, or out of it.
+    Cp(Box<cp::CpArgs>),
     /// Secrets of an app.
     #[command(subcommand)]
     Secret(secret::SecretCommand),
@@ -194,6 +206,10 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Revision(command) => revision::run(&session, command).await,
             ContainerappCommand::Replica(command) => replica::run(&session, command).await,
             ContainerappCommand::Logs(command) => logs::run(&session, command).await,
+            ContainerappCommand::Exec(args) => exec::exec(&session, *args).await,
+            ContainerappCommand::Debug(args) => exec::debug(&session, *args).await,
+            ContainerappCommand::PortForward(args) => port_forward::run(&session, *args).await,
+            ContainerappCommand::Cp(args) => cp::run(&session, *args).await,
             ContainerappCommand::Secret(command) => secret::run(&session, command, "containerApps").await,
             ContainerappCommand::Registry(command) => registry::run(&session, command, "containerApps").await,
             ContainerappCommand::Ingress(command) => ingress::run(&session, command).await,

@@ -35,6 +35,11 @@ impl Failure {
         Self { text: text.into(), hint: None, code: NOT_FOUND }
     }
 
+    /// Nothing to say: what was run ended with this code.
+    pub(crate) fn exit(code: u8) -> Self {
+        Self { text: String::new(), hint: None, code }
+    }
+
     /// Adds what to do about it.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }

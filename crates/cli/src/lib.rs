@@ -12,16 +12,21 @@ mod az;
 mod client;
 mod containerapp;
 mod demo;
+mod deployment;
 mod doctor;
+mod export;
 mod failure;
 mod file;
 mod group;
+mod identity;
 mod output;
 mod pairs;
 mod place;
 mod platform;
 mod progress;
 mod purge;
+mod resource;
+mod role;
 mod scale;
 mod serve;
 mod session;
@@ -88,6 +93,30 @@ enum Command {
     /// Container apps, their environments, revisions, replicas and logs.
     #[command(subcommand)]
     Containerapp(containerapp::ContainerappCommand),
+    /// Templates: deploy, validate, what-if.
+    #[command(subcommand)]
+    Deployment(deployment::DeploymentCommand),
+    /// User-assigned identities.
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
+    /// Roles and who has them.
+    #[command(subcommand)]
+    Role(role::RoleCommand),
+    /// Resources of every type.
+    #[command(subcommand)]
+    Resource(resource::ResourceCommand),
+    /// Any request to the API: cove rest --method get --url /subscriptions
+    Rest(resource::RestArgs),
+    /// Subscription and tenant.
+    #[command(subcommand)]
+    Account(resource::AccountCommand),
+    /// Print an app as a template or as YAML that makes it again.
+    Export(export::ExportArgs),
+    /// Print a completion script: cove completion bash > /etc/bash_completion.d/cove
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Show all of it in a minute: a temporary server, an app that wakes, scales out and goes back to zero.
     Demo(demo::DemoArgs),
     /// Say what this machine can do and what is missing.
@@ -138,6 +167,17 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(*args, &data_dir),
         Command::Group(command) => group::run(command, &globals),
         Command::Containerapp(command) => containerapp::run(command, &globals),
+        Command::Deployment(command) => deployment::run(command, &globals),
+        Command::Identity(command) => identity::run(command, &globals),
+        Command::Role(command) => role::run(command, &globals),
+        Command::Resource(command) => resource::resource(command, &globals),
+        Command::Rest(args) => resource::rest(&args, &globals),
+        Command::Account(command) => resource::account(&command, &globals),
+        Command::Export(args) => export::run(&args, &globals),
+        Command::Completion { shell } => {
+            resource::completion(shell, <Cove as clap::CommandFactory>::command());
+            Ok(())
+        }
         Command::Demo(args) => demo::run(&args),
         Command::Doctor => doctor::run(&data_dir, &globals.output),
         Command::Purge(args) => purge::run(&args, &data_dir),

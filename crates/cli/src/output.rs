@@ -39,6 +39,11 @@ impl Output {
         self.format() == Format::Table && self.query.is_none()
     }
 
+    /// Whether a form was asked for by a flag.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.format.is_some() || self.query.is_some()
+    }
+
     fn format(&self) -> Format {
         self.format.unwrap_or_else(|| match self.query {
             None if text::stdout_is_terminal() => Format::Table,

@@ -16,6 +16,8 @@ pub(crate) enum View {
     Secrets,
     Traffic,
     Images,
+    Accounts,
+    Assignments,
     Certificates,
     Components,
     Deployments,
@@ -25,6 +27,8 @@ pub(crate) enum View {
     Operations,
     ProfileStates,
     ProfileTypes,
+    Resources,
+    Roles,
     Routes,
     Storages,
     Usages,
@@ -95,6 +99,33 @@ const IMAGES: &[Column] = &[
     ("Digest", |image, _| text(image, "/digest").chars().take(19).collect()),
     ("Size", |image, _| size(image["sizeBytes"].as_u64().unwrap_or(0))),
     ("Age", |image, now| age(image, "/updatedAt", now)),
+];
+
+const ACCOUNTS: &[Column] = &[
+    ("Name", |account, _| text(account, "/name")),
+    ("SubscriptionId", |account, _| text(account, "/id")),
+    ("TenantId", |account, _| text(account, "/tenantId")),
+    ("State", |account, _| text(account, "/state")),
+    ("IsDefault", |account, _| text(account, "/isDefault")),
+];
+
+const ASSIGNMENTS: &[Column] = &[
+    ("Principal", |assignment, _| text(assignment, "/principalId")),
+    ("Role", |assignment, _| either(assignment, "/roleDefinitionName", "/roleDefinitionId")),
+    ("Scope", |assignment, _| text(assignment, "/scope")),
+];
+
+const RESOURCES: &[Column] = &[
+    ("Name", |resource, _| text(resource, "/name")),
+    ("ResourceGroup", |resource, _| group(resource)),
+    ("Location", |resource, _| text(resource, "/location")),
+    ("Type", |resource, _| text(resource, "/type")),
+];
+
+const ROLES: &[Column] = &[
+    ("Name", |role, _| text(role, "/roleName")),
+    ("Type", |role, _| either(role, "/roleType", "/type")),
+    ("Description", |role, _| text(role, "/description").chars().take(60).collect()),
 ];
 
 const CERTIFICATES: &[Column] = &[
@@ -201,6 +232,8 @@ impl View {
             Self::Secrets => SECRETS,
             Self::Traffic => TRAFFIC,
             Self::Images => IMAGES,
+            Self::Accounts => ACCOUNTS,
+            Self::Assignments => ASSIGNMENTS,
             Self::Certificates => CERTIFICATES,
             Self::Components => COMPONENTS,
             Self::Deployments => DEPLOYMENTS,
@@ -210,6 +243,8 @@ impl View {
             Self::Operations => OPERATIONS,
             Self::ProfileStates => PROFILE_STATES,
             Self::ProfileTypes => PROFILE_TYPES,
+            Self::Resources => RESOURCES,
+            Self::Roles => ROLES,
             Self::Routes => ROUTES,
             Self::Storages => STORAGES,
             Self::Usages => USAGES,
