@@ -123,6 +123,8 @@ const PROVIDERS: &[(&str, &[&str])] = &[
     ("Microsoft.OperationalInsights", &["workspaces"]),
     ("Microsoft.ManagedIdentity", &["userAssignedIdentities"]),
     ("Microsoft.Authorization", &["roleAssignments", "roleDefinitions"]),
+    ("Microsoft.ContainerRegistry", &["registries"]),
+    ("Microsoft.Network", &["virtualNetworks", "virtualNetworks/subnets"]),
     ("Microsoft.Resources", &["resourceGroups", "subscriptions", "tenants", "providers"]),
 ];
 

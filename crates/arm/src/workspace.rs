@@ -3,12 +3,10 @@
 use cove_model::ResourceId;
 use serde_json::{Value, json};
 
-use crate::{
-    ArmError, Errors, SystemData,
-    schema::{Nulls, Schema, normalise},
-};
+use crate::{ArmError, Errors, SystemData, schema::Schema};
 
-static SCHEMA: Schema = Schema::Object(&[
+/// Properties of a workspace.
+pub static SCHEMA: Schema = Schema::Object(&[
     ("location", &Schema::Text),
     ("tags", &Schema::Map(&Schema::Text)),
     (
@@ -25,12 +23,11 @@ static SCHEMA: Schema = Schema::Object(&[
 /// Read-only properties, dropped from a body.
 const READ_ONLY: [&str; 5] = ["customerId", "provisioningState", "createdDate", "modifiedDate", "features"];
 
-/// Checks the body of a PUT; the answer is the document to store.
+/// Checks a document that has the kinds of [`SCHEMA`]; the answer is what is to be stored.
 ///
 /// # Errors
-/// Every problem of name and body at once.
-pub fn parse_put(name: &str, body: &Value) -> Result<Value, ArmError> {
-    let mut errors = Errors::new();
+/// Every problem of name and body at once, those in `errors` included.
+pub fn parse(name: &str, body: &Value, mut errors: Errors) -> Result<Value, ArmError> {
     let is_name = (4..=63).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !name.starts_with('-')
@@ -41,13 +38,7 @@ pub fn parse_put(name: &str, body: &Value) -> Result<Value, ArmError> {
         );
         errors.push(ArmError::new(400, "InvalidResourceName", message));
     }
-    let body = normalise(body, &SCHEMA, Nulls::Drop, &mut errors);
-    match body.get("location").and_then(Value::as_str) {
-        None | Some("") => {
-            errors.push(ArmError::new(400, "LocationRequired", "The location property is required.").at("location"));
-        }
-        Some(location) => crate::provider::check_location(location, &mut errors),
-    }
+    crate::provider::check_required_location(body, &mut errors);
     if let Some(days) = body.pointer("/properties/retentionInDays").and_then(Value::as_i64)
         && !(-1..=730).contains(&days)
     {
@@ -111,16 +102,13 @@ mod tests {
 
     #[test]
     fn a_workspace_has_what_env_create_reads() {
-        let doc = parse_put(
-            "workspace-abcd",
-            &json!({ "location": "eastus", "properties": { "retentionInDays": "31", "CustomerId": "mine" } }),
-        )
-        .unwrap();
+        let body = json!({ "location": "eastus", "properties": { "retentionInDays": 31, "CustomerId": "mine" } });
+        let doc = parse("workspace-abcd", &body, Errors::new()).unwrap();
         let id = ResourceId::resource("s", "g", "Microsoft.OperationalInsights/workspaces", "workspace-abcd").unwrap();
         let shown = render(&id, &doc, "c-1", None);
         assert_eq!(shown["properties"]["customerId"], "c-1");
         assert_eq!(shown["properties"]["retentionInDays"], 31);
         assert!(!shown.to_string().contains("mine"));
-        assert!(parse_put("x", &json!({ "properties": { "retentionInDays": 9999 } })).is_err());
+        assert!(parse("x", &json!({ "properties": { "retentionInDays": 9999 } }), Errors::new()).is_err());
     }
 }

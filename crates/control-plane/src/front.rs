@@ -42,6 +42,8 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::identities::routes());
     routes.extend(crate::authorization::routes());
     routes.extend(crate::graph::routes());
+    routes.extend(crate::registries::routes());
+    routes.extend(crate::networks::routes());
     routes.extend(crate::environments::routes());
     routes.extend(crate::environment::routes());
     routes.extend(crate::storages::routes());

@@ -25,7 +25,9 @@ const KINDS: &[&str] = &[
     "Microsoft.App/managedEnvironments",
     "Microsoft.App/managedEnvironments/certificates",
     "Microsoft.App/managedEnvironments/managedCertificates",
+    "Microsoft.ContainerRegistry/registries",
     "Microsoft.ManagedIdentity/userAssignedIdentities",
+    "Microsoft.Network/virtualNetworks",
     "Microsoft.OperationalInsights/workspaces",
 ];
 

@@ -93,7 +93,7 @@ fn kind_of_pattern(pattern: &str) -> String {
 }
 
 /// Namespaces that Cove means to serve and does not yet.
-const PLANNED_NAMESPACES: &[&str] = &["Microsoft.ContainerRegistry", "Microsoft.Insights", "Microsoft.Network"];
+const PLANNED_NAMESPACES: &[&str] = &["Microsoft.Insights"];
 
 /// Types of `Microsoft.App` at the top level; all else below that namespace exists nowhere.
 const APP_TYPES: &[&str] = &[

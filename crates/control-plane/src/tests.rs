@@ -12,4 +12,5 @@ mod groups;
 mod harness;
 mod identities;
 mod login;
+mod registries;
 mod streams;

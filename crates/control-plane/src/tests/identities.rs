@@ -60,7 +60,7 @@ async fn a_role_is_assigned_listed_and_deleted_at_any_scope() {
     let (principal, _) = ids(&world).await;
     let env = format!("{RG}/providers/Microsoft.App/managedEnvironments/env");
     for (index, scope) in [SUB, RG, &env].into_iter().enumerate() {
-        let name = format!("1111111{index}-2222-3333-4444-555555555555");
+        let name = format!("9111111{index}-2222-3333-4444-555555555555");
         let made = world.put(&assignment(scope, &name), body(&principal, ACR_PULL)).await;
         assert_eq!(made.status, 201, "{}", made.text);
         assert!(made.header("x-cove-note").contains("not enforced"));
@@ -77,7 +77,7 @@ async fn a_role_is_assigned_listed_and_deleted_at_any_scope() {
     assert_eq!((count(SUB, at).await, count(RG, at).await, count(&env, at).await), (1, 2, 3));
     assert_eq!(count(SUB, &format!("&$filter=principalId%20eq%20'{principal}'")).await, 3);
     assert_eq!(count(SUB, "&$filter=principalId%20eq%20'x'").await, 0);
-    let gone = world.delete(&assignment(RG, "11111111-2222-3333-4444-555555555555")).await;
+    let gone = world.delete(&assignment(RG, "91111111-2222-3333-4444-555555555555")).await;
     assert_eq!((gone.status, gone.json()["properties"]["principalId"].as_str()), (200, Some(principal.as_str())));
     // what is about a resource goes with it
     assert_eq!(world.delete(&env).await.status, 202);
