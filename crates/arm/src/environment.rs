@@ -271,7 +271,11 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
         refuse(&mode, "This mode of an environment", "leave environmentMode out: environments have workload profiles");
     }
     for (name, what, instead) in [
-        ("diskEncryptionConfiguration", "Disk encryption with a key of one's own", "encrypt the disk of the data directory"),
+        (
+            "diskEncryptionConfiguration",
+            "Disk encryption with a key of one's own",
+            "encrypt the disk of the data directory",
+        ),
         (
             "customDomainConfiguration",
             "A DNS suffix of one's own",
@@ -320,7 +324,8 @@ fn check_ingress(properties: &Node<'_>, errors: &mut Errors) {
 }
 
 /// What is stored and returned and has no effect, in words.
-fn warnings(doc: &Value) -> Vec<String> {
+#[must_use]
+pub fn warnings(doc: &Value) -> Vec<String> {
     let root = Node::root(doc);
     let properties = root.get("properties");
     let mut warnings = Vec::new();

@@ -7,6 +7,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use http::Method;
 use serde_json::{Value, json};
 
@@ -54,6 +56,27 @@ pub(crate) fn operations() -> impl Iterator<Item = Operation> {
         let path = short_path.replace("{rg}", GROUP_SCOPE).replace("{sub}", SUBSCRIPTION_SCOPE);
         Operation { group, name, method, path, short_path }
     })
+}
+
+/// What this server does, as role definitions name it: `containerApps/read`, each with its resource type.
+pub(crate) fn actions(table: &Table) -> BTreeMap<String, String> {
+    let mut actions = BTreeMap::new();
+    for operation in operations() {
+        if table.state(&operation.method, &operation.path) != State::Works {
+            continue;
+        }
+        let below = operation.path.rsplit_once("/Microsoft.App/").map_or("", |(_, below)| below);
+        let parts: Vec<&str> = below.split('/').filter(|part| !part.starts_with('{')).collect();
+        let (resource, verb) = match (operation.method.as_str(), parts.split_last()) {
+            ("POST", Some((verb, parents))) => (parents.join("/"), format!("{verb}/action")),
+            ("PUT" | "PATCH", _) => (parts.join("/"), "write".to_owned()),
+            ("DELETE", _) => (parts.join("/"), "delete".to_owned()),
+            _ => (parts.join("/"), "read".to_owned()),
+        };
+        let name = if resource.is_empty() { verb } else { format!("{resource}/{verb}") };
+        actions.insert(name, resource);
+    }
+    actions
 }
 
 async fn coverage(plane: ControlPlane, _: Call) -> Answer {

@@ -12,7 +12,7 @@ use cove_arm::{
     ArmError, Errors,
     schema::{Nulls, Schema, normalise},
 };
-use cove_model::ResourceId;
+use cove_model::{EventKind, ResourceId, SystemEvent};
 use cove_store::{Expect, NewOperation, Provisioning, PutResource, ResourceRow, SecretsChange, StoreError};
 use http::Method;
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::{
     answer::{self, Answer, Refusal, with_etag},
     call::Call,
     control_plane::{ControlPlane, new_id},
-    environments::system_data,
+    environments::{self, system_data},
     groups::{self, TRIES_MAX, check_same_location},
     links::{self, Family},
     route::Route,
@@ -68,6 +68,11 @@ pub(crate) trait Resource: 'static {
     /// When what is stored cannot be read.
     fn render(_plane: &ControlPlane, _call: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         Ok(envelope(row, Self::KIND))
+    }
+
+    /// What of it is stored and has no effect, in words; a write tells each as a Warning. Default: nothing.
+    fn warnings(_row: &ResourceRow) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether it may go. Default: yes.
@@ -241,6 +246,7 @@ async fn write<R: Resource>(plane: &ControlPlane, call: &Call, is_patch: bool) -
         let write = Write { plane, call, id, parent: &parent, old: old.as_ref() };
         match save(&write, checked::<R>(&write, &body, is_patch)?).await {
             Ok(row) => {
+                warn(plane, &row.id, R::warnings(&row));
                 let status = if old.is_some() { 200 } else { R::CREATED };
                 return shown(status, &row, &R::render(plane, call, &row)?);
             }
@@ -287,6 +293,31 @@ fn check_name(kind: &str, name: &str, errors: &mut Errors) {
             "The name '{shown}' is not valid for one of '{kind}': use 1 to 128 letters, digits, '-', '_' and '.', and begin with a letter or digit."
         );
         errors.push(ArmError::new(400, "InvalidResourceName", message));
+    }
+}
+
+/// Tells a Warning per text, about the environment that the resource is or hangs on.
+pub(crate) fn warn(plane: &ControlPlane, id: &ResourceId, texts: Vec<String>) {
+    let mut environment = Some(id.clone());
+    while let Some(id) = environment.as_ref().filter(|id| !id.kind().eq_ignore_ascii_case(environments::KIND)) {
+        environment = id.parent();
+    }
+    if plane.is_rehearsal() {
+        return;
+    }
+    for text in texts {
+        plane.streams().tell(SystemEvent {
+            at: plane.clock().now(),
+            kind: EventKind::Warning,
+            reason: "ConfigurationWarning".to_owned(),
+            message: format!("{}: {text}", id.name()),
+            environment: environment.as_ref().map(ToString::to_string),
+            app: None,
+            revision: None,
+            replica: None,
+            container: None,
+            source: "ManagedEnvironmentController".to_owned(),
+        });
     }
 }
 

@@ -154,7 +154,10 @@ async fn write(
             check_profiles_in_use(plane, &id, &parsed.environment)?;
         }
         match save(plane, call, &id, old.as_ref(), parsed).await {
-            Ok((row, operation)) => return answered(plane, call, old.is_none(), &row, &operation),
+            Ok((row, operation)) => {
+                crud::warn(plane, &row.id, environment::warnings(&row.doc));
+                return answered(plane, call, old.is_none(), &row, &operation);
+            }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }

@@ -14,16 +14,6 @@ use crate::{
     route::Route,
 };
 
-/// What `…/operations` of the provider lists.
-const VERBS: [(&str, &str); 6] = [
-    ("containerApps/read", "Get Container App"),
-    ("containerApps/write", "Create or update Container App"),
-    ("containerApps/delete", "Delete Container App"),
-    ("managedEnvironments/read", "Get Managed Environment"),
-    ("managedEnvironments/write", "Create or update Managed Environment"),
-    ("managedEnvironments/delete", "Delete Managed Environment"),
-];
-
 pub(crate) fn routes() -> Vec<Route> {
     let mut routes = vec![
         Route::arm(Method::GET, "/providers/Microsoft.App/operations", verbs),
@@ -37,16 +27,18 @@ pub(crate) fn routes() -> Vec<Route> {
     routes
 }
 
-async fn verbs(_: ControlPlane, _: Call) -> Answer {
-    let values = VERBS.map(|(name, shown)| {
-        let (resource, _) = name.split_once('/').unwrap_or((name, ""));
+/// Actions as role definitions name them, of what this server does.
+async fn verbs(plane: ControlPlane, _: Call) -> Answer {
+    let values = crate::coverage::actions(plane.table()).into_iter().map(|(name, resource)| {
+        let shown = name.rsplit('/').next().unwrap_or_default().to_owned();
         json!({
             "name": format!("Microsoft.App/{name}"),
             "isDataAction": false,
-            "display": { "provider": "Microsoft.App", "resource": resource, "operation": shown, "description": shown },
+            "origin": "user,system",
+            "display": { "provider": "Microsoft.App", "resource": resource, "operation": shown, "description": name },
         })
     });
-    Ok(answer::json(200, &list::render(values.to_vec(), None)))
+    Ok(answer::json(200, &list::render(values.collect(), None)))
 }
 
 fn require(plane: &ControlPlane, call: &Call) -> Result<OperationRow, Refusal> {

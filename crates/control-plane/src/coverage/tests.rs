@@ -24,3 +24,18 @@ fn coverage_knows_every_operation() {
     let rendered = render(&table);
     assert_eq!(rendered["operations"], 173);
 }
+
+#[test]
+fn actions_have_the_names_of_azures_roles() {
+    let actions = actions(&table());
+    for name in [
+        "containerApps/read",
+        "containerApps/write",
+        "containerApps/listSecrets/action",
+        "containerApps/revisions/restart/action",
+        "managedEnvironments/certificates/delete",
+        "getCustomDomainVerificationId/action",
+    ] {
+        assert!(actions.contains_key(name), "{name} of {actions:?}");
+    }
+}

@@ -55,8 +55,12 @@ impl Resource for Component {
 
     fn render(_: &ControlPlane, _: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         let mut value = crud::envelope(row, Self::KIND);
-        child::show_state(&mut value, &[dapr::NO_EFFECT.to_owned()]);
+        child::show_state(&mut value, &Self::warnings(row));
         Ok(value)
+    }
+
+    fn warnings(_: &ResourceRow) -> Vec<String> {
+        vec![dapr::NO_EFFECT.to_owned()]
     }
 }
 
@@ -86,7 +90,11 @@ impl Resource for Policy {
 
     fn render(_: &ControlPlane, _: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         let mut value = crud::envelope(row, Self::KIND);
-        child::show_state(&mut value, &[dapr::NO_EFFECT.to_owned()]);
+        child::show_state(&mut value, &Self::warnings(row));
         Ok(value)
+    }
+
+    fn warnings(_: &ResourceRow) -> Vec<String> {
+        vec![dapr::NO_EFFECT.to_owned()]
     }
 }

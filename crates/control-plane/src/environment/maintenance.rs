@@ -43,7 +43,11 @@ impl Resource for Maintenance {
 
     fn render(_: &ControlPlane, _: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         let mut value = crud::envelope(row, Self::KIND);
-        child::show_state(&mut value, &[maintenance::NO_EFFECT.to_owned()]);
+        child::show_state(&mut value, &Self::warnings(row));
         Ok(value)
+    }
+
+    fn warnings(_: &ResourceRow) -> Vec<String> {
+        vec![maintenance::NO_EFFECT.to_owned()]
     }
 }

@@ -31,9 +31,9 @@ async fn certificates_are_read_from_pem_and_pfx() {
         let made = world.put(&path, certificate(file, password)).await;
         assert_eq!(made.status, 200, "{name}: {}", made.text);
         assert!(!made.text.contains("PRIVATE KEY") && !made.text.contains("password"), "{}", made.text);
-        let mut properties = world.get(&path).await.json()["properties"].clone();
+        let properties = world.get(&path).await.json()["properties"].clone();
         assert_eq!(properties["valid"], true);
-        properties["thumbprint"].as_str().unwrap().parse::<String>().unwrap();
+        assert_eq!(properties["thumbprint"].as_str().unwrap().len(), 40);
         shown.push(properties);
         let id = cove_model::ResourceId::parse(&path).unwrap();
         let row = world.store.resource(&id).unwrap().unwrap();
@@ -186,7 +186,8 @@ async fn a_wrong_component_is_told_all_at_once() {
             "\"properties.scopes[1]\"",
             "\"properties.initTimeout\"",
         ]
-    "#]].assert_debug_eq(&targets);
+    "#]]
+    .assert_debug_eq(&targets);
 }
 
 #[tokio::test]
@@ -208,11 +209,19 @@ async fn path_routing_names_what_exists() {
         { "routes": [], "targets": [{ "containerApp": "web", "weight": 50 }, { "containerApp": "other", "weight": 40 }] },
     ] } });
     let refused = world.put(&path, wrong).await;
-    assert_eq!((refused.status, refused.json()["error"]["details"].as_array().unwrap().len()), (400, 5), "{}", refused.text);
+    assert_eq!(
+        (refused.status, refused.json()["error"]["details"].as_array().unwrap().len()),
+        (400, 5),
+        "{}",
+        refused.text
+    );
     let nobody = json!({ "properties": { "rules": [
         { "routes": [{ "match": { "prefix": "/" } }], "targets": [{ "containerApp": "nobody" }] },
     ] } });
-    assert_eq!(world.put(&path, nobody.clone()).await.json()["error"]["target"], "properties.rules[0].targets[0].containerApp");
+    assert_eq!(
+        world.put(&path, nobody.clone()).await.json()["error"]["target"],
+        "properties.rules[0].targets[0].containerApp"
+    );
     assert_eq!(world.put(&format!("{ENV}/httpRouteConfigs/web"), nobody).await.status, 400, "the app's host");
     let patched = world.patch(&path, json!({ "properties": { "customDomains": [{ "name": "A.Example.com" }] } })).await;
     assert_eq!(patched.status, 200, "{}", patched.text);
@@ -227,7 +236,9 @@ async fn maintenance_detectors_and_questions() {
     let body = |entries: Value| json!({ "properties": { "scheduledEntries": entries } });
     assert_eq!(world.put(&path, body(json!([entry]))).await.status, 201);
     assert_eq!(world.get(&path).await.json()["properties"]["scheduledEntries"][0]["weekDay"], "Sunday");
-    for bad in [json!([]), json!([entry, entry]), json!([{ "weekDay": "Sunday", "startHourUtc": 24, "durationHours": 7 }])] {
+    for bad in
+        [json!([]), json!([entry, entry]), json!([{ "weekDay": "Sunday", "startHourUtc": 24, "durationHours": 7 }])]
+    {
         assert_eq!(world.put(&path, body(bad)).await.status, 400);
     }
     assert_eq!(world.get(&format!("{ENV}/detectorProperties/rootApi/")).await.json(), world.get(ENV).await.json());

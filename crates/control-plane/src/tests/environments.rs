@@ -44,6 +44,7 @@ async fn an_environment_is_ready_when_it_is_answered() {
             },
             "daprConfiguration": {},
             "defaultDomain": "env.localhost",
+            "environmentMode": "WorkloadProfiles",
             "eventStreamEndpoint": "https://localhost:8443/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/managedEnvironments/env/eventstream",
             "kedaConfiguration": {},
             "peerAuthentication": {
@@ -165,17 +166,17 @@ async fn what_is_not_built_is_said_with_everything_else() {
                 "target": "location"
               },
               {
-                "code": "NotImplemented",
-                "message": "Workload profile type 'CONSUMPTION-GPU-NC24-A100': not implemented yet; use 'Consumption', which gives each replica what it asks for from this machine.",
+                "code": "InvalidWorkloadProfileType",
+                "message": "The workload profile type 'D5' does not exist; expected one of Consumption, D4, D8, D16, D32, E4, E8, E16, E32, NC24-A100, NC48-A100, NC96-A100, Consumption-GPU-NC24-A100, Consumption-GPU-NC8as-T4.",
                 "target": "properties.workloadProfiles[0].workloadProfileType"
               },
               {
                 "code": "NotImplemented",
-                "message": "Zone redundancy: not implemented yet; leave zoneRedundant out: there is one machine.",
-                "target": "properties.zoneRedundant"
+                "message": "Closing an environment to public networks: not implemented yet; make the ingress of each app internal.",
+                "target": "properties.publicNetworkAccess"
               }
             ],
-            "message": "3 problems. The location 'atlantis' does not exist; use 'local' or one of Azure's, such as 'eastus'. properties.workloadProfiles[0].workloadProfileType: Workload profile type 'CONSUMPTION-GPU-NC24-A100': not implemented yet; use 'Consumption', which gives each replica what it asks for from this machine. properties.zoneRedundant: Zone redundancy: not implemented yet; leave zoneRedundant out: there is one machine."
+            "message": "3 problems. The location 'atlantis' does not exist; use 'local' or one of Azure's, such as 'eastus'. properties.workloadProfiles[0].workloadProfileType: The workload profile type 'D5' does not exist; expected one of Consumption, D4, D8, D16, D32, E4, E8, E16, E32, NC24-A100, NC48-A100, NC96-A100, Consumption-GPU-NC24-A100, Consumption-GPU-NC8as-T4. properties.publicNetworkAccess: Closing an environment to public networks: not implemented yet; make the ingress of each app internal."
           }
         }
     "#]].assert_eq(&world.transcript(Method::PUT, ENV, body).await);
