@@ -10,6 +10,12 @@ use ipnet::Ipv4Net;
 /// Why the network of a replica, or the whole network, could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
+    /// The packet filter could not be changed.
+    #[error("failed to change the packet filter: {reason}")]
+    PacketFilter {
+        /// In `nft`'s words.
+        reason: String,
+    },
     /// The name would not fit into an interface name or an nftables identifier.
     #[error("`{name}` is not a network name: 1 to 8 characters of a-z and 0-9 are")]
     InvalidName {

@@ -158,6 +158,20 @@ impl Network {
         self.layout.bridge()
     }
 
+    /// Leaves replicas these TCP ports of the gateway address besides those of the configuration; replaces what was
+    /// opened so before. Connections that stand go on.
+    ///
+    /// # Errors
+    /// [`NetworkError::PacketFilter`] when `nft` refuses; without a packet filter everything is open already.
+    pub async fn open_gateway_ports(&self, ports: &BTreeSet<u16>) -> Result<(), NetworkError> {
+        if !self.capabilities.filter {
+            return Ok(());
+        }
+        let all: Vec<u16> = self.config.allowed_gateway_ports.iter().chain(ports).copied().collect();
+        let changed = nft::apply(&nft::reopening(&self.layout.name, &all)).await;
+        changed.map_err(|error| NetworkError::PacketFilter { reason: error.to_string() })
+    }
+
     /// How full the pool is.
     pub fn status(&self) -> PoolStatus {
         self.pool.status()

@@ -40,14 +40,15 @@ fn table(name: &str) -> String {
 pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     let Layout { name, subnet, .. } = layout;
     let (table, bridge, gateway) = (table(name), layout.bridge(), layout.gateway());
-    let mut open: Vec<u16> = ports.iter().copied().chain([53]).collect();
-    open.sort_unstable();
-    open.dedup();
-    let open = open.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let open = open(ports);
     let mut text = removal(name);
     let _ = write!(
         text,
         r#"table {table} {{
+  set open_tcp {{
+    type inet_service
+    elements = {{ {open} }}
+  }}
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     ip saddr {subnet} oifname != "{bridge}" masquerade
@@ -65,7 +66,7 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     iifname != "{bridge}" return
     ct state established,related accept
     ip saddr {subnet} ip daddr {gateway} udp dport 53 accept
-    ip saddr {subnet} ip daddr {gateway} tcp dport {{ {open} }} accept
+    ip saddr {subnet} ip daddr {gateway} tcp dport @open_tcp accept
     ip saddr {subnet} ip daddr {gateway} icmp type echo-request accept
     drop
   }}
@@ -73,6 +74,20 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
 "#
     );
     text
+}
+
+/// The elements of the set of open ports: the named ones and DNS.
+fn open(ports: &[u16]) -> String {
+    let mut open: Vec<u16> = ports.iter().copied().chain([53]).collect();
+    open.sort_unstable();
+    open.dedup();
+    open.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Changes the open ports of the network `name`, nothing else.
+pub(crate) fn reopening(name: &str, ports: &[u16]) -> String {
+    let table = table(name);
+    format!("flush set {table} open_tcp\nadd element {table} open_tcp {{ {} }}\n", open(ports))
 }
 
 /// Removes the table of the network `name`, also when there is none.
@@ -144,6 +159,10 @@ mod tests {
             add table inet cove_3fa90c
             delete table inet cove_3fa90c
             table inet cove_3fa90c {
+              set open_tcp {
+                type inet_service
+                elements = { 53, 80, 443 }
+              }
               chain postrouting {
                 type nat hook postrouting priority 100; policy accept;
                 ip saddr 10.70.16.0/20 oifname != "cv3fa90c" masquerade
@@ -161,7 +180,7 @@ mod tests {
                 iifname != "cv3fa90c" return
                 ct state established,related accept
                 ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 udp dport 53 accept
-                ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 tcp dport { 53, 80, 443 } accept
+                ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 tcp dport @open_tcp accept
                 ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 icmp type echo-request accept
                 drop
               }

@@ -18,6 +18,7 @@ mod ports;
 mod reach;
 mod registry_login;
 mod serve;
+mod tcp_ports;
 mod tls;
 mod wakes;
 

@@ -47,6 +47,7 @@ use crate::{
     mirrors,
     ports::StoredCounts,
     registry_login,
+    tcp_ports,
     tls::{AppCertificates, Authority, Shown},
     wakes,
 };
@@ -294,6 +295,7 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
     let directory = Directory::new(shared.boards.routes.subscribe(), opened.network.gateway());
     tasks.spawn(HELPER, directory.clone().follow(Arc::clone(&runtime)));
+    tasks.spawn(HELPER, tcp_ports::follow(shared.boards.routes.subscribe(), Arc::clone(&opened.network)));
 
     let listeners = IngressListeners {
         internal: internal_listener(&opened.network).into_iter().collect(),

@@ -51,6 +51,13 @@ fn replicas_do_not_reach_each_other_nor_the_machine_but_the_allowed_ports() {
             add_route("eth0", to, 32, None);
             reaches(to, 80).expect_err("the port is isolated");
         });
+        network.open_gateway_ports(&[8080].into()).await.unwrap();
+        run_inside(&a, move || reaches(gateway, 8080).expect("a port that was opened is reached"));
+        network.open_gateway_ports(&[].into()).await.unwrap();
+        run_inside(&a, move || {
+            reaches(gateway, 8080).expect_err("and not when it was closed again");
+            reaches(gateway, 80).expect("what the configuration names stays open");
+        });
         let c = network.acquire().await.unwrap();
         run_inside(&c, move || {
             add_route("eth0", to, 32, Some(gateway));
