@@ -20,6 +20,7 @@
 //! **Invariant:** nothing here does IO, reads a clock or draws a random number; a stored document never holds a secret's
 //! value nor a read-only property.
 
+pub mod auth_config;
 pub mod body;
 pub mod container_app;
 pub mod environment;
@@ -34,10 +35,12 @@ pub mod patch;
 pub mod provider;
 pub mod registry;
 pub mod replica;
+pub mod resiliency;
 pub mod revision;
 pub mod role;
 pub mod schema;
 pub mod secrets;
+pub mod storage;
 pub mod system_data;
 pub mod user_identity;
 pub mod workspace;

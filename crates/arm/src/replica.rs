@@ -60,6 +60,7 @@ fn render_container(container: &ContainerObservation, replica: &ReplicaObservati
         "runningStateDetails": details,
         "logStreamEndpoint": format!("{base}/{}/logstream", container.name),
         "execEndpoint": format!("{base}/{}/exec", container.name),
+        "debugEndpoint": format!("{base}/{}/debug", container.name),
     })
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     /// Who calls.
     pub(crate) caller: Caller,
+    /// The connection, for handlers that change its protocol.
+    pub(crate) upgrade: Option<hyper::upgrade::OnUpgrade>,
     /// Whether this server asks itself, for a deployment.
     pub(crate) is_own: bool,
 }

@@ -24,6 +24,10 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// Silence after which a stream sends an empty line, so that dead clients are noticed. Default 15 s.
     pub heartbeat: Duration,
+    /// Silence after which a console in a container is closed. Default 1 h.
+    pub exec_idle: Duration,
+    /// Longest console in a container. Default 12 h.
+    pub exec_max: Duration,
     /// Longest that a request (not a stream) may take, its body included. Default 60 s; then 408.
     pub request_timeout: Duration,
 }
@@ -40,6 +44,8 @@ impl Default for Config {
             retry_after_secs: 1,
             token_lifetime: Duration::from_secs(3600),
             heartbeat: Duration::from_secs(15),
+            exec_idle: Duration::from_secs(3600),
+            exec_max: Duration::from_secs(12 * 3600),
             request_timeout: Duration::from_secs(60),
         }
     }

@@ -49,12 +49,18 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::storages::routes());
     routes.extend(crate::apps::routes());
     routes.extend(crate::app_actions::routes());
+    routes.extend(crate::app_questions::routes());
+    routes.extend(crate::auth_configs::routes());
+    routes.extend(crate::custom_hosts::routes());
+    routes.extend(crate::label_history::routes());
+    routes.extend(crate::resiliency::routes());
     routes.extend(crate::revisions::routes());
     routes.extend(crate::replicas::routes());
     routes.extend(crate::operations::routes());
     routes.extend(crate::deployments::routes());
     routes.extend(crate::generic::routes());
     routes.extend(crate::streams::routes());
+    routes.extend(crate::exec::routes());
     routes.extend(crate::locations::routes());
     routes.extend(crate::coverage::routes());
     routes.extend(not_built::routes());
@@ -211,7 +217,7 @@ async fn answer_one(plane: ControlPlane, request: Request, is_identity_only: boo
     let query = form_urlencoded::parse(parts.uri.query().unwrap_or("").as_bytes());
     let query: Vec<(String, String)> = query.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
     if access == Access::Arm {
-        check_api_version(&query)?;
+        check_api_version(&query, &segments)?;
         check_subscription(&plane, &names)?;
     }
     let body = read_body(body).await?;
@@ -266,7 +272,7 @@ pub(crate) async fn dispatch(plane: &ControlPlane, request: OwnRequest<'_>) -> R
         Found::Nothing => return Err(not_built::path(&request.method, request.path, &segments)),
     };
     let query = vec![("api-version".to_owned(), request.api_version.to_owned())];
-    check_api_version(&query)?;
+    check_api_version(&query, &segments)?;
     check_subscription(plane, &names)?;
     let call = Call {
         names,
@@ -278,6 +284,7 @@ pub(crate) async fn dispatch(plane: &ControlPlane, request: OwnRequest<'_>) -> R
         request_id: new_id(),
         caller: request.caller.clone(),
         is_own: true,
+        upgrade: None,
     };
     let request_id = call.request_id.clone();
     handler(plane.clone(), call).await.map_err(|refusal| refusal.into_arm(&request_id))
@@ -298,14 +305,25 @@ fn call_of(
     };
     let origin = format!("https://{}", host.filter(is_host).unwrap_or_else(|| "localhost".into()));
     let request_id = parts.extensions.get::<Ids>().map_or_else(new_id, |ids| ids.request.clone());
-    Call { names, query, headers: parts.headers, body, origin, path, request_id, caller, is_own: false }
+    let upgrade = parts.extensions.get::<hyper::upgrade::OnUpgrade>().cloned();
+    Call { upgrade, names, query, headers: parts.headers, body, origin, path, request_id, caller, is_own: false }
 }
 
-fn check_api_version(query: &[(String, String)]) -> Result<(), ArmError> {
+fn check_api_version(query: &[(String, String)], segments: &[String]) -> Result<(), ArmError> {
     let given =
         query.iter().find(|(name, _)| name.eq_ignore_ascii_case("api-version")).map(|(_, value)| value.as_str());
     match given {
-        Some(version) if cove_arm::provider::is_api_version(version) => Ok(()),
+        Some(version) if cove_arm::provider::is_api_version(version) => {
+            // what stands behind the last `providers/Microsoft.App/` is that provider's; extensions have versions of their own
+            let provider = segments.iter().rposition(|segment| segment.eq_ignore_ascii_case("providers"));
+            let behind = provider.map_or(&[][..], |at| &segments[at + 1..]);
+            match behind {
+                [namespace, kind, ..] if namespace.eq_ignore_ascii_case("Microsoft.App") => {
+                    cove_arm::provider::check_app_api_version(version, kind)
+                }
+                _ => Ok(()),
+            }
+        }
         None | Some("") => Err(ArmError::api_version(None)),
         Some(version) => Err(ArmError::api_version(Some(&version.chars().take(64).collect::<String>()))),
     }

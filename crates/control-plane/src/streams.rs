@@ -11,14 +11,15 @@ use axum::{Router, body::Body, response::Response};
 use bytes::Bytes;
 use cove_arm::ArmError;
 use cove_model::{EventKind, ReplicaName, ResourceId, RevisionName, SystemEvent};
-use futures_util::{Stream, StreamExt, stream::BoxStream};
+use cove_runtime::{ExecError, ExecRequest, ExecSession};
+use futures_util::{Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use http::{HeaderValue, Method, header};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
-    answer::{Answer, Refusal, json as json_answer},
+    answer::{Answer, Refusal},
     apps,
     call::Call,
     control_plane::ControlPlane,
@@ -68,7 +69,7 @@ pub struct LogLine {
     pub text: String,
 }
 
-/// Where log streams come from; the server connects the monitor here.
+/// Where log streams and consoles come from; the server connects the monitor and the driver here.
 pub trait LogStreams: Send + Sync + 'static {
     /// Lines of a container, oldest first. Ends at the newest line unless `follow`.
     fn console(&self, query: ConsoleQuery) -> BoxStream<'static, LogLine>;
@@ -78,6 +79,9 @@ pub trait LogStreams: Send + Sync + 'static {
 
     /// Keeps an event that the API tells. Never waits: it may be lost when its keeper is far behind.
     fn tell(&self, event: SystemEvent);
+
+    /// Runs a command in a container.
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>>;
 }
 
 /// What only Cove has, below `/cove/v1`; the server connects other services here.
@@ -92,7 +96,6 @@ pub(crate) fn routes() -> Vec<Route> {
     let container = "revisions/{revision}/replicas/{replica}/containers/{container}";
     vec![
         Route::data(Method::GET, format!("{GROUP}/containerApps/{{app}}/{container}/logstream"), console),
-        Route::data(Method::GET, format!("{GROUP}/containerApps/{{app}}/{container}/exec"), exec),
         Route::data(Method::GET, format!("{GROUP}/containerApps/{{app}}/eventstream"), app_events),
         Route::data(
             Method::GET,
@@ -133,7 +136,7 @@ impl Asked {
     }
 }
 
-fn check_scope(call: &Call, id: &ResourceId) -> Result<(), Refusal> {
+pub(crate) fn check_scope(call: &Call, id: &ResourceId) -> Result<(), Refusal> {
     if call.caller.may_read(id.key()) {
         return Ok(());
     }
@@ -295,12 +298,4 @@ fn with_heartbeat(
         };
         Some((Ok(Bytes::from(line + "\n")), (plane, lines, goes_on, permit)))
     })
-}
-
-async fn exec(plane: ControlPlane, call: Call) -> Answer {
-    let app = apps::require(&plane, &call)?;
-    check_scope(&call, &app.id)?;
-    let instead = "read the container's output with `logs show`";
-    let error = ArmError::not_implemented("exec", "A console in a container", instead);
-    Ok(json_answer(error.status, &error.to_json()))
 }

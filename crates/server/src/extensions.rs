@@ -42,6 +42,7 @@ const WAKES_DEFAULT: u32 = 100;
 const WAKES_MAX: u32 = 10_000;
 
 pub(crate) fn router(context: Context) -> Router {
+    let reach = crate::reach::router(Arc::clone(&context.runtime));
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
@@ -54,10 +55,11 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/images", get(images))
         .route("/images/import", post(import))
         .with_state(Arc::new(context))
+        .merge(reach)
 }
 
 /// An error in ARM's envelope.
-struct Failed(StatusCode, &'static str, String);
+pub(crate) struct Failed(pub(crate) StatusCode, pub(crate) &'static str, pub(crate) String);
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {

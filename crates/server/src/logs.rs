@@ -1,12 +1,19 @@
 //! Connects the API's log streams to the monitor.
 
+use std::sync::Arc;
+
 use cove_control_plane::{ConsoleQuery, LogLine, LogStreams, SystemQuery};
 use cove_model::SystemEvent;
 use cove_monitor::Monitor;
-use futures_util::{StreamExt, future, stream::BoxStream};
+use cove_runtime::{ExecError, ExecRequest, ExecSession, Runtime};
+use futures_util::{
+    StreamExt,
+    future::{self, BoxFuture},
+    stream::BoxStream,
+};
 
-/// The monitor, as the API sees it.
-pub(crate) struct MonitorStreams(pub(crate) Monitor);
+/// The monitor and the driver, as the API sees them.
+pub(crate) struct MonitorStreams(pub(crate) Monitor, pub(crate) Arc<dyn Runtime>);
 
 impl LogStreams for MonitorStreams {
     fn console(&self, query: ConsoleQuery) -> BoxStream<'static, LogLine> {
@@ -35,6 +42,10 @@ impl LogStreams for MonitorStreams {
             .take_while(|row| future::ready(is_readable(row)))
             .filter_map(|row| future::ready(row.ok()))
             .boxed()
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {
+        self.1.exec(request)
     }
 
     fn tell(&self, event: SystemEvent) {

@@ -25,7 +25,9 @@ const PIECES_MAX: usize = 16;
 const HEADER_BYTES: usize = 512;
 
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples: cove containerapp cp -g MyRG ./conf web:/etc/app\n          cove containerapp cp -g MyRG web:/var/log/app ./logs")]
+#[command(
+    after_help = "Examples: cove containerapp cp -g MyRG ./conf web:/etc/app\n          cove containerapp cp -g MyRG web:/var/log/app ./logs"
+)]
 pub(crate) struct CpArgs {
     #[command(flatten)]
     group: GroupArg,
@@ -57,7 +59,8 @@ pub(crate) async fn run(session: &Session, args: CpArgs) -> Result<(), Failure> 
             unpack(pieces, target).await
         }
         (None, Some((app, path))) => upload(session, &args, app, path).await,
-        _ => Err(Failure::usage("one of SOURCE and TARGET must be APP:PATH").hint("cove containerapp cp ./conf web:/etc/app")),
+        _ => Err(Failure::usage("one of SOURCE and TARGET must be APP:PATH")
+            .hint("cove containerapp cp ./conf web:/etc/app")),
     }
 }
 
@@ -73,7 +76,8 @@ fn url(session: &Session, args: &CpArgs, app: &str, path: &str) -> String {
 /// Into the target if that is a directory, else as the target.
 async fn upload(session: &Session, args: &CpArgs, app: &str, path: &str) -> Result<(), Failure> {
     let source = PathBuf::from(&args.source);
-    let data = fs::symlink_metadata(&source).map_err(|error| Failure::new(format!("`{}`: {error}", source.display())))?;
+    let data =
+        fs::symlink_metadata(&source).map_err(|error| Failure::new(format!("`{}`: {error}", source.display())))?;
     let own_name = fs::canonicalize(&source)?.file_name().map(|name| name.to_string_lossy().into_owned());
     let own_name = own_name.unwrap_or_else(|| "root".to_owned());
     let (dir, name) = if path.ends_with('/') || is_directory(session, args, app, path).await? {
@@ -89,9 +93,8 @@ async fn upload(session: &Session, args: &CpArgs, app: &str, path: &str) -> Resu
         if data.is_dir() { tar.append_dir_all(&name, &source) } else { tar.append_path_with_name(&source, &name) }?;
         tar.into_inner()?.into_inner().map(drop).map_err(io::IntoInnerError::into_error)
     });
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        Some((receiver.recv().await?, receiver))
-    });
+    let pieces =
+        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     let sent = session.client.upload(&url(session, args, app, dir), reqwest::Body::wrap_stream(pieces)).await;
     // what went wrong here is closer to the cause than the broken upload
     match packing.await.map_err(io::Error::other).and_then(|packed| packed) {
@@ -155,9 +158,8 @@ async fn unpack<B: AsRef<[u8]>>(
     target: PathBuf,
 ) -> Result<(), Failure> {
     let (sender, pieces) = mpsc::channel(PIECES_MAX);
-    let unpacking = tokio::task::spawn_blocking(move || {
-        place(Arrived { pieces, rest: io::Cursor::default() }, &target)
-    });
+    let unpacking =
+        tokio::task::spawn_blocking(move || place(Arrived { pieces, rest: io::Cursor::default() }, &target));
     while let Some(piece) = stream.next().await {
         if sender.send(piece.map(|piece| piece.as_ref().to_vec())).await.is_err() {
             break;
@@ -170,7 +172,8 @@ async fn unpack<B: AsRef<[u8]>>(
 /// Unpacks beside the target, then moves the one entry into a target that is a directory, else to the target itself.
 fn place(reader: impl Read, target: &Path) -> io::Result<()> {
     let is_dir = target.is_dir();
-    let beside = if is_dir { target } else { target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new(".")) };
+    let beside =
+        if is_dir { target } else { target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new(".")) };
     let work = beside.join(format!(".cove-cp-{}", std::process::id()));
     fs::create_dir(&work)?;
     let result = place_from(reader, &work, target, is_dir);

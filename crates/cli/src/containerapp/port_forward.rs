@@ -45,7 +45,8 @@ pub(crate) async fn run(session: &Session, args: PortForwardArgs) -> Result<(), 
     let mut listening = tokio::task::JoinSet::new();
     for (local, remote) in args.ports {
         let listener = TcpListener::bind((args.address, local)).await.map_err(|error| {
-            Failure::new(format!("failed to listen on {}:{local}: {error}", args.address)).hint("choose another LOCAL port")
+            Failure::new(format!("failed to listen on {}:{local}: {error}", args.address))
+                .hint("choose another LOCAL port")
         })?;
         text::note(&format!("{} -> port {remote} of `{}`; end with Ctrl+C", listener.local_addr()?, args.app.name));
         let path = format!("/cove/v1/port-forward?app={}&port={remote}{replica}", encode(&app));

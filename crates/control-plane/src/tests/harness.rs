@@ -6,7 +6,8 @@ use axum::{Router, body::Body, routing};
 use cove_base::Clock;
 use cove_model::{EventKind, ResourceId, SystemEvent};
 use cove_store::{Failure, Store};
-use futures_util::{StreamExt, stream, stream::BoxStream};
+use cove_runtime::{ExecError, ExecRequest, ExecSession};
+use futures_util::{StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -90,6 +91,10 @@ impl LogStreams for Streams {
         stream::iter([event]).boxed()
     }
 
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {
+        Box::pin(super::exec::run(request))
+    }
+
     fn tell(&self, event: SystemEvent) {
         self.1.lock().unwrap().push(event);
     }
@@ -128,6 +133,25 @@ impl World {
         .unwrap();
         let (router, identity) = (router(plane.clone()), identity_router(plane.clone()));
         Self { router, identity, plane, store, shutdown, console, events, _dir: dir }
+    }
+
+    /// The data directory.
+    pub(super) fn directory(&self) -> &std::path::Path {
+        self._dir.path()
+    }
+
+    /// The next server's API on the same store, as if this one had been killed.
+    pub(super) async fn restarted(&self) -> Self {
+        let streams = Streams(Arc::clone(&self.console), Arc::clone(&self.events));
+        let (config, clock) = (self.plane.config().clone(), self.plane.clock().clone());
+        let shutdown = CancellationToken::new();
+        let store = self.store.clone();
+        let plane =
+            ControlPlane::new(config, store.clone(), clock, Arc::new(streams), Arc::new(OnlyHealth), shutdown.clone());
+        let plane = plane.await.unwrap();
+        let (router, identity) = (router(plane.clone()), identity_router(plane.clone()));
+        let (console, events) = (Arc::clone(&self.console), Arc::clone(&self.events));
+        Self { router, identity, plane, store, shutdown, console, events, _dir: tempfile::tempdir().unwrap() }
     }
 
     /// A world with the group `MyRG` and the environment `env`.

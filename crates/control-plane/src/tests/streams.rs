@@ -19,7 +19,7 @@ async fn world() -> World {
     with_app(World::with_environment().await).await
 }
 
-async fn with_app(world: World) -> World {
+pub(super) async fn with_app(world: World) -> World {
     world.put(WEB, app_body("nginx", "v1")).await;
     let id = ResourceId::parse(WEB).unwrap();
     let key = world.store.revision(&id, "web--v1").unwrap().unwrap().revision.key();
@@ -64,7 +64,11 @@ async fn wrong_questions_are_refused() {
         (stream("Not_A_Name", "follow=true"), 404, "ContainerAppReplicaNotFound"),
         (stream("web--v1-a", "").replace("containers/web/", "containers/x/"), 404, "ContainerNotFound"),
         (stream("web--v1-a", "").replace("web--v1/", "web--v9/"), 404, "ContainerAppRevisionNotFound"),
-        (stream("web--v1-a", "").replace("logstream", "exec"), 501, "NotImplemented"),
+        (stream("web--v1-a", "command=sh").replace("logstream", "exec"), 426, "UpgradeRequired"),
+        (stream("web--v1-a", "command='sh").replace("logstream", "exec"), 400, "InvalidParameterValue"),
+        (stream("web--v1-a", "tty=maybe").replace("logstream", "exec"), 400, "InvalidParameterValue"),
+        (stream("web--v1-none", "command=sh").replace("logstream", "exec"), 404, "ContainerAppReplicaNotFound"),
+        (stream("web--v1-a", "").replace("containers/web/logstream", "debug"), 426, "UpgradeRequired"),
     ] {
         let refused = world.get(&path).await;
         assert_eq!((refused.status, refused.code()), (status, code.into()), "{path}");
