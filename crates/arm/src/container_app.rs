@@ -33,6 +33,7 @@ mod tests;
 pub use labels::{forget_label, label_history, record_labels, settle_labels};
 pub use later::warnings;
 pub use render::{View, host, label_host, render, render_stored_template, render_template};
+pub use template::check_resources;
 
 /// What an app's PUT needs to know.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use cove_arm::{ArmError, Errors, container_app::Parsed};
-use cove_model::{ContainerApp, Environment, Ingress, Transport, VolumeKind};
+use cove_arm::{
+    ArmError, Errors,
+    container_app::{self, Parsed},
+};
+use cove_model::{ContainerApp, Environment, Ingress, Template, Transport, VolumeKind, WorkloadProfileKind};
 
-use crate::{answer::Refusal, apps, control_plane::ControlPlane, identities};
+use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, identities};
 
 /// Whether `new` claims a host name or port that `old` did not have.
 pub(crate) fn claims_more(new: &ContainerApp, old: &ContainerApp) -> bool {
@@ -40,7 +43,7 @@ pub(crate) fn check(
     old: Option<&ContainerApp>,
 ) -> Result<(), Refusal> {
     let mut errors = Errors::new();
-    check_profile(environment, parsed.workload_profile.as_deref(), &mut errors);
+    check_profile(environment, parsed.workload_profile.as_deref(), &parsed.app.template, &mut errors);
     certificates(plane, &parsed.app, &mut errors)?;
     storages(plane, &parsed.app, &mut errors)?;
     if old.is_none_or(|old| claims_more(&parsed.app, old)) {
@@ -50,10 +53,16 @@ pub(crate) fn check(
     identities::check(plane, &mut parsed.doc)
 }
 
-fn check_profile(environment: &Environment, profile: Option<&str>, errors: &mut Errors) {
+fn check_profile(environment: &Environment, profile: Option<&str>, template: &Template, errors: &mut Errors) {
     let Some(profile) = profile.filter(|profile| !profile.is_empty()) else { return };
     let known: Vec<&str> = environment.workload_profiles.iter().map(|known| known.name.as_str()).collect();
-    if !known.iter().any(|known| known.eq_ignore_ascii_case(profile)) {
+    let found = environment.workload_profiles.iter().find(|known| known.name.eq_ignore_ascii_case(profile));
+    if let Some(found) = found {
+        let kind = WorkloadProfileKind::find(&found.kind);
+        if let Some(Err(error)) = kind.map(|kind| container_app::check_resources(template, &found.name, kind)) {
+            errors.push(error);
+        }
+    } else {
         let message = format!("The environment has no workload profile '{profile}'; it has: {}.", known.join(", "));
         errors.push(ArmError::new(400, "InvalidWorkloadProfileName", message).at("properties.workloadProfileName"));
     }
@@ -96,11 +105,19 @@ fn storages(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Re
     for (index, volume) in app.template.volumes.iter().enumerate() {
         let VolumeKind::Storage(volume) = &volume.kind else { continue };
         let id = app.environment.child("storages", &volume.storage);
-        let exists = match id {
-            Ok(id) => plane.store().resource(&id)?.is_some(),
-            Err(_) => false,
+        let found = match id {
+            Ok(id) => plane.store().resource(&id)?,
+            Err(_) => None,
         };
-        if !exists {
+        if let Some(found) = found {
+            let is_nfs = found.doc.pointer("/properties/nfsAzureFile").is_some();
+            if is_nfs != volume.is_nfs {
+                let (is, other) = if is_nfs { ("NfsAzureFile", "AzureFile") } else { ("AzureFile", "NfsAzureFile") };
+                let message = format!("The storage '{}' is of type {is}, not {other}; set storageType to '{is}'.", volume.storage);
+                let target = format!("properties.template.volumes[{index}].storageType");
+                errors.push(ArmError::new(400, "InvalidParameterValueInContainerTemplate", message).at(target));
+            }
+        } else {
             let shown: String = volume.storage.chars().take(80).collect();
             let message = format!("The environment has no storage '{shown}'; make it with 'az containerapp env storage set'.");
             let target = format!("properties.template.volumes[{index}].storageName");
@@ -115,6 +132,17 @@ fn conflicts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> R
     let mine = claims(app);
     if mine.is_empty() {
         return Ok(());
+    }
+    for domain in app.ingress.iter().flat_map(|ingress| &ingress.custom_domains) {
+        if let Some(owner) = custom_hosts::route_owner(plane, &app.environment, &domain.name)? {
+            let message = format!(
+                "The custom domain '{}' belongs to the path routing '{}' of the same environment; choose another one.",
+                domain.name,
+                owner.name()
+            );
+            let target = "properties.configuration.ingress.customDomains";
+            errors.push(ArmError::conflict("CustomDomainInUse", message).at(target));
+        }
     }
     for row in apps::in_environment(plane, &app.environment)? {
         if row.id == app.id {

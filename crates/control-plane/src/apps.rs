@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use crate::{
     answer::{Answer, Refusal},
+    auth_configs,
     call::Call,
     control_plane::ControlPlane,
-    crud, environments, groups, identities,
+    crud, environments, groups, identities, links,
     route::Route,
 };
 
@@ -66,14 +67,7 @@ pub(crate) fn model(row: &ResourceRow) -> Result<ContainerApp, Refusal> {
 
 /// The apps that live in an environment.
 pub(crate) fn in_environment(plane: &ControlPlane, environment: &ResourceId) -> Result<Vec<ResourceRow>, Refusal> {
-    let rows = plane.store().resources(KIND, None)?;
-    let mut found = Vec::new();
-    for row in rows {
-        if model(&row)?.environment == *environment {
-            found.push(row);
-        }
-    }
-    Ok(found)
+    Ok(plane.store().resources_in(KIND, environment)?)
 }
 
 /// The domain of an app's environment.
@@ -104,10 +98,22 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
     };
     let mut value = container_app::render(&row.doc, &view);
     identities::complete(plane, &mut value, row)?;
+    if auth_configs::is_on(plane, &row.id)? {
+        add_warning(&mut value, cove_arm::auth_config::NO_EFFECT);
+    }
     if let Some(failure) = &row.failure {
         value["properties"]["deploymentErrors"] = Value::String(format!("({}) {}", failure.code, failure.message));
     }
     Ok(value)
+}
+
+/// Adds to what the app says of itself.
+fn add_warning(value: &mut Value, text: &str) {
+    let slot = &mut value["properties"]["coveWarnings"];
+    match slot.as_array_mut() {
+        Some(all) => all.push(Value::from(text)),
+        None => *slot = Value::from(vec![text]),
+    }
 }
 
 fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[RevisionRow]) -> &'static str {
@@ -123,17 +129,17 @@ fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[RevisionRo
 }
 
 async fn list_all(plane: ControlPlane, call: Call) -> Answer {
-    let rows = plane.store().resources(KIND, Some(&call.subscription_id()?))?;
-    crud::list(&call, &rows, |row| render(&plane, &call, row))
+    let page = links::read_page(&plane, &call, KIND, Some(&call.subscription_id()?))?;
+    crud::list_page(page, |row| render(&plane, &call, row))
 }
 
 async fn list_group(plane: ControlPlane, call: Call) -> Answer {
     let group = groups::require(&plane, &call)?;
-    let rows = plane.store().resources(KIND, Some(&group.id))?;
-    crud::list(&call, &rows, |row| render(&plane, &call, row))
+    let page = links::read_page(&plane, &call, KIND, Some(&group.id))?;
+    crud::list_page(page, |row| render(&plane, &call, row))
 }
 
-async fn get(plane: ControlPlane, call: Call) -> Answer {
+pub(crate) async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = require(&plane, &call)?;
     crud::shown(200, &row, &render(&plane, &call, &row)?)
 }

@@ -1,7 +1,7 @@
 //! Revisions of an app: list, get, activate, deactivate, restart. They are made by writes of the app only.
 
 use cove_arm::{ArmError, list, revision};
-use cove_model::{ContainerApp, Revision};
+use cove_model::{ActiveRevisionsMode, ContainerApp, Revision};
 use cove_store::{ResourceRow, RevisionRow};
 use http::Method;
 use serde_json::{Value, json};
@@ -32,10 +32,34 @@ pub(crate) fn require(plane: &ControlPlane, call: &Call, app: &ResourceRow) -> R
     found.ok_or_else(|| ArmError::revision_not_found(app.id.name(), &name.chars().take(100).collect::<String>()).into())
 }
 
-fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
+/// Labels that point to a revision by its name.
+fn labels_of(app: &ContainerApp, revision: &str) -> Vec<String> {
     let weights = app.ingress.as_ref().map_or(&[][..], |ingress| &ingress.traffic);
-    let mine = weights.iter().filter(|weight| weight.revision.as_deref() == Some(row.revision.name.as_str()));
-    let labels: Vec<String> = mine.filter_map(|weight| weight.label.clone()).collect();
+    let mine = weights.iter().filter(|weight| weight.revision.as_deref() == Some(revision));
+    mine.filter_map(|weight| weight.label.clone()).collect()
+}
+
+/// In labels mode labels decide which revisions are active.
+fn check_mode(plane: &ControlPlane, call: &Call, activates: bool) -> Result<(), Refusal> {
+    let row = apps::require_writable(plane, call)?;
+    let app = apps::model(&row)?;
+    if app.active_revisions_mode != ActiveRevisionsMode::Labels {
+        return Ok(());
+    }
+    let revision = require(plane, call, &row)?.revision.name;
+    let labels = labels_of(&app, revision.as_str());
+    let message = match (activates, labels.is_empty()) {
+        (true, false) | (false, true) => return Ok(()),
+        (true, true) => format!("In labels mode revision '{revision}' is active when it has a label; give it one."),
+        (false, false) => {
+            format!("In labels mode revision '{revision}' is active while it has a label; remove {} first.", labels.join(", "))
+        }
+    };
+    Err(ArmError::new(400, "LabelsDecideActivity", message).into())
+}
+
+fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
+    let labels = labels_of(app, row.revision.name.as_str());
     let view = revision::RevisionView {
         revision: &row.revision,
         template: &row.doc,
@@ -47,7 +71,7 @@ fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
     revision::render(&view)
 }
 
-async fn list_all(plane: ControlPlane, call: Call) -> Answer {
+pub(crate) async fn list_all(plane: ControlPlane, call: Call) -> Answer {
     let row = apps::require(&plane, &call)?;
     let app = apps::model(&row)?;
     let domain = apps::domain(&plane, &app)?;
@@ -71,7 +95,7 @@ fn only_active(filter: &str) -> Result<Option<bool>, ArmError> {
     }
 }
 
-async fn get(plane: ControlPlane, call: Call) -> Answer {
+pub(crate) async fn get(plane: ControlPlane, call: Call) -> Answer {
     let row = apps::require(&plane, &call)?;
     let revision = require(&plane, &call, &row)?;
     let app = apps::model(&row)?;
@@ -80,6 +104,7 @@ async fn get(plane: ControlPlane, call: Call) -> Answer {
 }
 
 async fn activate(plane: ControlPlane, call: Call) -> Answer {
+    check_mode(&plane, &call, true)?;
     let now = plane.clock().now();
     change(&plane, &call, move |revision| {
         if !revision.is_active {
@@ -91,6 +116,7 @@ async fn activate(plane: ControlPlane, call: Call) -> Answer {
 }
 
 async fn deactivate(plane: ControlPlane, call: Call) -> Answer {
+    check_mode(&plane, &call, false)?;
     change(&plane, &call, |revision| revision.is_active = false).await
 }
 

@@ -3,6 +3,7 @@
 //! Nothing runs here, so nothing ends the operations of apps but the test itself, in the controller's place.
 
 mod access;
+mod app_parts;
 mod apps;
 mod children;
 mod environments;

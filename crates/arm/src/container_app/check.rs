@@ -27,8 +27,12 @@ pub(super) struct Scope<'a> {
     pub(super) app: &'a str,
     /// Names of its secrets after this request.
     pub(super) secrets: BTreeSet<String>,
+    /// Names of those that this request takes away.
+    pub(super) removed_secrets: BTreeSet<String>,
     /// Whether it has a way in.
     pub(super) has_ingress: bool,
+    /// Whether it runs in the Consumption profile, whose sizes are a table.
+    pub(super) is_consumption: bool,
     /// Its identities.
     pub(super) identities: Assigned,
 }
@@ -39,6 +43,11 @@ impl Scope<'_> {
         if let Some(name) = node.text()
             && !self.secrets.contains(name)
         {
+            if self.removed_secrets.contains(name) {
+                let message = format!("The secret '{name}' is used at {}; stop using it before it is removed.", node.path);
+                errors.push(ArmError::new(400, "ContainerAppSecretInUse", message).at(&node.path));
+                return;
+            }
             let message = format!("The secret '{name}' does not exist; add it to properties.configuration.secrets.");
             errors.push(ArmError::new(400, "ContainerAppSecretRefNotFound", message).at(&node.path));
         }
@@ -66,7 +75,9 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
         let scope = Scope {
             app: name,
             secrets: secrets.keys().cloned().collect(),
+            removed_secrets: context.known_secrets.iter().filter(|name| !secrets.contains_key(*name)).cloned().collect(),
             has_ingress: configuration.get("ingress").exists(),
+            is_consumption: profile(&root.get("properties").get("workloadProfileName")).is_none(),
             identities,
         };
         let mode = revisions_mode(&configuration, errors);

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{Bytes, Container, EnvValue, EnvVar, MilliCpu, Resources, Template, Volume, VolumeKind, VolumeMount};
+use cove_model::{
+    Bytes, Container, EnvValue, EnvVar, MilliCpu, Resources, StorageVolume, Template, Volume, VolumeKind, VolumeMount,
+    WorkloadProfileKind,
+};
 
 use super::{
     check::{Scope, is_dns_label, range},
@@ -14,6 +17,8 @@ use crate::{ArmError, Errors, node::Node};
 const CONTAINERS_MAX: usize = 20;
 /// Most variables of a container.
 const ENV_MAX: usize = 1000;
+/// Longest mount options of a volume.
+const MOUNT_OPTIONS_LENGTH_MAX: usize = 500;
 /// Longest image reference.
 const IMAGE_LENGTH_MAX: usize = 512;
 /// CPU of a container that does not say, in thousandths of a core: Azure's default.
@@ -39,12 +44,16 @@ pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> T
     if containers.len() + init_containers.len() > CONTAINERS_MAX {
         invalid(&list, &format!("A replica may have {CONTAINERS_MAX} containers, init containers included."), errors);
     }
-    check_total(&containers, &list, errors);
+    if scope.is_consumption {
+        check_total(&containers, &list, errors);
+    }
     for (container, item) in init_containers.iter().zip(node.get("initContainers").items()) {
         if !container.probes.is_empty() {
             invalid(&item.get("probes"), "An init container cannot have probes: it runs to its end.", errors);
         }
-        check_pair(container.resources, &item.get("resources"), errors);
+        if scope.is_consumption {
+            check_pair(container.resources, &item.get("resources"), errors);
+        }
     }
     Template {
         init_containers,
@@ -198,6 +207,47 @@ fn ephemeral_storage(cpu: MilliCpu) -> Bytes {
     })
 }
 
+/// Checks what a replica asks for against the type of its workload profile: the table of Consumption, or the size of a node.
+///
+/// [`super::parse_put`] does this for apps without a profile; what a named profile stands for, the caller knows.
+///
+/// # Errors
+/// 400 `ContainerAppInvalidResourceTotal`.
+pub fn check_resources(template: &Template, profile: &str, kind: &WorkloadProfileKind) -> Result<(), ArmError> {
+    let mut errors = Errors::new();
+    let cpu: u64 = template.containers.iter().map(|container| u64::from(container.resources.cpu.0)).sum();
+    let memory = template.containers.iter().fold(0_u64, |sum, c| sum.saturating_add(c.resources.memory.0));
+    let inits = template.init_containers.iter();
+    let inits = inits.map(|container| (u64::from(container.resources.cpu.0), container.resources.memory.0));
+    for (cpu, memory) in std::iter::once((cpu, memory)).chain(inits) {
+        if kind.name == "Consumption" {
+            if !is_on_table(cpu, memory) {
+                errors.push(off_table(cpu, memory).at(CONTAINERS));
+            }
+        } else if cpu > u64::from(kind.cpu().0) || memory > kind.memory().0 {
+            let message = format!(
+                "The total requested CPU and memory resources for this application (CPU: {}, memory: {}) is invalid. A replica in the workload profile '{profile}' of type {} may have at most {} cores and {} GiB.",
+                cores(cpu),
+                Bytes(memory).to_quantity(),
+                kind.name,
+                kind.cores,
+                kind.memory_gib
+            );
+            errors.push(ArmError::new(400, "ContainerAppInvalidResourceTotal", message).at(CONTAINERS));
+        }
+    }
+    errors.into_result()
+}
+
+/// Where the sum of resources is told.
+const CONTAINERS: &str = "properties.template.containers";
+
+fn cores(cpu_milli: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
+    let cores = cpu_milli as f64 / 1000.0;
+    cores
+}
+
 /// The Consumption table is about the sum over a replica's containers.
 fn check_total(containers: &[Container], node: &Node<'_>, errors: &mut Errors) {
     let cpu: u64 = containers.iter().map(|container| u64::from(container.resources.cpu.0)).sum();
@@ -223,17 +273,20 @@ fn is_on_table(cpu_milli: u64, memory_bytes: u64) -> bool {
 }
 
 fn push_total(cpu_milli: u64, memory_bytes: u64, node: &Node<'_>, errors: &mut Errors) {
+    errors.push(off_table(cpu_milli, memory_bytes).at(&node.path));
+}
+
+fn off_table(cpu_milli: u64, memory_bytes: u64) -> ArmError {
     let pairs: Vec<String> = (1..=CPU_TOTAL_MAX / 250)
         .map(|step| format!("[cpu: {}, memory: {}Gi]", f64::from(step) / 4.0, f64::from(step) / 2.0))
         .collect();
-    #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
-    let cores = cpu_milli as f64 / 1000.0;
+    let cores = cores(cpu_milli);
     let message = format!(
         "The total requested CPU and memory resources for this application (CPU: {cores}, memory: {}) is invalid. Total CPU and memory for all containers defined in a Container App must add up to one of the following CPU - Memory combinations: {}.",
         Bytes(memory_bytes).to_quantity(),
         pairs.join("; ")
     );
-    errors.push(ArmError::new(400, "ContainerAppInvalidResourceTotal", message).at(&node.path));
+    ArmError::new(400, "ContainerAppInvalidResourceTotal", message)
 }
 
 fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volume> {
@@ -253,8 +306,11 @@ fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volum
         let kind = match kind.text() {
             None | Some("EmptyDir") => VolumeKind::EmptyDir,
             Some("Secret") => VolumeKind::Secret(secret_files(&item.get("secrets"), scope, errors)),
+            Some(kind @ ("AzureFile" | "NfsAzureFile")) => {
+                VolumeKind::Storage(storage(&item, kind == "NfsAzureFile", errors))
+            }
             Some(other) => {
-                let instead = "use 'EmptyDir' or 'Secret'";
+                let instead = "use 'AzureFile', 'NfsAzureFile', 'EmptyDir' or 'Secret'";
                 errors.push(ArmError::not_implemented(&kind.path, &format!("A volume of type '{other}'"), instead));
                 VolumeKind::EmptyDir
             }
@@ -262,6 +318,22 @@ fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volum
         all.push(Volume { name: name.to_owned(), kind });
     }
     all
+}
+
+fn storage(node: &Node<'_>, is_nfs: bool, errors: &mut Errors) -> StorageVolume {
+    let (name, options) = (node.get("storageName"), node.get("mountOptions"));
+    let text = name.text().unwrap_or("");
+    if text.is_empty() {
+        invalid(&name, "A volume on a storage needs storageName, one of the environment's storages.", errors);
+    }
+    let given = options.text().unwrap_or("");
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ',' | '=' | '_' | '-' | '.' | ' ');
+    if given.len() > MOUNT_OPTIONS_LENGTH_MAX || !given.chars().all(is_plain) {
+        let shown: String = given.chars().take(80).collect();
+        let rule = "expected options such as 'uid=1000,gid=1000,dir_mode=0770'";
+        invalid(&options, &format!("The mount options '{shown}' are not valid: {rule}."), errors);
+    }
+    StorageVolume { storage: text.to_owned(), is_nfs, options: given.to_owned() }
 }
 
 fn secret_files(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<(String, String)> {

@@ -1,0 +1,184 @@
+//! What hangs on an app, what it names, and what is kept without an effect.
+
+use cove_model::{EventKind, RevisionProvisioning, RevisionStatus};
+use cove_model::{ResourceId, RevisionKey, RevisionName};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::harness::{RG, WEB, World, app_body};
+
+const OTHER: &str =
+    "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/other";
+
+fn warnings(world: &World) -> Vec<String> {
+    let events = world.events.lock().unwrap();
+    events.iter().filter(|event| event.kind == EventKind::Warning).map(|event| event.message.clone()).collect()
+}
+
+fn with(mut body: Value, pointer: &str, value: Value) -> Value {
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    body.pointer_mut(parent).unwrap()[name] = value;
+    body
+}
+
+#[tokio::test]
+async fn what_has_no_effect_is_told_by_the_answer_and_by_an_event() {
+    let world = World::with_environment().await;
+    let dapr = json!({ "enabled": true, "appId": "web" });
+    let body = with(app_body("nginx", "v1"), "/properties/configuration/dapr", dapr);
+    assert_eq!(world.put(WEB, body).await.status, 201);
+    let shown = world.get(WEB).await.json();
+    let words = shown["properties"]["coveWarnings"].as_array().unwrap();
+    assert!(words.len() == 1 && words[0].as_str().unwrap().starts_with("dapr has no effect yet"), "{words:?}");
+    assert_eq!(warnings(&world), [words[0].as_str().unwrap()]);
+    // sent back, it says the same once
+    assert_eq!(world.put(WEB, shown).await.status, 201);
+    assert_eq!(world.get(WEB).await.json()["properties"]["coveWarnings"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn authentication_is_kept_and_loudly_not_enforced() {
+    let world = World::with_environment().await;
+    let body = app_body("nginx", "v1");
+    let secrets = json!([{ "name": "google-secret", "value": "hush" }]);
+    world.put(WEB, with(body, "/properties/configuration/secrets", secrets)).await;
+    let current = format!("{WEB}/authConfigs/current");
+    assert_eq!(world.get(&current).await.status, 404);
+    let google = |secret: &str| {
+        json!({ "properties": { "platform": { "enabled": true }, "identityProviders": { "google": { "registration": {
+            "clientId": "x", "clientSecretSettingName": secret } } } } })
+    };
+    let refused = world.put(&current, google("none")).await;
+    assert_eq!((refused.status, refused.code()), (400, "ContainerAppSecretRefNotFound".into()));
+    let made = world.put(&current, google("google-secret")).await;
+    assert_eq!(made.status, 200, "{}", made.text);
+    assert!(made.text.contains("NOT enforced") && !made.text.contains("hush"));
+    assert_eq!(made.json()["type"], "Microsoft.App/containerApps/authConfigs");
+    assert!(world.get(WEB).await.text.contains("NOT enforced"));
+    assert_eq!(warnings(&world).len(), 1);
+    assert_eq!(world.get(&format!("{WEB}/authConfigs")).await.json()["value"].as_array().unwrap().len(), 1);
+    assert_eq!(world.put(&format!("{WEB}/authConfigs/mine"), google("google-secret")).await.status, 400);
+    assert_eq!(world.delete(&current).await.status, 200);
+    assert!(!world.get(WEB).await.text.contains("NOT enforced"));
+}
+
+#[tokio::test]
+async fn policies_and_questions_are_answered() {
+    let world = World::with_environment().await;
+    world.put(WEB, app_body("nginx", "v1")).await;
+    let policy = format!("{WEB}/resiliencyPolicies/p");
+    let body = json!({ "properties": { "tcpRetryPolicy": { "maxConnectAttempts": 3 } } });
+    assert_eq!(world.put(&policy, body).await.status, 200);
+    assert!(world.get(&policy).await.text.contains("no effect yet"));
+    for (path, status) in [
+        ("detectorProperties/rootApi/", 200),
+        ("detectorProperties/revisionsApi/revisions/", 200),
+        ("detectorProperties/revisionsApi/revisions/web--v1", 200),
+        ("privateEndpointConnections", 200),
+        ("privateEndpointConnections/x", 404),
+        ("privateLinkResources", 200),
+        ("sourcecontrols", 501),
+        ("functions", 501),
+        ("labelHistories/blue", 404),
+    ] {
+        assert_eq!(world.get(&format!("{WEB}/{path}")).await.status, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_custom_domain_belongs_to_one_app() {
+    let world = World::with_environment().await;
+    let domain = |name: &str| {
+        let domains = json!([{ "name": name, "bindingType": "Disabled" }]);
+        with(app_body("nginx", "v1"), "/properties/configuration/ingress/customDomains", domains)
+    };
+    assert_eq!(world.put(WEB, domain("Shop.Cove.Test")).await.status, 201);
+    world.put(OTHER, app_body("nginx", "v1")).await;
+    let ask = |app: &str, host: &str| format!("{app}/listCustomHostNameAnalysis?customHostname={host}&api-version=2025-07-01");
+    let mine = world.post(&ask(WEB, "shop.cove.test")).await.json();
+    assert_eq!((&mine["customDomainVerificationTest"], &mine["hasConflictOnManagedEnvironment"]), (&json!("Passed"), &json!(false)));
+    let theirs = world.post(&ask(OTHER, "SHOP.cove.test")).await.json();
+    assert_eq!(theirs["conflictingContainerAppResourceId"], WEB);
+    assert_eq!(world.post(&ask(OTHER, "*.cove.test")).await.status, 400);
+    let taken = world.put(OTHER, domain("shop.cove.test")).await;
+    assert_eq!((taken.status, taken.code()), (409, "CustomDomainInUse".into()));
+    assert!(taken.text.contains("'web'"), "{}", taken.text);
+    // put back unchanged it is no new claim; given up, it is free
+    assert_eq!(world.put(WEB, world.get(WEB).await.json()).await.status, 201);
+    assert_eq!(world.put(WEB, app_body("nginx", "v1")).await.status, 201);
+    assert_eq!(world.put(OTHER, domain("shop.cove.test")).await.status, 201);
+}
+
+#[tokio::test]
+async fn what_an_app_names_must_exist_and_all_is_told_at_once() {
+    let world = World::with_environment().await;
+    let environment = format!("{RG}/providers/Microsoft.App/managedEnvironments/env");
+    let mut body = app_body("nginx", "v1");
+    body["properties"]["workloadProfileName"] = json!("big");
+    body["properties"]["configuration"]["ingress"]["customDomains"] = json!([
+        { "name": "a.cove.test", "bindingType": "SniEnabled", "certificateId": format!("{environment}/certificates/none") },
+    ]);
+    let refused = world.put(WEB, body).await;
+    assert_eq!(refused.status, 400);
+    for code in ["InvalidWorkloadProfileName", "CertificateNotFound"] {
+        assert!(refused.text.contains(code), "{code}: {}", refused.text);
+    }
+    assert_eq!(world.get(WEB).await.status, 404, "nothing half-done stays behind");
+    let identity = format!("{RG}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/none");
+    let mut body = app_body("nginx", "v1");
+    body["identity"] = json!({ "type": "UserAssigned", "userAssignedIdentities": { identity: {} } });
+    let refused = world.put(WEB, body).await;
+    assert_eq!((refused.status, refused.code()), (400, "FailedIdentityOperation".into()));
+}
+
+async fn ready(world: &World, revision: &str) {
+    let key = RevisionKey { app: ResourceId::parse(WEB).unwrap(), name: RevisionName::new(revision).unwrap() };
+    let status = RevisionStatus { provisioning: RevisionProvisioning::Provisioned, ..RevisionStatus::default() };
+    world.store.set_revision_statuses(vec![(key, status)]).await.unwrap();
+}
+
+fn labels_mode(suffix: &str, target: &str) -> Value {
+    let mut body = app_body("nginx", suffix);
+    body["properties"]["configuration"]["activeRevisionsMode"] = json!("labels");
+    body["properties"]["configuration"]["targetLabel"] = json!(target);
+    body
+}
+
+#[tokio::test]
+async fn labels_follow_new_revisions_and_have_a_history() {
+    let world = World::with_environment().await;
+    let mut body = labels_mode("v1", "blue");
+    body["properties"]["configuration"]["targetLabel"] = Value::Null;
+    assert_eq!(world.put(WEB, body).await.code(), "TargetLabelRequired");
+    assert_eq!(world.put(WEB, labels_mode("v1", "blue")).await.status, 201);
+    let traffic = || async { world.get(WEB).await.json()["properties"]["configuration"]["ingress"]["traffic"].clone() };
+    assert_eq!(traffic().await, json!([{ "revisionName": "web--v1", "weight": 100, "label": "blue" }]));
+    // another target: a new label with no weight
+    assert_eq!(world.put(WEB, labels_mode("v2", "green")).await.status, 201);
+    assert_eq!(
+        traffic().await,
+        json!([
+            { "revisionName": "web--v1", "weight": 100, "label": "blue" },
+            { "revisionName": "web--v2", "weight": 0, "label": "green" },
+        ])
+    );
+    // the same target: the label moves
+    let patch = json!({ "properties": { "template": { "revisionSuffix": "v3" }, "configuration": { "targetLabel": "blue" } } });
+    assert_eq!(world.patch(WEB, patch).await.status, 202);
+    assert_eq!(traffic().await[0]["revisionName"], "web--v3");
+    ready(&world, "web--v1").await;
+    let history = world.get(&format!("{WEB}/labelHistories/Blue")).await.json();
+    let records = history["properties"]["records"].as_array().unwrap();
+    assert_eq!((&records[0]["revision"], &records[0]["status"]), (&json!("web--v3"), &json!("Starting")));
+    assert_eq!((&records[1]["revision"], &records[1]["status"]), (&json!("web--v1"), &json!("Succeeded")));
+    assert!(records[0].get("stop").is_none() && records[1].get("stop").is_some());
+    assert!(!world.get(WEB).await.text.contains("coveLabelHistory"));
+    assert_eq!(world.get(&format!("{WEB}/labelHistories")).await.json()["value"].as_array().unwrap().len(), 2);
+    // labels decide what is active
+    let refused = world.post(&format!("{WEB}/revisions/web--v3/deactivate")).await;
+    assert_eq!((refused.status, refused.code()), (400, "LabelsDecideActivity".into()));
+    assert_eq!(world.post(&format!("{WEB}/revisions/web--v1/activate")).await.status, 400);
+    assert_eq!(world.delete(&format!("{WEB}/labelHistories/blue")).await.status, 200);
+    assert_eq!(world.get(&format!("{WEB}/labelHistories/blue")).await.status, 404);
+    assert_eq!(world.ask(Method::DELETE, &format!("{WEB}/labelHistories/blue"), "").await.status, 204);
+}
