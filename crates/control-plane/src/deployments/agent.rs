@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cove_arm::ArmError;
-use cove_store::{OperationRow, OperationStatus};
+use cove_model::{RevisionKey, RevisionProvisioning, RevisionStatus};
+use cove_store::{OperationRow, OperationStatus, StoreError};
 use cove_template::{Evaluated, Known, LookupError, Need, TemplateError};
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::{BodyExt, Limited};
@@ -140,7 +141,7 @@ impl Agent {
                 OperationStatus::InProgress => {}
             }
             if self.plane.is_rehearsal() && !is_deployment(&row) {
-                self.pretend(&row).await?;
+                self.pretend(&row).await.map_err(|error| self.told(error))?;
                 continue;
             }
             loop {
@@ -167,14 +168,22 @@ impl Agent {
     }
 
     /// No controller works on a rehearsal: what it would bring about is taken for done.
-    async fn pretend(&self, operation: &OperationRow) -> Result<(), ArmError> {
+    async fn pretend(&self, operation: &OperationRow) -> Result<(), StoreError> {
         let (store, now) = (self.plane.store(), self.plane.clock().now());
-        let row = store.resource(&operation.resource).map_err(|error| self.told(error))?;
-        let done = match row {
-            Some(row) if operation.kind != "delete" => store.finish(row.id, row.generation, None, now).await,
-            Some(_) | None => store.remove(operation.resource.clone(), now).await.map(drop),
+        let row = store.resource(&operation.resource)?.filter(|_| operation.kind != "delete");
+        let Some(row) = row else {
+            return store.remove(operation.resource.clone(), now).await.map(drop);
         };
-        done.map_err(|error| self.told(error))
+        if let Some(newest) = store.revisions(&row.id)?.pop() {
+            let status = RevisionStatus {
+                provisioning: RevisionProvisioning::Provisioned,
+                ready_at: newest.status.ready_at.or(Some(now)),
+                ..newest.status
+            };
+            let key = RevisionKey { app: row.id.clone(), name: newest.revision.name };
+            store.set_revision_statuses(vec![(key, status)]).await?;
+        }
+        store.finish(row.id, row.generation, None, now).await
     }
 
     fn failure(&self, operation: &OperationRow) -> ArmError {

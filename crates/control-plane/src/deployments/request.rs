@@ -193,7 +193,7 @@ fn with_line(mistake: &TemplateError, body: &[u8]) -> ArmError {
         "" => mistake.message.clone(),
         path => format!("At '{path}'{lines}: {}", mistake.message),
     };
-    let error = ArmError::new(400, mistake.code, message);
+    let error = ArmError::new(400, &mistake.code, message);
     if mistake.path.is_empty() { error } else { error.at(mistake.path.as_str()) }
 }
 
