@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::{
     answer::{self, Answer, Refusal, with_etag},
-    app_events, app_refs,
+    app_events, app_refs, app_secrets,
     apps::{self, KIND},
     call::Call,
     control_plane::{ControlPlane, new_id, random_word},
@@ -73,6 +73,8 @@ struct Checked {
     is_suffix_ours: bool,
     /// It takes host names or ports that it did not have.
     claims_more: bool,
+    /// Names of the secrets that get another value.
+    changed_secrets: Vec<String>,
 }
 
 impl Write<'_> {
@@ -99,12 +101,14 @@ impl Write<'_> {
             }
             let id = old.as_ref().map_or(&id, |old| &old.id);
             let is_suffix_ours = checked.is_suffix_ours;
+            let changed_secrets = checked.changed_secrets.clone();
             let app = checked.parsed.app.clone();
             let warnings = container_app::warnings(&checked.parsed.doc);
             match self.save(id, old.as_ref(), checked).await {
                 Ok(saved) => {
                     drop(structure);
                     app_events::warn(plane, &app, &warnings);
+                    app_secrets::tell_changed(plane, &app, &changed_secrets);
                     return Ok(saved);
                 }
                 Err(StoreError::Conflict { .. }) => {}
@@ -121,7 +125,8 @@ impl Write<'_> {
         if old.is_some_and(|old| old.provisioning == Provisioning::Deleting) {
             return Err(ArmError::operation_in_progress(id.as_str()).into());
         }
-        let known_secrets: BTreeSet<String> = plane.store().secrets(id)?.into_keys().collect();
+        let old_secrets = plane.store().secrets(id)?;
+        let known_secrets: BTreeSet<String> = old_secrets.keys().cloned().collect();
         let context = PutContext { id, known_secrets: &known_secrets };
         let mut parsed = match (self.is_patch, old) {
             (true, Some(old)) => container_app::parse_patch(&old.doc, self.body, &context)?,
@@ -129,6 +134,8 @@ impl Write<'_> {
             (false, _) => container_app::parse_put(self.body, &context)?,
         };
         let old_app = old.map(apps::model).transpose()?;
+        app_secrets::check_removed(plane, id, &old_secrets, &parsed)?;
+        let changed_secrets = app_secrets::changed(&old_secrets, &parsed.secrets);
         if let (Some(old), Some(old_app)) = (old, &old_app) {
             check_same_location(&old.doc, &parsed.doc)?;
             if old_app.environment != parsed.app.environment {
@@ -151,7 +158,7 @@ impl Write<'_> {
         self.check_traffic(id, &parsed.app, revision.as_ref())?;
         let is_suffix_ours = makes && parsed.revision_suffix.is_none();
         let claims_more = old_app.as_ref().is_some_and(|old| app_refs::claims_more(&parsed.app, old));
-        Ok(Checked { parsed, revision, is_suffix_ours, claims_more })
+        Ok(Checked { parsed, revision, is_suffix_ours, claims_more, changed_secrets })
     }
 
     /// The environment that the app names.

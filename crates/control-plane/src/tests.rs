@@ -14,4 +14,5 @@ mod harness;
 mod identities;
 mod login;
 mod registries;
+mod secrets;
 mod streams;
