@@ -2,16 +2,28 @@
 //!
 //! **Invariant:** `depends_on` has no cycle and only indices of this plan; a plan has at most [`crate::RESOURCES_MAX`] resources.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::error::TemplateError;
+use crate::eval::{CopyFrame, Env, World};
+use crate::expand::{self, Origin};
+use crate::meter::Meter;
+use crate::node::Halt;
+use crate::outputs;
+use crate::path::{Errors, Path};
+use crate::resources::ResourceTable;
 use crate::runtime::{Evaluated, Runtime};
+use crate::template::Code;
 
 /// An expanded template.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Resources in the order of the template, copies in the order of their index.
     pub resources: Vec<PlannedResource>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// One resource of a plan.
@@ -65,11 +77,13 @@ impl Plan {
     /// The body to `PUT` for a resource: `location`, `tags`, `properties`, …; for a nested deployment with its template, in
     /// which outer-scope expressions are already replaced.
     ///
+    /// An index beyond the plan gives an empty body.
+    ///
     /// # Errors
     /// All expressions of the body that fail, with their paths; an answer of `runtime` that is an error is one of them.
     pub fn evaluate_body(&self, index: usize, runtime: &dyn Runtime) -> Result<Evaluated, Vec<TemplateError>> {
-        let _ = (index, runtime);
-        Err(vec![TemplateError::new("NotImplemented", "", "expansion is being built")])
+        let Some(origin) = self.inner.origins.get(index) else { return Ok(Evaluated::Ready(Value::Null)) };
+        self.evaluation(runtime, false).body(index, *origin)
     }
 
     /// As [`Plan::evaluate_body`], for a preview: an expression whose need is not answered, or answered with an error, stays
@@ -78,8 +92,12 @@ impl Plan {
     /// # Errors
     /// Expressions that fail for other reasons.
     pub fn preview_body(&self, index: usize, runtime: &dyn Runtime) -> Result<Value, Vec<TemplateError>> {
-        let _ = (index, runtime);
-        Err(vec![TemplateError::new("NotImplemented", "", "expansion is being built")])
+        let Some(origin) = self.inner.origins.get(index) else { return Ok(Value::Null) };
+        match self.evaluation(runtime, true).body(index, *origin)? {
+            Evaluated::Ready(body) => Ok(body),
+            // a preview keeps the text of what it cannot know
+            Evaluated::Needs(_) => Ok(Value::Null),
+        }
     }
 
     /// The outputs: an object of `{name: {"type", "value"}}`; a secure one has no `value`.
@@ -87,7 +105,84 @@ impl Plan {
     /// # Errors
     /// All outputs that fail, with their paths, code `DeploymentOutputEvaluationFailed`.
     pub fn evaluate_outputs(&self, runtime: &dyn Runtime) -> Result<Evaluated, Vec<TemplateError>> {
-        let _ = runtime;
-        Err(vec![TemplateError::new("NotImplemented", "", "expansion is being built")])
+        let outputs = |env: &Env<'_>, errors: &Errors| outputs::evaluate(&self.inner.code.outputs, env, errors);
+        self.evaluation(runtime, false).run(None, outputs).map_err(|errors| {
+            let code = "DeploymentOutputEvaluationFailed";
+            errors.into_iter().map(|error| TemplateError::new(code, error.path, error.message)).collect()
+        })
+    }
+
+    fn evaluation<'p>(&'p self, runtime: &'p dyn Runtime, is_preview: bool) -> Evaluation<'p> {
+        Evaluation { code: &self.inner.code, table: &self.inner.table, runtime, is_preview }
+    }
+}
+
+/// What evaluates a plan's parts.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) code: Arc<Code>,
+    pub(crate) table: ResourceTable,
+    pub(crate) origins: Vec<Origin>,
+}
+
+/// Evaluates with a runtime.
+pub(crate) struct Evaluation<'e> {
+    pub(crate) code: &'e Code,
+    pub(crate) table: &'e ResourceTable,
+    pub(crate) runtime: &'e dyn Runtime,
+    pub(crate) is_preview: bool,
+}
+
+impl Evaluation<'_> {
+    /// The body of a resource.
+    pub(crate) fn body(&self, index: usize, origin: Origin) -> Result<Evaluated, Vec<TemplateError>> {
+        let _ = index;
+        let node = &self.code.resources[origin.node];
+        let frame = origin.turn.map(|turn| expand::frame(self.code, node, turn));
+        self.run(frame.as_ref(), |env, errors| {
+            let root = Path::root(&node.path);
+            let body = node.body.kept(env, &root, errors);
+            let Some(nested) = &node.nested else { return body };
+            let path = root.key("properties");
+            let template = nested.template(env, &path.key("template"), errors);
+            let (mut body, template) = (body?, template?);
+            if let Some(map) = body.as_object_mut() {
+                let properties = map.entry("properties").or_insert_with(|| Value::Object(serde_json::Map::new()));
+                if let Some(properties) = properties.as_object_mut() {
+                    properties.insert("template".into(), template);
+                }
+            }
+            Ok(body)
+        })
+    }
+
+    /// `location` alone, when it can be known.
+    pub(crate) fn location(&self, origin: Origin) -> Option<String> {
+        let node = &self.code.resources[origin.node];
+        let location = node.body.member("location")?;
+        let frame = origin.turn.map(|turn| expand::frame(self.code, node, turn));
+        let value = self.run(frame.as_ref(), |env, errors| location.value(env, &Path::root(&node.path), errors));
+        match value {
+            Ok(Evaluated::Ready(Value::String(location))) => Some(location),
+            _ => None,
+        }
+    }
+
+    /// Runs an evaluation with a fresh meter and gathers what it lacks or what is wrong.
+    fn run(
+        &self,
+        frame: Option<&CopyFrame<'_>>,
+        evaluate: impl FnOnce(&Env<'_>, &Errors) -> Result<Value, Halt>,
+    ) -> Result<Evaluated, Vec<TemplateError>> {
+        let (errors, needs) = (Errors::default(), RefCell::new(Vec::new()));
+        let meter = Meter::new(&self.code.names.total);
+        let world = World { runtime: self.runtime, resources: self.table, needs: &needs, is_preview: self.is_preview };
+        let env = Env { copy: frame, world: Some(&world), ..Env::new(&self.code.names, &meter) };
+        let value = evaluate(&env, &errors);
+        match value {
+            Ok(value) if errors.is_empty() => Ok(Evaluated::Ready(value)),
+            Err(Halt::Pending) if errors.is_empty() => Ok(Evaluated::Needs(needs.into_inner())),
+            _ => Err(errors.into_vec()),
+        }
     }
 }
