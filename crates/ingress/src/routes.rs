@@ -109,14 +109,17 @@ impl Snapshot {
     }
 }
 
+/// Values made of one shard's.
+type Made<T> = Arc<HashMap<Arc<str>, T>>;
+
 /// Values made of those of a [`Shards`], shard by shard.
 struct Index<S, T> {
-    shards: Vec<(Arc<Shard<S>>, Arc<HashMap<Arc<str>, T>>)>,
+    shards: Vec<(Arc<Shard<S>>, Made<T>)>,
 }
 
 impl<S, T> Index<S, T> {
     fn new(source: &Shards<S>) -> Self {
-        let empty: Arc<HashMap<Arc<str>, T>> = Arc::default();
+        let empty: Made<T> = Arc::default();
         Self { shards: source.shards().iter().map(|shard| (Arc::clone(shard), Arc::clone(&empty))).collect() }
     }
 
@@ -181,9 +184,9 @@ impl Gates {
         self.lock().len()
     }
 
-    /// Forgets gates of revisions that `is_known` denies and that have nothing open.
+    /// Forgets gates of revisions that `is_known` denies, that have nothing open and that no snapshot or request holds.
     pub(crate) fn forget(&self, is_known: impl Fn(&RevisionKey) -> bool) {
-        self.lock().retain(|revision, gate| is_known(revision) || !gate.is_idle());
+        self.lock().retain(|revision, gate| is_known(revision) || !gate.is_idle() || Arc::strong_count(gate) > 1);
     }
 
     /// The snapshot of a route table; what did not change is taken from the last one.
@@ -219,5 +222,75 @@ impl Gates {
 impl AppGates {
     fn is_of(&self, route: &Arc<AppRoute>) -> bool {
         Arc::ptr_eq(&self.route, route) || self.route == *route
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cove_base::{Board, Clock, Tasks};
+    use cove_model::{RevisionName, Transport};
+    use cove_traffic::{AppRouteState, WeightedRevision};
+
+    use super::*;
+    use crate::config::IngressConfig;
+
+    fn gates() -> Gates {
+        Gates::new(Arc::new(GateShared {
+            config: Arc::new(IngressConfig::default()),
+            clock: Clock::real(),
+            tasks: Tasks::default(),
+            activate: Arc::new(|_| {}),
+            drained: Board::default(),
+            held_total: 0.into(),
+        }))
+    }
+
+    fn route(app: &str, suffix: &str) -> Arc<AppRoute> {
+        let id = ResourceId::resource("s", "g", "Microsoft.App/containerApps", app).unwrap();
+        let revision = RevisionKey { app: id.clone(), name: RevisionName::of(app, suffix).unwrap() };
+        Arc::new(AppRoute {
+            app: id,
+            environment: ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap(),
+            external: true,
+            allow_insecure: true,
+            transport: Transport::Auto,
+            policies: Arc::default(),
+            revisions: vec![WeightedRevision { revision, weight: 100 }],
+            state: AppRouteState::Active,
+        })
+    }
+
+    #[test]
+    fn the_change_of_one_app_among_many_leaves_the_others_as_they_are() {
+        const APPS: usize = 10_000;
+        let gates = gates();
+        let mut table = RouteTable::default();
+        for number in 0..APPS {
+            let app = format!("app{number}");
+            table.hosts.insert(&format!("{app}.env.localhost"), Host::platform(route(&app, "v1")));
+        }
+        let first = gates.snapshot(&Arc::new(table.clone()), &Snapshot::default());
+        table.hosts.insert("app7.env.localhost", Host::platform(route("app7", "v2")));
+        let begin = std::time::Instant::now();
+        let second = gates.snapshot(&Arc::new(table.clone()), &first);
+        println!("one change among {APPS} apps: {:?}", begin.elapsed());
+        let shared =
+            first.hosts.shards.iter().zip(&second.hosts.shards).filter(|(old, new)| Arc::ptr_eq(&old.1, &new.1));
+        assert_eq!(shared.count(), cove_traffic::SHARDS - 1);
+        for number in 0..APPS {
+            let host = format!("app{number}.env.localhost");
+            let same = match (&first.host(&host).unwrap().target, &second.host(&host).unwrap().target) {
+                (Target::App(old), Target::App(new)) => Arc::ptr_eq(old, new),
+                _ => false,
+            };
+            assert_eq!(same, number != 7, "{host}");
+        }
+        // what nobody holds any more is forgotten
+        let is_v2 = |revision: &RevisionKey| revision.name.as_str().ends_with("v2");
+        gates.forget(is_v2);
+        assert_eq!(gates.count(), APPS + 1, "both snapshots hold theirs");
+        drop((first, second));
+        gates.forget(is_v2);
+        assert_eq!(gates.count(), 1);
     }
 }

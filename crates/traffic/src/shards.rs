@@ -22,7 +22,8 @@ pub struct Shards<V> {
 
 impl<V> Default for Shards<V> {
     fn default() -> Self {
-        Self { shards: vec![Arc::new(BTreeMap::new()); SHARDS], len: 0 }
+        let empty = Arc::new(BTreeMap::new());
+        Self { shards: vec![empty; SHARDS], len: 0 }
     }
 }
 
