@@ -69,6 +69,32 @@ pub(crate) fn run(data_dir: &DataDir, output: &Output) -> Result<(), Failure> {
     }
 }
 
+/// Which of Azure's operations work; needs no server, since it follows from the build.
+pub(crate) fn coverage(output: &Output) -> Result<(), Failure> {
+    let coverage = cove_server::coverage();
+    if matches!(output.format, Some(format) if format != Format::Table) || output.query.is_some() {
+        return output.print(coverage, View::Plain);
+    }
+    let mut table = Table::new(["Operation", "Method", "State"]);
+    for operation in coverage["value"].as_array().into_iter().flatten() {
+        let part = |name: &str| operation[name].as_str().unwrap_or_default();
+        let state = match part("state") {
+            "works" => "works".to_owned(),
+            _ => format!("501: {}: {}", part("missing"), part("instead")),
+        };
+        table.row([part("operation"), part("method"), &state]);
+    }
+    let mut text = table.render();
+    text.push_str(&format!(
+        "\n{} of {} operations of api-version {} work.\n",
+        coverage["working"],
+        coverage["operations"],
+        coverage["apiVersion"].as_str().unwrap_or_default(),
+    ));
+    text::out(&text);
+    Ok(())
+}
+
 fn check(name: &'static str, ok: bool, detail: String, remedy: &'static str) -> Check {
     let state = match ok {
         true => State::Ok,

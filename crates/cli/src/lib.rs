@@ -28,6 +28,7 @@ mod purge;
 mod resource;
 mod role;
 mod scale;
+mod secrets;
 mod serve;
 mod session;
 mod text;
@@ -120,7 +121,11 @@ enum Command {
     /// Show all of it in a minute: a temporary server, an app that wakes, scales out and goes back to zero.
     Demo(demo::DemoArgs),
     /// Say what this machine can do and what is missing.
-    Doctor,
+    Doctor {
+        /// Print which of Azure's operations a server of this build does, and what to do instead of the others.
+        #[arg(long)]
+        coverage: bool,
+    },
     /// End all replicas of a data directory and delete it.
     Purge(purge::PurgeArgs),
     /// Say why an app has as many replicas as it has.
@@ -131,6 +136,9 @@ enum Command {
     /// Container images on this server.
     #[command(subcommand)]
     Image(platform::ImageCommand),
+    /// The key of the secrets at rest.
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// The platform's clock.
     #[command(subcommand)]
     Clock(platform::ClockCommand),
@@ -179,11 +187,13 @@ fn run(cove: Cove) -> Result<(), Failure> {
             Ok(())
         }
         Command::Demo(args) => demo::run(&args),
-        Command::Doctor => doctor::run(&data_dir, &globals.output),
+        Command::Doctor { coverage: true } => doctor::coverage(&globals.output),
+        Command::Doctor { coverage: false } => doctor::run(&data_dir, &globals.output),
         Command::Purge(args) => purge::run(&args, &data_dir),
         Command::Scale(command) => scale::run(command, &globals),
         Command::Wakes(args) => wakes::run(args, &globals),
         Command::Image(command) => platform::image(&command, &globals),
+        Command::Secrets(command) => secrets::run(&command, &data_dir, &globals),
         Command::Clock(command) => platform::clock(&command, &globals),
         Command::Endpoints => platform::endpoints(&globals),
         Command::Az(args) => az::run(&args, &globals),

@@ -40,7 +40,7 @@ pub(crate) struct Operation {
 }
 
 pub(crate) fn routes() -> Vec<Route> {
-    vec![Route::data(Method::GET, "/cove/v1/coverage", coverage)]
+    vec![Route::data(Method::GET, "/cove/v1/coverage", answer_coverage)]
 }
 
 /// Every operation of Azure's, sorted by group.
@@ -79,7 +79,13 @@ pub(crate) fn actions(table: &Table) -> BTreeMap<String, String> {
     actions
 }
 
-async fn coverage(plane: ControlPlane, _: Call) -> Answer {
+/// Which of Azure's operations a server of this build does, as `GET /cove/v1/coverage` answers.
+#[must_use]
+pub fn coverage() -> Value {
+    render(&Table::new(crate::front::routes()))
+}
+
+async fn answer_coverage(plane: ControlPlane, _: Call) -> Answer {
     Ok(answer::json(200, &render(plane.table())))
 }
 

@@ -64,6 +64,7 @@ mod tests;
 
 pub use config::{Auth, Client, Config};
 pub use environment::{Issue, Issued};
+pub use coverage::coverage;
 pub use control_plane::{ControlPlane, StartError};
 pub use front::{identity_router, router};
 pub use streams::{ConsoleQuery, Extensions, LogLine, LogStreams, SystemQuery};

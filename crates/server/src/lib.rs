@@ -23,6 +23,7 @@ mod tls;
 mod wakes;
 
 pub use config::Config;
+pub use cove_control_plane::coverage;
 pub use serve::{ClockKind, Endpoints, Options, Server, network_config, run_until_signal};
 
 /// Installs what all programs of this workspace need once per process: the TLS provider.
