@@ -121,8 +121,14 @@ class Coverage(SdkCase):
         network, links = client.container_app_private_endpoint_connections, client.container_app_private_link_resources
         functions, revision_functions = client.container_apps_functions, client.container_apps_revision_functions
         signed_out = {"properties": {"platform": {"enabled": False}}}
-        labelled = {"properties": {"configuration": {"activeRevisionsMode": "Multiple", "ingress": {"traffic": [{"latestRevision": True, "weight": 100, "label": "blue"}]}}}}
-        replica = lambda: self.names_of_replicas(APP, self.latest())[0]
+
+        def labelled():
+            traffic = [{"revisionName": self.latest(), "weight": 100, "label": "blue"}]
+            return {"properties": {"configuration": {"activeRevisionsMode": "Multiple", "ingress": {"traffic": traffic}}}}
+
+        def replica():
+            return self.names_of_replicas(APP, self.latest())[0]
+
         return [
             ("ContainerApps.create_or_update", lambda: self.create(APP, minReplicas=1)),
             ("ContainerApps.get", lambda: apps.get(GROUP, APP)),
@@ -131,7 +137,7 @@ class Coverage(SdkCase):
             ("ContainerApps.list_secrets", lambda: apps.list_secrets(GROUP, APP)),
             ("ContainerApps.get_auth_token", lambda: apps.get_auth_token(GROUP, APP)),
             ("ContainerApps.list_custom_host_name_analysis", lambda: apps.list_custom_host_name_analysis(GROUP, APP, custom_hostname="shop.example.com")),
-            ("ContainerApps.update", lambda: apps.begin_update(GROUP, APP, labelled)),
+            ("ContainerApps.update", lambda: apps.begin_update(GROUP, APP, labelled())),
             ("ContainerAppsRevisions.list_revisions", lambda: revisions.list_revisions(GROUP, APP)),
             ("ContainerAppsRevisions.get_revision", lambda: revisions.get_revision(GROUP, APP, self.latest())),
             ("ContainerAppsRevisionReplicas.list_replicas", lambda: replicas.list_replicas(GROUP, APP, self.latest())),
@@ -203,7 +209,7 @@ class Coverage(SdkCase):
                 body = b"{}" if method in ("PUT", "PATCH", "POST") else None
                 status, answer = self.server.call(method, f"{path}?api-version=2026-07-01", body, headers)
                 self.assertEqual((status, answer["error"]["code"]), (501, "NotImplemented"))
-                what, instead = state.removeprefix("501: ").split(": ")
+                what, instead = state.removeprefix("501: ").split(": ", 1)
                 self.assertIn(what, answer["error"]["message"])
                 self.assertIn(instead, answer["error"]["message"])
 
