@@ -1,4 +1,5 @@
-//! What only Cove has, under `/cove/v1`: wakes, executed plans, scaling explained, the virtual clock, images.
+//! What only Cove has, under `/cove/v1`: wakes, executed plans, scaling explained, the virtual clock, images, the key of
+//! secrets.
 //!
 //! Answers are JSON objects with a `value` list, errors have ARM's envelope, as on the rest of the API.
 
@@ -54,8 +55,16 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/clock/advance", post(advance))
         .route("/images", get(images))
         .route("/images/import", post(import))
+        .route("/secrets/rotate", post(rotate_secrets))
         .with_state(Arc::new(context))
         .merge(reach)
+}
+
+/// A new key for the secrets at rest; the answer is the number of values that were sealed anew.
+async fn rotate_secrets(State(context): State<Arc<Context>>) -> Result<Json<Value>, Failed> {
+    let rotated = context.store.rotate_secrets().await.map_err(internal)?;
+    tracing::info!(rotated, "the secrets are sealed with a new key");
+    Ok(Json(json!({ "rotated": rotated })))
 }
 
 /// An error in ARM's envelope.
