@@ -149,7 +149,8 @@ impl Expander<'_> {
         parent: Option<usize>,
         env: &Env<'_>,
     ) -> Result<(PlannedResource, Option<usize>), Halt> {
-        let root = Path::root(&node.path);
+        let place = place(node, turn);
+        let root = Path::root(&place);
         let text = |node: &Node, key: &str| self.text(node, env, &root.key(key));
         let own = text(&node.name, "name");
         let condition = self.condition(node, env, &root);
@@ -168,7 +169,7 @@ impl Expander<'_> {
             None => symbol.clone(),
         });
         let planned = PlannedResource {
-            path: node.path.clone(),
+            path: place.clone(),
             symbolic,
             copy,
             id,
@@ -268,6 +269,14 @@ impl Expander<'_> {
     }
 }
 
+/// Where a turn of a resource stands: `resources.web[1]`; a loop in an array of resources has no name for its turns.
+pub(crate) fn place(node: &ResourceNode, turn: Option<usize>) -> String {
+    match turn.filter(|_| node.symbolic.is_some() && node.copy.is_some()) {
+        Some(turn) => format!("{}[{turn}]", node.path),
+        None => node.path.clone(),
+    }
+}
+
 /// The frame of a turn: of the resource's own loop, or of that of the resource it is written in.
 pub(crate) fn frame<'c>(code: &'c Code, node: &'c ResourceNode, index: usize) -> CopyFrame<'c> {
     let mut owner = node;
@@ -313,7 +322,7 @@ impl Linker<'_> {
         let meter = Meter::new(&self.code.names.total);
         let frame = self.origins[index].turn.map(|turn| frame(self.code, node, turn));
         let env = Env { copy: frame.as_ref(), ..Env::new(&self.code.names, &meter) };
-        let root = Path::root(&node.path);
+        let root = Path::root(&self.planned[index].path);
         let root = root.key("dependsOn");
         for (at, entry) in node.depends_on.iter().enumerate() {
             let path = root.index(at);
@@ -364,7 +373,7 @@ impl Linker<'_> {
     fn implied(&self, index: usize, edges: &mut Edges) {
         let world =
             crate::plan::Evaluation { code: self.code, table: self.table, runtime: &Nothing, is_preview: false };
-        match world.body(index, self.origins[index]) {
+        match world.body(self.origins[index]) {
             Err(errors) => errors.into_iter().for_each(|error| self.errors.push(error)),
             Ok(Evaluated::Ready(body)) => {
                 edges.location = body.get("location").and_then(Value::as_str).map(str::to_owned);

@@ -109,8 +109,7 @@ fn missing(declared: &Declared, compiler: &Compiler<'_>, types: &Types) -> Slot 
     let name = &declared.name;
     if let Some(default) = &declared.default {
         let path = format!("parameters.{name}.defaultValue");
-        let node = compiler.compile(default, &Path::root(&path));
-        return Slot::computed(name, path, node);
+        return Slot::compiled(name, path, compiler, |path| compiler.compile(default, path));
     }
     if declared.kind.is_nullable(types) {
         return Slot::given(name, Value::Null);

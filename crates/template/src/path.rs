@@ -80,6 +80,10 @@ impl Errors {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }

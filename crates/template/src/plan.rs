@@ -29,7 +29,7 @@ pub struct Plan {
 /// One resource of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedResource {
-    /// Place in the template: `resources[2]` or `resources.web`.
+    /// Place in the template: `resources[2]`, `resources.web`, `resources.web[0]` in a loop.
     pub path: String,
     /// Symbolic name of language version 2.0, `web`, with its index in a loop, `web[0]`.
     pub symbolic: Option<String>,
@@ -83,7 +83,7 @@ impl Plan {
     /// All expressions of the body that fail, with their paths; an answer of `runtime` that is an error is one of them.
     pub fn evaluate_body(&self, index: usize, runtime: &dyn Runtime) -> Result<Evaluated, Vec<TemplateError>> {
         let Some(origin) = self.inner.origins.get(index) else { return Ok(Evaluated::Ready(Value::Null)) };
-        self.evaluation(runtime, false).body(index, *origin)
+        self.evaluation(runtime, false).body(*origin)
     }
 
     /// As [`Plan::evaluate_body`], for a preview: an expression whose need is not answered, or answered with an error, stays
@@ -93,7 +93,7 @@ impl Plan {
     /// Expressions that fail for other reasons.
     pub fn preview_body(&self, index: usize, runtime: &dyn Runtime) -> Result<Value, Vec<TemplateError>> {
         let Some(origin) = self.inner.origins.get(index) else { return Ok(Value::Null) };
-        match self.evaluation(runtime, true).body(index, *origin)? {
+        match self.evaluation(runtime, true).body(*origin)? {
             Evaluated::Ready(body) => Ok(body),
             // a preview keeps the text of what it cannot know
             Evaluated::Needs(_) => Ok(Value::Null),
@@ -135,12 +135,12 @@ pub(crate) struct Evaluation<'e> {
 
 impl Evaluation<'_> {
     /// The body of a resource.
-    pub(crate) fn body(&self, index: usize, origin: Origin) -> Result<Evaluated, Vec<TemplateError>> {
-        let _ = index;
+    pub(crate) fn body(&self, origin: Origin) -> Result<Evaluated, Vec<TemplateError>> {
         let node = &self.code.resources[origin.node];
         let frame = origin.turn.map(|turn| expand::frame(self.code, node, turn));
         self.run(frame.as_ref(), |env, errors| {
-            let root = Path::root(&node.path);
+            let place = expand::place(node, origin.turn);
+            let root = Path::root(&place);
             let body = node.body.kept(env, &root, errors);
             let Some(nested) = &node.nested else { return body };
             let path = root.key("properties");

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::eval::Env;
 use crate::expr::Callee;
 use crate::meter::{Fault, Meter, Total};
-use crate::node::Node;
+use crate::node::{Compiler, Node};
 use crate::path::{Errors, Path};
 use crate::scope::Scope;
 use crate::types::{Type, Types};
@@ -72,9 +72,18 @@ impl Slot {
         slot
     }
 
-    /// With an expression.
-    pub(crate) fn computed(name: &str, path: String, node: Node) -> Self {
-        Self::of(name, path, Some(node))
+    /// With an expression; one that does not compile was reported and is marked as failed.
+    pub(crate) fn compiled(
+        name: &str,
+        path: String,
+        compiler: &Compiler<'_>,
+        compile: impl FnOnce(&Path<'_>) -> Node,
+    ) -> Self {
+        let before = compiler.errors.len();
+        let node = compile(&Path::root(&path));
+        let slot = Self::of(name, path, Some(node));
+        slot.has_failed.store(compiler.errors.len() > before, Ordering::Relaxed);
+        slot
     }
 
     /// Without a value, which has been reported.

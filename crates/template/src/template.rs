@@ -283,15 +283,15 @@ fn variables(section: &Map<String, Value>, compiler: &Compiler<'_>) -> BTreeMap<
     let mut slots = BTreeMap::new();
     for (name, value) in section {
         let Some(loops) = property_loops(name, value) else {
-            let path = format!("variables.{name}");
-            let node = compiler.compile(value, &Path::root(&path));
-            slots.insert(name.to_lowercase(), Slot::computed(name, path, node));
+            let slot =
+                Slot::compiled(name, format!("variables.{name}"), compiler, |path| compiler.compile(value, path));
+            slots.insert(name.to_lowercase(), slot);
             continue;
         };
         for (index, one) in loops.iter().enumerate() {
             let name = member(one, "name").and_then(Value::as_str).unwrap_or_default();
-            let node = compiler.compile_loop(index, one, &Path::root("variables"));
-            slots.insert(name.to_lowercase(), Slot::computed(name, "variables".into(), node));
+            let compile = |path: &Path<'_>| compiler.compile_loop(index, one, path);
+            slots.insert(name.to_lowercase(), Slot::compiled(name, "variables".into(), compiler, compile));
         }
     }
     slots

@@ -41,8 +41,10 @@ pub(super) fn date_time_add(args: Args<'_, '_>) -> Result<Value, Fault> {
     let base = args.text(0)?;
     let (time, form) = parse(base)
         .ok_or_else(|| args.fault(format!("the argument 'base' must be a date and time as {ROUND} or {COMPACT}")))?;
-    let span: Span =
-        args.text(1)?.trim().parse().map_err(|_| args.wrong(1, "an ISO 8601 duration as P1D, -PT2H30M, P1Y"))?;
+    let text = args.text(1)?.trim();
+    let is_iso = text.trim_start_matches(['-', '+']).starts_with(['P', 'p']);
+    let span: Option<Span> = if is_iso { text.parse().ok() } else { None };
+    let span = span.ok_or_else(|| args.wrong(1, "an ISO 8601 duration as P1D, -PT2H30M, P1Y"))?;
     let sum = time.checked_add(span).map_err(|_| args.fault("the result is outside the years -9999 to 9999"))?;
     let format = if args.len() > 2 { args.text(2)? } else { form };
     formatted(&sum, format).map(Value::from).map_err(|error| args.fault(error))

@@ -593,7 +593,7 @@ fn dates() {
             dateTimeAdd('yesterday', 'P1D')
                 ! unable to evaluate template language function 'dateTimeAdd': the argument 'base' must be a date and time as yyyy-MM-ddTHH:mm:ssZ or yyyyMMddTHHmmssZ
             dateTimeAdd('2020-01-31T00:00:00Z', '1 day')
-                "2020-02-01T00:00:00Z"
+                ! unable to evaluate template language function 'dateTimeAdd': the argument 'duration' must be an ISO 8601 duration as P1D, -PT2H30M, P1Y; a string is given
             dateTimeAdd('9999-12-31T00:00:00Z', 'P1D')
                 ! unable to evaluate template language function 'dateTimeAdd': the argument 'base' must be a date and time as yyyy-MM-ddTHH:mm:ssZ or yyyyMMddTHHmmssZ
             dateTimeToEpoch('2020-01-01T00:00:00Z')

@@ -89,7 +89,6 @@ fn parameters_that_do_not_fit() {
             InvalidTemplate at parameters.big: the provided value for the template parameter 'big' is not valid. It must be at most 3
             InvalidTemplate at parameters.deep: the provided value for the template parameter 'deep' at 'a[1].b' must be a boolean; an integer is given
             InvalidTemplate at parameters.default: the provided value for the template parameter 'default' must be an integer; a string is given
-            InvalidTemplate at parameters.eager: the provided value for the template parameter 'eager' must be a string; null is given
             InvalidTemplate at parameters.long: the provided value for the template parameter 'long' is not valid. Its length must be at most 1; it is 2
             InvalidTemplate at parameters.map: the provided value for the template parameter 'map' at 'x' must be an integer; a string is given
             InvalidTemplate at parameters.nulled: the provided value for the template parameter 'nulled' must be a string; null is given

@@ -22,6 +22,10 @@ fn answer(need: &Need) -> Result<Value, LookupError> {
         Need::Reference { id, .. } if id.contains("managedEnvironments") => Ok(
             json!({"id": id, "location": "eastus", "properties": {"defaultDomain": "x.example", "staticIp": "10.0.0.1"}}),
         ),
+        Need::Reference { id, .. } if id.contains("registries") => {
+            Ok(json!({"properties": {"loginServer": "images.example"}}))
+        }
+        Need::Reference { id, .. } if id.contains("workspaces") => Ok(json!({"properties": {"customerId": "c"}})),
         Need::Reference { id, .. } if id.contains("containerApps") => {
             let name = id.rsplit('/').next().unwrap_or_default();
             Ok(
@@ -167,10 +171,9 @@ fn what_bicep_emits() {
     "#]],
     );
     expect![[r#"
-        ResourceNotFound at resources.app.properties.configuration.registries[0].server: /subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/shared/providers/Microsoft.ContainerRegistry/registries/images was not found
-
-        {"properties":{"level":"CanNotDelete"}}
-    "#]].assert_eq(&format!("{}\n{}\n", body(&plan, 1), body(&plan, 5)));
+        {"location":"eastus","properties":{"configuration":{"registries":[{"server":"images.example"}]},"environmentId":"~/Microsoft.App/managedEnvironments/env-c54hzkwwlnkpg","template":{"containers":[{"env":[{"name":"N1-1"},{"name":"N1-2"}],"image":"api:1","name":"main"}],"scale":{"minReplicas":0}}},"tags":{"literal":"[not an expression]","tag1":"X!"}}
+        {"location":"eastus","properties":{"appLogsConfiguration":{"destination":"log-analytics","logAnalyticsConfiguration":{"customerId":"c","sharedKey":"key"}}}}
+    "#]].assert_eq(&format!("{}\n{}\n", body(&plan, 1), body(&plan, 3)));
     let outputs = settle(|known| plan.evaluate_outputs(known), answer).unwrap();
     expect![[r#"{"principals":{"type":"Array","value":["p","p","p"]},"registryId":{"type":"String","value":"/sub/resourceGroups/shared/providers/Microsoft.ContainerRegistry/registries/images"},"secret":{"type":"SecureString"},"urls":{"type":"Array","value":["web.x.example","api.x.example","worker.x.example"]}}"#]].assert_eq(&short(&outputs.to_string()));
 }
