@@ -150,6 +150,17 @@ class Server:
         finally:
             connection.close()
 
+    def request(self, host, path="/", headers=None, method="GET", timeout=60):
+        """A request through the ingress: status, text and headers of the answer, their names in lower case."""
+        connection = http.client.HTTPConnection(self.http.removeprefix("http://"), timeout=timeout)
+        try:
+            connection.request(method, path, headers={"Host": host, **(headers or {})})
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+            return answer.status, text, {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+
     def headers(self, host, method="GET", headers=None, timeout=60):
         """Headers of an answer through the ingress, names in lower case."""
         connection = http.client.HTTPConnection(self.http.removeprefix("http://"), timeout=timeout)
