@@ -1,11 +1,13 @@
 """docs/api-coverage.md against a real server: what it marks as working works, what it marks as 501 answers 501."""
 
 import base64
+import hashlib
 import pathlib
 import re
 import tempfile
 import unittest
 
+import cove
 import pem
 from azure.core.exceptions import HttpResponseError
 from azure.core.paging import ItemPaged
@@ -212,6 +214,25 @@ class Coverage(SdkCase):
                 what, instead = state.removeprefix("501: ").split(": ", 1)
                 self.assertIn(what, answer["error"]["message"])
                 self.assertIn(instead, answer["error"]["message"])
+
+    def test_a_managed_certificate_is_served(self):
+        name = "managed.example.com"
+        body = {"location": LOCATION, "properties": {"subjectName": name}}
+        made = self.client.managed_certificates.begin_create_or_update(GROUP, ENV, "served", body).result(60)
+        self.assertEqual(made.properties.provisioning_state, "Succeeded")
+        self.create("named")
+        domains = [{"name": name, "bindingType": "SniEnabled", "certificateId": made.id}]
+        ingress = {"properties": {"configuration": {"ingress": {"customDomains": domains}}}}
+        self.client.container_apps.begin_update(GROUP, "named", ingress).result(120)
+        shown = self.client.managed_certificates.get(GROUP, ENV, "served").as_dict()["properties"]
+        served = lambda: hashlib.sha1(self.server.leaf(name)).hexdigest().upper() == shown["thumbprint"]  # noqa: E731
+        cove.until("the certificate is served", served)
+        with self.assertRaises(HttpResponseError) as raised:
+            self.client.managed_certificates.delete(GROUP, ENV, "served")
+        self.assertEqual(raised.exception.error.code, "CertificateInUse")
+        self.client.container_apps.begin_delete(GROUP, "named").result(120)
+        cove.until("the app is gone", lambda: self.server.get(name)[0] == 404)
+        self.client.managed_certificates.delete(GROUP, ENV, "served")
 
     def test_the_server_says_the_same_as_the_page(self):
         _, coverage = self.server.call("GET", "/cove/v1/coverage")

@@ -2,7 +2,14 @@
 //!
 //! **Invariant:** what is given back is usable: the key is the leaf's, the chain begins with the leaf.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use cove_arm::ArmError;
@@ -18,6 +25,10 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Certificates looked at in one file.
 const CHAIN_MAX: usize = 20;
+/// Longest that opening a PFX file may take.
+const OPEN_MAX: Duration = Duration::from_secs(5);
+/// PFX files that are opened at once.
+const OPENING_MAX: usize = 4;
 /// Where a problem with a file is told.
 const TARGET: &str = "properties.value";
 
@@ -71,14 +82,33 @@ fn from_pem(bytes: &[u8]) -> Result<Parts, ArmError> {
 }
 
 fn from_pfx(bytes: &[u8], password: &str) -> Result<Parts, ArmError> {
-    let archive = Pkcs12Archive::from_pkcs12(bytes, password).map_err(|error| {
-        invalid(format!("The file is neither PEM nor a PFX file that this password opens: {error}."))
-    })?;
+    let archive = open_in_time(bytes, password)?;
     let key = archive.keys.first().ok_or_else(|| invalid("The PFX file has no private key."))?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.key.as_der().to_vec()));
     let certificates = archive.certs.iter().take(CHAIN_MAX);
     let certificates = certificates.map(|bag| CertificateDer::from(bag.cert.as_der().to_vec())).collect();
     Ok((certificates, key))
+}
+
+/// The file says itself how often its password is hashed, perhaps for hours: it is opened in a thread of its own, for which
+/// nobody waits longer than [`OPEN_MAX`], and of which there are at most [`OPENING_MAX`].
+fn open_in_time(bytes: &[u8], password: &str) -> Result<Pkcs12Archive, ArmError> {
+    static OPENING: AtomicUsize = AtomicUsize::new(0);
+    let too_slow = || invalid("The PFX file takes too long to open; export it with fewer iterations.");
+    if OPENING.fetch_add(1, Ordering::AcqRel) >= OPENING_MAX {
+        OPENING.fetch_sub(1, Ordering::AcqRel);
+        return Err(ArmError::too_many_requests("Other PFX files are being opened; try again soon."));
+    }
+    let (bytes, password) = (bytes.to_vec(), password.to_owned());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let opened = Pkcs12Archive::from_pkcs12(&bytes, &password);
+        OPENING.fetch_sub(1, Ordering::AcqRel);
+        let _nobody_waits = sender.send(opened);
+    });
+    let opened = receiver.recv_timeout(OPEN_MAX).map_err(|_| too_slow())?;
+    opened
+        .map_err(|error| invalid(format!("The file is neither PEM nor a PFX file that this password opens: {error}.")))
 }
 
 fn from_parts(

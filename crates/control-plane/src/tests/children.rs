@@ -283,3 +283,45 @@ async fn children_go_with_their_environment() {
     assert_eq!(world.put(ENV, json!({ "location": "eastus" })).await.status, 201);
     assert_eq!(world.get(&format!("{ENV}/certificates")).await.json()["value"], json!([]));
 }
+
+#[tokio::test]
+async fn what_is_not_known_survives_on_every_type() {
+    let world = World::with_environment().await;
+    let (chain, key) = PEM.split_at(PEM.find("-----BEGIN PRIVATE KEY").unwrap());
+    let issued = Issued { chain_pem: chain.to_owned(), key_pem: key.to_owned() };
+    world.plane.set_authority(Arc::new(move |_| Ok(issued.clone())));
+    world.put(WEB, app_body("nginx", "v1")).await;
+    let entry = json!({ "weekDay": "Sunday", "startHourUtc": 0, "durationHours": 8 });
+    let rule = json!({ "routes": [{ "match": { "prefix": "/" } }], "targets": [{ "containerApp": "web" }] });
+    for (path, properties) in [
+        ("", json!({})),
+        ("/certificates/c", json!({ "value": BASE64.encode(PEM) })),
+        ("/managedCertificates/c", json!({ "subjectName": "a.example.com" })),
+        ("/daprComponents/c", json!({ "componentType": "state.redis", "version": "v1" })),
+        ("/daprComponents/c/resiliencyPolicies/p", json!({ "inboundPolicy": {} })),
+        ("/httpRouteConfigs/c", json!({ "rules": [rule] })),
+        ("/maintenanceConfigurations/default", json!({ "scheduledEntries": [entry] })),
+    ] {
+        let path = format!("{ENV}{path}");
+        let mut body = json!({ "location": "eastus", "properties": properties });
+        body["properties"]["futureProperty"] = json!({ "deep": [1, "x"] });
+        body["futureMember"] = json!("y");
+        let made = world.put(&path, body).await;
+        assert!(matches!(made.status, 200 | 201), "{path}: {}", made.text);
+        let shown = world.get(&path).await.json();
+        assert_eq!(shown["properties"]["futureProperty"], json!({ "deep": [1, "x"] }), "{path}");
+        let again = world.put(&path, shown.clone()).await;
+        assert_eq!((again.status, &again.json()["properties"]), (200, &shown["properties"]), "{path}: {}", again.text);
+    }
+}
+
+#[tokio::test]
+async fn versions_that_azure_never_published_are_refused() {
+    let world = World::with_environment().await;
+    for version in cove_arm::provider::APP_API_VERSIONS {
+        assert_eq!(world.get(&format!("{ENV}?api-version={version}")).await.status, 200, "{version}");
+    }
+    let refused = world.get(&format!("{ENV}?api-version=2025-07-02")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (400, "NoRegisteredProviderFound"));
+    assert_eq!(world.get(&format!("{SUB}/providers/Microsoft.App?api-version=2024-11-01")).await.status, 200);
+}
