@@ -6,7 +6,10 @@
 //! **Invariant:** a document from [`parse_put`] holds no secret value and no read-only property, and parsing it again gives
 //! the same app.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use cove_model::{ContainerApp, ResourceId, Template};
 use serde_json::Value;
@@ -44,8 +47,8 @@ pub struct PutContext<'a> {
     pub known_secrets: &'a BTreeSet<String>,
 }
 
-/// A checked PUT or PATCH.
-#[derive(Clone, Debug, PartialEq)]
+/// A checked PUT or PATCH; its `Debug` text has the names of secrets only.
+#[derive(Clone, PartialEq)]
 pub struct Parsed {
     /// What is asked, with all defaults. `is_stopped` is false: start and stop are not part of a body.
     pub app: ContainerApp,
@@ -57,6 +60,13 @@ pub struct Parsed {
     pub revision_suffix: Option<String>,
     /// `workloadProfileName`, if given; that the environment has it is for the caller to check.
     pub workload_profile: Option<String>,
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secrets = self.secrets.keys();
+        f.debug_struct("Parsed").field("doc", &self.doc).field("secrets", &secrets).finish_non_exhaustive()
+    }
 }
 
 /// Checks a PUT.

@@ -11,7 +11,7 @@ mod profiles;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use cove_model::{Environment, ResourceId};
 use serde_json::{Value, json};
@@ -107,8 +107,8 @@ pub struct PutContext<'a> {
     pub default_domain: &'a str,
 }
 
-/// A checked PUT or PATCH.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A checked PUT or PATCH; its `Debug` text has the names of secrets only.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Parsed {
     /// What is asked.
     pub environment: Environment,
@@ -116,6 +116,13 @@ pub struct Parsed {
     pub doc: Value,
     /// Values that are never shown, by the name of their secret; those that did not come keep the value they have.
     pub secrets: BTreeMap<String, Option<String>>,
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secrets = self.secrets.keys();
+        f.debug_struct("Parsed").field("doc", &self.doc).field("secrets", &secrets).finish_non_exhaustive()
+    }
 }
 
 /// Checks a PUT.

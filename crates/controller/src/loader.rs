@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
@@ -26,8 +27,8 @@ const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
 /// Kind of the path routings of an environment.
 const PATH_ROUTES_KIND: &str = "microsoft.app/managedenvironments/httprouteconfigs";
 
-/// An app as the store has it.
-#[derive(Clone, Debug)]
+/// An app as the store has it; its `Debug` text has no secrets.
+#[derive(Clone)]
 pub(crate) struct AppData {
     pub(crate) app: ContainerApp,
     pub(crate) generation: u64,
@@ -43,6 +44,16 @@ pub(crate) struct AppData {
     pub(crate) storages: Storages,
     /// Of all that goes into a replica besides its template.
     pub(crate) config_hash: u64,
+}
+
+impl fmt::Debug for AppData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppData")
+            .field("id", &self.app.id)
+            .field("generation", &self.generation)
+            .field("secrets", &self.secrets.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What became of some resources; `None` = gone.

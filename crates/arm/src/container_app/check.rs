@@ -44,7 +44,8 @@ impl Scope<'_> {
             && !self.secrets.contains(name)
         {
             if self.removed_secrets.contains(name) {
-                let message = format!("The secret '{name}' is used at {}; stop using it before it is removed.", node.path);
+                let message =
+                    format!("The secret '{name}' is used at {}; stop using it before it is removed.", node.path);
                 errors.push(ArmError::new(400, "ContainerAppSecretInUse", message).at(&node.path));
                 return;
             }
@@ -75,7 +76,12 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
         let scope = Scope {
             app: name,
             secrets: secrets.keys().cloned().collect(),
-            removed_secrets: context.known_secrets.iter().filter(|name| !secrets.contains_key(*name)).cloned().collect(),
+            removed_secrets: context
+                .known_secrets
+                .iter()
+                .filter(|name| !secrets.contains_key(*name))
+                .cloned()
+                .collect(),
             has_ingress: configuration.get("ingress").exists(),
             is_consumption: profile(&root.get("properties").get("workloadProfileName")).is_none(),
             identities,
