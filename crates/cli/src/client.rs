@@ -55,7 +55,8 @@ const POLL_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    certificate: reqwest::Certificate,
+    /// What the server's certificate must be signed by.
+    certificate: Option<reqwest::Certificate>,
     api: String,
     /// Ingress of the apps, where the server told it.
     ingress: String,
@@ -71,9 +72,9 @@ pub(crate) struct Client {
 }
 
 /// How connections to the server at `api` are made.
-fn builder(certificate: &reqwest::Certificate, api: &str) -> reqwest::ClientBuilder {
+fn builder(certificate: Option<&reqwest::Certificate>, api: &str) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder()
-        .tls_certs_only([certificate.clone()])
+        .tls_certs_only(certificate.cloned())
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(5));
@@ -110,10 +111,10 @@ impl Client {
         })?;
         let certificate = reqwest::Certificate::from_pem(&ca)
             .map_err(|error| Failure::new(format!("`{}` is not a certificate: {error}", found.ca.display())))?;
-        let http = builder(&certificate, &found.api).build().map_err(|error| Failure::new(causes(&error)))?;
+        let http = builder(Some(&certificate), &found.api).build().map_err(|error| Failure::new(causes(&error)))?;
         let mut client = Self {
             http,
-            certificate,
+            certificate: Some(certificate),
             api: found.api,
             ingress: found.http,
             token: String::new(),
@@ -627,6 +628,7 @@ mod tests {
                 cove_server::install_crypto();
                 reqwest::Client::new()
             },
+            certificate: None,
             api: "https://localhost:1".into(),
             ingress: "http://localhost:8080".into(),
             token: String::new(),

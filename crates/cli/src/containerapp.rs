@@ -1,6 +1,7 @@
 //! `cove containerapp`: az's nouns and verbs.
 
 mod auth;
+mod compose;
 mod cp;
 pub(crate) mod create;
 mod dapr;
@@ -17,6 +18,7 @@ mod registry;
 mod replica;
 mod revision;
 mod secret;
+mod source;
 mod target;
 mod template;
 mod up;
@@ -26,6 +28,7 @@ mod whole;
 use std::process::{Command, Stdio};
 
 use reqwest::Method;
+use serde_json::Value;
 
 use crate::{
     client::{Wait, encode},
@@ -134,6 +137,9 @@ pub(crate) enum ContainerappCommand {
     /// Jobs: containers that run and end.
     #[command(subcommand)]
     Job(Box<job::JobCommand>),
+    /// Apps from a compose file.
+    #[command(subcommand)]
+    Compose(compose::ComposeCommand),
     /// Workflows of GitHub that deploy an app.
     #[command(subcommand)]
     GithubAction(Box<github::GithubCommand>),
@@ -219,6 +225,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Ssl(command) => hostname::ssl(&session, command).await,
             ContainerappCommand::Auth(command) => auth::run(&session, *command).await,
             ContainerappCommand::Job(command) => job::run(&session, *command).await,
+            ContainerappCommand::Compose(command) => compose::run(&session, command).await,
             ContainerappCommand::GithubAction(command) => github::run(&session, *command).await,
             ContainerappCommand::ListUsages { location } => {
                 let path = client.provider(&format!("locations/{}/usages", encode(&location)));
@@ -228,7 +235,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
                 let path = client.provider("getCustomDomainVerificationId");
                 session.print(client.post(&path, None).await?, View::Plain)
             }
-            ContainerappCommand::Browse(app) => browse(&session, &app).await,
+            ContainerappCommand::Browse(app) => open(&session, &client.get(&app.path(&session)).await?),
             ContainerappCommand::Other(words) => Err(unknown(&words)),
         }
     })
@@ -261,15 +268,13 @@ async fn list(session: &Session, group: Option<String>, environment: Option<Stri
 }
 
 /// Opens the app with the desktop's opener; without one its URL is all there is.
-async fn browse(session: &Session, app: &AppRef) -> Result<(), Failure> {
-    let app = session.client.get(&app.path(session)).await?;
-    let fqdn = whole::ingress(&app)?["fqdn"].as_str().unwrap_or_default();
+fn open(session: &Session, app: &Value) -> Result<(), Failure> {
+    let fqdn = whole::ingress(app)?["fqdn"].as_str().unwrap_or_default();
     let url = session.client.app_url(fqdn);
     let opened = Command::new("xdg-open").arg(&url).stdin(Stdio::null()).stdout(Stdio::null()).status();
     if !opened.is_ok_and(|status| status.success()) {
-        text::note("No browser was found; open it yourself:");
+        text::note(&format!("No browser was found; open it yourself: {url}"));
     }
-    text::out(&format!("{url}\n"));
     Ok(())
 }
 

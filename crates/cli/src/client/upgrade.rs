@@ -32,7 +32,7 @@ impl Client {
     }
 
     async fn upgrade(&self, path: &str, headers: &[(&str, &str)]) -> Result<Upgraded, Failure> {
-        let http = builder(&self.certificate, &self.api).http1_only().build();
+        let http = builder(self.certificate.as_ref(), &self.api).http1_only().build();
         let http = http.map_err(|error| Failure::new(causes(&error)))?;
         let mut request = http.get(self.url(path)).bearer_auth(&self.token).header("connection", "Upgrade");
         for (name, value) in headers {
