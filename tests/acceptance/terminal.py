@@ -44,6 +44,17 @@ class Terminal:
                 raise AssertionError(f"ended before {text!r}; seen: {self.seen!r}") from None
         self.seen = self.seen.split(text, 1)[1]
 
+    def type_until(self, line, text, within_seconds=60):
+        """Types `line`, again every few seconds, until `text` was printed."""
+        deadline = time.monotonic() + within_seconds
+        while True:
+            self.send(line)
+            try:
+                return self.expect(text, within_seconds=5)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def wait(self, within_seconds=30):
         """Its exit code."""
         return self._process.wait(within_seconds)

@@ -125,6 +125,9 @@ fn make_canonical(doc: &mut Value, environment: &ResourceId, mode: ActiveRevisio
     {
         ingress.remove("traffic");
     }
+    if let Some(traffic) = doc.pointer_mut("/properties/configuration/ingress/traffic") {
+        ingress::merge_traffic(traffic);
+    }
 }
 
 /// The profile that replicas run on; `Consumption` is what no profile means.

@@ -7,6 +7,8 @@ use cove_model::{
 };
 
 use super::{check::Scope, labels::is_label, policies};
+use serde_json::Value;
+
 use crate::{ArmError, Errors, node::Node};
 
 /// Reads `configuration.ingress`.
@@ -100,8 +102,8 @@ fn exposed_port(
 }
 
 fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<TrafficWeight> {
-    let mut all = Vec::new();
-    let (mut revisions, mut labels) = (BTreeSet::new(), BTreeSet::new());
+    let mut all: Vec<TrafficWeight> = Vec::new();
+    let mut labels = BTreeSet::new();
     let mut total = 0_i64;
     for item in node.items() {
         let revision = item.get("revisionName");
@@ -117,12 +119,6 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
             }
             _ => {}
         }
-        if !revisions.insert(revision.text()) {
-            let what = revision
-                .text()
-                .map_or_else(|| "The latest revision".to_owned(), |name| format!("The revision '{name}'"));
-            errors.invalid(&item.path, format!("{what} is given twice; add the weights."));
-        }
         let label = item.get("label");
         if let Some(text) = label.text() {
             if !is_label(text) {
@@ -137,11 +133,18 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
             errors.invalid(&item.get("weight").path, format!("The weight {weight} is not valid; expected 0 to 100."));
         }
         total = total.saturating_add(weight);
-        all.push(TrafficWeight {
-            revision: revision.text().map(str::to_owned),
-            weight: u32::try_from(weight).unwrap_or(0),
-            label: label.text().map(str::to_owned),
-        });
+        let weight = u32::try_from(weight).unwrap_or(0);
+        let same = |known: &&mut TrafficWeight| {
+            known.revision.as_deref() == revision.text() && known.label.as_deref() == label.text()
+        };
+        match all.iter_mut().find(same) {
+            Some(known) => known.weight = known.weight.saturating_add(weight),
+            None => all.push(TrafficWeight {
+                revision: revision.text().map(str::to_owned),
+                weight,
+                label: label.text().map(str::to_owned),
+            }),
+        }
     }
     if !all.is_empty() && total != 100 {
         let message = format!("The traffic weights add up to {total}; they must add up to 100.");
@@ -150,6 +153,25 @@ fn traffic(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Traff
     // Everything to the latest is what no weights mean: one model for both.
     let is_default = matches!(&all[..], [TrafficWeight { revision: None, weight: 100, label: None }]);
     if is_default { Vec::new() } else { all }
+}
+
+/// One entry per revision and label: az leaves a second one behind when it takes a label away.
+pub(super) fn merge_traffic(traffic: &mut Value) {
+    let Some(items) = traffic.as_array_mut() else { return };
+    let mut merged: Vec<Value> = Vec::with_capacity(items.len());
+    for item in items.drain(..) {
+        let is_same = |known: &&mut Value| {
+            ["revisionName", "label", "latestRevision"].iter().all(|name| known.get(name) == item.get(name))
+        };
+        match merged.iter_mut().find(is_same) {
+            Some(known) => {
+                let weight = |value: &Value| value["weight"].as_i64().unwrap_or(0);
+                known["weight"] = (weight(known) + weight(&item)).into();
+            }
+            None => merged.push(item),
+        }
+    }
+    *items = merged;
 }
 
 fn belongs_to(revision: &str, app: &str) -> bool {

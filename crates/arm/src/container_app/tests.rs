@@ -294,9 +294,23 @@ fn valid_body() -> impl Strategy<Value = Value> {
             ] },
         });
         body["properties"]["configuration"]["ingress"]["external"] = json!(external);
+        let configuration = &mut body["properties"]["configuration"];
         if multiple {
-            body["properties"]["configuration"]["activeRevisionsMode"] = json!("multiple");
+            configuration["activeRevisionsMode"] = json!("multiple");
+            configuration["dapr"] = json!({ "enabled": external, "appId": "web", "appPort": "80" });
+            configuration["ingress"]["traffic"] = json!([
+                { "revisionName": "web--v1", "weight": min, "label": "blue" }, { "latestRevision": true, "weight": 100 - min },
+            ]);
         }
+        if external {
+            let restriction = json!({ "name": "r", "action": "Deny", "ipAddressRange": format!("10.{min}.0.1/{}", 8 + min) });
+            configuration["ingress"]["ipSecurityRestrictions"] = json!([restriction]);
+            configuration["ingress"]["corsPolicy"] = json!({ "allowedOrigins": ["*"], "maxAge": max, "allowedMethods": null });
+            configuration["ingress"]["stickySessions"] = json!({ "affinity": "Sticky" });
+            configuration["ingress"]["customDomains"] = json!([{ "name": format!("A{min}.example.com"), "bindingType": "disabled" }]);
+            body["identity"] = json!({ "type": "systemassigned" });
+        }
+        body["properties"]["future"] = json!({ "n": max });
         body
     })
 }

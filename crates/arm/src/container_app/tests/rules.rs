@@ -310,7 +310,6 @@ fn configuration_is_checked() {
             400 InvalidParameterValue [properties.configuration.ingress.traffic[0]] A traffic weight needs a revisionName or latestRevision: true.
             400 InvalidParameterValue [properties.configuration.ingress.traffic[1].revisionName] 'other--1' is not a revision of 'web'; expected 'web--SUFFIX'.
             400 InvalidParameterValue [properties.configuration.ingress.traffic[1].weight] The weight -1 is not valid; expected 0 to 100.
-            400 InvalidParameterValue [properties.configuration.ingress.traffic[2]] The latest revision is given twice; add the weights.
             400 InvalidParameterValue [properties.configuration.ingress.traffic[2].label] The label 'A' is not valid: use 1 to 63 lower case letters, digits and single '-', with a letter or digit at both ends.
             400 InvalidTrafficWeight [properties.configuration.ingress.traffic] The traffic weights add up to 99; they must add up to 100.
         "#]],
