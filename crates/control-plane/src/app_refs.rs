@@ -113,13 +113,17 @@ fn storages(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Re
             let is_nfs = found.doc.pointer("/properties/nfsAzureFile").is_some();
             if is_nfs != volume.is_nfs {
                 let (is, other) = if is_nfs { ("NfsAzureFile", "AzureFile") } else { ("AzureFile", "NfsAzureFile") };
-                let message = format!("The storage '{}' is of type {is}, not {other}; set storageType to '{is}'.", volume.storage);
+                let message = format!(
+                    "The storage '{}' is of type {is}, not {other}; set storageType to '{is}'.",
+                    volume.storage
+                );
                 let target = format!("properties.template.volumes[{index}].storageType");
                 errors.push(ArmError::new(400, "InvalidParameterValueInContainerTemplate", message).at(target));
             }
         } else {
             let shown: String = volume.storage.chars().take(80).collect();
-            let message = format!("The environment has no storage '{shown}'; make it with 'az containerapp env storage set'.");
+            let message =
+                format!("The environment has no storage '{shown}'; make it with 'az containerapp env storage set'.");
             let target = format!("properties.template.volumes[{index}].storageName");
             errors.push(ArmError::new(400, "ManagedEnvironmentStorageNotFound", message).at(target));
         }
@@ -150,18 +154,19 @@ fn conflicts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> R
         }
         let other = apps::model(&row)?;
         for claim in claims(&other).intersection(&mine) {
-            let is_port = claim.bytes().all(|b| b.is_ascii_digit());
-            let (code, what, target) = if is_port {
-                ("ExposedPortInUse", "port", "exposedPort")
+            let owner = row.id.name();
+            let error = if claim.bytes().all(|b| b.is_ascii_digit()) {
+                let message = format!(
+                    "The port {claim} is exposed by the container app '{owner}' of the same environment already; choose another one."
+                );
+                ArmError::conflict("ExposedPortInUse", message).at("properties.configuration.ingress.exposedPort")
             } else {
-                ("CustomDomainInUse", "custom domain", "customDomains")
+                let message = format!(
+                    "The custom domain '{claim}' belongs to the container app '{owner}' of the same environment; choose another one."
+                );
+                ArmError::conflict("CustomDomainInUse", message).at("properties.configuration.ingress.customDomains")
             };
-            let message = format!(
-                "The {what} '{claim}' belongs to the container app '{}' of the same environment; choose another one.",
-                row.id.name()
-            );
-            let target = format!("properties.configuration.ingress.{target}");
-            errors.push(ArmError::conflict(code, message).at(target));
+            errors.push(error);
         }
     }
     Ok(())

@@ -2,19 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use cove_arm::{
-    Errors, auth_config,
-    environment::child,
-    schema::Schema,
-};
+use cove_arm::{Errors, auth_config, environment::child, schema::Schema};
 use cove_model::ResourceId;
 use cove_store::{ResourceRow, SecretsChange};
 use serde_json::Value;
 
 use crate::{
     answer::Refusal,
-    app_events,
-    apps,
+    app_events, apps,
     call::Call,
     control_plane::ControlPlane,
     crud::{self, Parsed, Resource, Write},

@@ -69,7 +69,8 @@ async fn analyse(plane: ControlPlane, call: Call) -> Answer {
     }
     if !cove_arm::environment::child::is_host_name(&host) {
         let shown: String = host.chars().take(80).collect();
-        let message = format!("The custom domain '{shown}' is not valid; expected a host name such as 'www.example.com'.");
+        let message =
+            format!("The custom domain '{shown}' is not valid; expected a host name such as 'www.example.com'.");
         return Err(ArmError::new(400, "InvalidCustomHostName", message).at("customHostname").into());
     }
     let conflict = owner(&plane, &app.environment, &host, &row.id)?;
@@ -83,14 +84,18 @@ async fn analyse(plane: ControlPlane, call: Call) -> Answer {
 fn environment_suffix(plane: &ControlPlane, id: &ResourceId) -> Result<Option<String>, Refusal> {
     let row = plane.store().resource(id)?;
     let suffix = row.as_ref().and_then(|row| row.doc.pointer("/properties/customDomainConfiguration/dnsSuffix"));
-    let is_own = |suffix: &String| row.as_ref().is_none_or(|row| environments::model(row).is_ok_and(|e| e.default_domain != *suffix));
+    let is_own = |suffix: &String| {
+        row.as_ref().is_none_or(|row| environments::model(row).is_ok_and(|e| e.default_domain != *suffix))
+    };
     Ok(suffix.and_then(Value::as_str).map(str::to_ascii_lowercase).filter(|suffix| !suffix.is_empty()).filter(is_own))
 }
 
 async fn lookup(host: &str) -> Vec<String> {
     let asked = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host((host, 0))).await;
     let mut found: Vec<String> = match asked {
-        Ok(Ok(addresses)) => addresses.filter(|address| address.is_ipv4()).map(|address| address.ip().to_string()).collect(),
+        Ok(Ok(addresses)) => {
+            addresses.filter(|address| address.is_ipv4()).map(|address| address.ip().to_string()).collect()
+        }
         Ok(Err(_)) | Err(_) => Vec::new(),
     };
     found.sort();
@@ -98,7 +103,13 @@ async fn lookup(host: &str) -> Vec<String> {
     found
 }
 
-fn report(host: &str, conflict: Option<&ResourceId>, is_suffix: bool, addresses: &[String], is_verified: bool) -> Value {
+fn report(
+    host: &str,
+    conflict: Option<&ResourceId>,
+    is_suffix: bool,
+    addresses: &[String],
+    is_verified: bool,
+) -> Value {
     let mut value = json!({
         "hostName": host,
         "isHostnameAlreadyVerified": is_verified,

@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use crate::{
     answer::Refusal,
-    app_events,
-    apps,
+    app_events, apps,
     call::Call,
     control_plane::ControlPlane,
     crud::{self, Parsed, Resource, Write},

@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 
 use super::harness::{RG, WEB, World, app_body};
 
-const OTHER: &str =
-    "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/other";
+const OTHER: &str = "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/other";
 
 fn warnings(world: &World) -> Vec<String> {
     let events = world.events.lock().unwrap();
@@ -94,9 +93,14 @@ async fn a_custom_domain_belongs_to_one_app() {
     };
     assert_eq!(world.put(WEB, domain("Shop.Cove.Test")).await.status, 201);
     world.put(OTHER, app_body("nginx", "v1")).await;
-    let ask = |app: &str, host: &str| format!("{app}/listCustomHostNameAnalysis?customHostname={host}&api-version=2025-07-01");
+    let ask = |app: &str, host: &str| {
+        format!("{app}/listCustomHostNameAnalysis?customHostname={host}&api-version=2025-07-01")
+    };
     let mine = world.post(&ask(WEB, "shop.cove.test")).await.json();
-    assert_eq!((&mine["customDomainVerificationTest"], &mine["hasConflictOnManagedEnvironment"]), (&json!("Passed"), &json!(false)));
+    assert_eq!(
+        (&mine["customDomainVerificationTest"], &mine["hasConflictOnManagedEnvironment"]),
+        (&json!("Passed"), &json!(false))
+    );
     let theirs = world.post(&ask(OTHER, "SHOP.cove.test")).await.json();
     assert_eq!(theirs["conflictingContainerAppResourceId"], WEB);
     assert_eq!(world.post(&ask(OTHER, "*.cove.test")).await.status, 400);
@@ -163,7 +167,8 @@ async fn labels_follow_new_revisions_and_have_a_history() {
         ])
     );
     // the same target: the label moves
-    let patch = json!({ "properties": { "template": { "revisionSuffix": "v3" }, "configuration": { "targetLabel": "blue" } } });
+    let patch =
+        json!({ "properties": { "template": { "revisionSuffix": "v3" }, "configuration": { "targetLabel": "blue" } } });
     assert_eq!(world.patch(WEB, patch).await.status, 202);
     assert_eq!(traffic().await[0]["revisionName"], "web--v3");
     ready(&world, "web--v1").await;
