@@ -41,8 +41,14 @@ pub(crate) fn of_app(app: &ContainerApp, domain: &str, routes: BTreeMap<String, 
     let mut wanted = Wanted { environment: Some(app.environment.clone()), ..Wanted::default() };
     let Some(ingress) = &app.ingress else { return wanted };
     let domain = domain.to_ascii_lowercase();
+    // hosts that lead to the same share one route, here and in whatever is made of it
+    let mut shared: Vec<Arc<AppRoute>> = Vec::new();
     for (host, route) in routes {
-        let route = Arc::new(route);
+        let known = shared.iter().find(|known| ***known == route).cloned();
+        let route = known.unwrap_or_else(|| {
+            shared.push(Arc::new(route));
+            Arc::clone(shared.last().expect("pushed a moment ago"))
+        });
         if let Some(name) = host.strip_suffix(&domain).and_then(|name| name.strip_suffix('.'))
             && !name.contains('.')
         {
@@ -97,9 +103,23 @@ fn owner(host: &Host) -> &ResourceId {
     }
 }
 
-/// Makes the table say what is wanted of `id`; says whether that changed it.
-pub(crate) fn publish(table: &mut RouteTable, published: &mut Published, id: &ResourceId, mut wanted: Wanted) -> bool {
-    let mut is_changed = false;
+/// What putting entries in led to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// The table is another than before.
+    pub(crate) is_changed: bool,
+    /// What was not put in because another resource has it, in words.
+    pub(crate) conflicts: Vec<String>,
+}
+
+/// Makes the table say what is wanted of `id`.
+pub(crate) fn publish(
+    table: &mut RouteTable,
+    published: &mut Published,
+    id: &ResourceId,
+    mut wanted: Wanted,
+) -> Outcome {
+    let (mut is_changed, mut conflicts) = (false, Vec::new());
     for host in published.hosts.drain(..) {
         is_changed |= !wanted.hosts.contains_key(&host) && table.hosts.remove(&host).is_some();
     }
@@ -108,7 +128,7 @@ pub(crate) fn publish(table: &mut RouteTable, published: &mut Published, id: &Re
     }
     for (name, host) in wanted.hosts {
         if let Some(other) = table.hosts.get(&name).map(owner).filter(|owner| *owner != id) {
-            tracing::warn!(host = name, resource = %id, owner = %other, "a host name is used already; it stays with its first owner");
+            conflicts.push(format!("The host name '{name}' belongs to '{other}' already."));
             continue;
         }
         is_changed |= table.hosts.insert(&name, host);
@@ -124,14 +144,18 @@ pub(crate) fn publish(table: &mut RouteTable, published: &mut Published, id: &Re
         None if had_environment => is_changed |= table.environments.remove(id.key()).is_some(),
         None => {}
     }
-    wanted.ports.retain(|port, _| {
-        let other = table.tcp.get(port).map(|route| &route.route.app).filter(|owner| *owner != id);
-        if let Some(other) = other {
-            tracing::warn!(port = port.0, app = %id, owner = %other, "a TCP port is used already; it stays with its first owner");
+    wanted.ports.retain(|port, route| {
+        let other = table.tcp.iter().find(|(known, it)| {
+            let is_shared = *known == port || known.0 == port.0 && it.external && route.external;
+            is_shared && it.route.app != *id
+        });
+        if let Some((_, other)) = other {
+            conflicts.push(format!("The TCP port {} belongs to '{}' already.", port.0, other.route.app));
         }
         other.is_none()
     });
-    is_changed | publish_ports(table, published, wanted.ports)
+    is_changed |= publish_ports(table, published, wanted.ports);
+    Outcome { is_changed, conflicts }
 }
 
 fn publish_ports(

@@ -177,7 +177,11 @@ impl Brain {
         }
         let (app, domain) = (&entry.data.app, entry.data.domain.as_str());
         let wanted = edge::of_app(app, domain, hosts(app, domain, &plan.traffic));
-        self.table_changed |= edge::publish(&mut self.table, &mut entry.published, &app.id, wanted);
+        let outcome = edge::publish(&mut self.table, &mut entry.published, &app.id, wanted);
+        self.table_changed |= outcome.is_changed;
+        for conflict in outcome.conflicts {
+            self.teller.warning(app, About::default(), "IngressConflict", conflict);
+        }
     }
 
     /// Statuses, the autoscaler's list, slots, events, and what goes to the store.

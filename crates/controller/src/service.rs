@@ -186,7 +186,11 @@ impl Brain {
             let published = self.path_routes.entry(id.clone()).or_default();
             let wanted = routes.map(edge::of_paths).unwrap_or_default();
             let is_gone = wanted.is_empty();
-            self.table_changed |= edge::publish(&mut self.table, published, &id, wanted);
+            let outcome = edge::publish(&mut self.table, published, &id, wanted);
+            self.table_changed |= outcome.is_changed;
+            for conflict in outcome.conflicts {
+                tracing::warn!(route = %id, "{conflict}");
+            }
             if is_gone {
                 self.path_routes.remove(&id);
             }
@@ -291,7 +295,8 @@ impl Brain {
         if let Some(at) = entry.wake_at {
             self.wakes.remove(&(at, id.clone()));
         }
-        self.table_changed |= edge::publish(&mut self.table, &mut entry.published, id, Wanted::default());
+        let outcome = edge::publish(&mut self.table, &mut entry.published, id, Wanted::default());
+        self.table_changed |= outcome.is_changed;
         for name in &entry.draining {
             self.draining.remove(name);
         }

@@ -6,6 +6,7 @@
 //! **Invariant:** a snapshot is never changed; the router task swaps it as a whole.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -191,23 +192,27 @@ impl Gates {
 
     /// The snapshot of a route table; what did not change is taken from the last one.
     pub(crate) fn snapshot(&self, table: &Arc<RouteTable>, last: &Snapshot) -> Snapshot {
+        // hosts and names that share a route share its gates; routes live as long as the table, so their place is theirs
+        let made: RefCell<HashMap<*const AppRoute, Arc<AppGates>>> = RefCell::default();
+        let make = |route: &Arc<AppRoute>| {
+            Arc::clone(made.borrow_mut().entry(Arc::as_ptr(route)).or_insert_with(|| self.app_gates(route)))
+        };
         let hosts = last.hosts.next(&table.hosts, |host, before| {
             let target = match (&host.route, before.map(|(_, entry)| &entry.target)) {
                 (HostRoute::Paths(paths), _) => Target::Paths(Arc::clone(paths)),
                 (HostRoute::App(route), Some(Target::App(made))) if made.is_of(route) => Target::App(Arc::clone(made)),
-                (HostRoute::App(route), _) => Target::App(self.app_gates(route)),
+                (HostRoute::App(route), _) => Target::App(make(route)),
             };
             HostEntry { target, has_tls: host.certificate != HostCertificate::Missing }
         });
         let names = last.names.next(&table.names, |route, before| match before {
             Some((_, made)) if made.is_of(route) => Arc::clone(made),
-            Some(_) | None => self.app_gates(route),
+            Some(_) | None => make(route),
         });
         let tcp = if Arc::ptr_eq(&table.tcp, &last.table.tcp) {
             Arc::clone(&last.tcp)
         } else {
-            let target =
-                |route: &Arc<TcpRoute>| TcpTarget { route: Arc::clone(route), app: self.app_gates(&route.route) };
+            let target = |route: &Arc<TcpRoute>| TcpTarget { route: Arc::clone(route), app: make(&route.route) };
             Arc::new(table.tcp.iter().map(|(port, route)| (port.clone(), target(route))).collect())
         };
         Snapshot { table: Arc::clone(table), hosts, names, tcp }

@@ -61,7 +61,7 @@ fn routes(app: &ContainerApp) -> BTreeMap<String, AppRoute> {
 }
 
 fn put(table: &mut RouteTable, published: &mut Published, app: &ContainerApp) -> bool {
-    publish(table, published, &app.id, of_app(app, "env.localhost", routes(app)))
+    publish(table, published, &app.id, of_app(app, "env.localhost", routes(app))).is_changed
 }
 
 fn text(table: &RouteTable) -> Vec<String> {
@@ -110,7 +110,7 @@ fn an_app_has_its_hosts_names_domains_and_ports_and_gives_them_up() {
     assert!(put(&mut table, &mut published, &web));
     assert!(text(&table).contains(&"tcp 5432 web true None".to_owned()), "{:?}", text(&table));
     assert!(!text(&table).iter().any(|line| line.contains("example") || line.contains("9001")));
-    assert!(publish(&mut table, &mut published, &web.id, Wanted::default()));
+    assert!(publish(&mut table, &mut published, &web.id, Wanted::default()).is_changed);
     assert_eq!(table, RouteTable::default());
 }
 
@@ -125,10 +125,17 @@ fn nobody_takes_over_anothers_host_or_port() {
         (ingress.transport, ingress.exposed_port) = (Transport::Tcp, Some(5432));
     }
     put(&mut table, &mut first, &web);
-    put(&mut table, &mut second, &other);
+    let outcome = publish(&mut table, &mut second, &other.id, of_app(&other, "env.localhost", routes(&other)));
+    assert_eq!(
+        outcome.conflicts,
+        [
+            format!("The host name 'shop.example' belongs to '{}' already.", web.id),
+            format!("The TCP port 5432 belongs to '{}' already.", web.id),
+        ]
+    );
     assert_eq!(table.app("shop.example").unwrap().app, web.id);
     assert_eq!(table.tcp[&(5432, environment())].route.app, web.id);
-    assert!(publish(&mut table, &mut first, &web.id, Wanted::default()));
+    assert!(publish(&mut table, &mut first, &web.id, Wanted::default()).is_changed);
     assert!(table.app("shop.example").is_none() && table.app("other.env.localhost").is_some());
     assert!(put(&mut table, &mut second, &other), "free again");
     assert_eq!(table.app("shop.example").unwrap().app, other.id);
@@ -146,9 +153,9 @@ fn a_path_routing_has_a_host_of_its_own() {
     };
     let data = PathRoutesData { config, environment: environment(), domain: "env.localhost".into() };
     let (mut table, mut published) = (RouteTable::default(), Published::default());
-    assert!(publish(&mut table, &mut published, &id, of_paths(data)));
+    assert!(publish(&mut table, &mut published, &id, of_paths(data)).is_changed);
     assert_eq!(text(&table), ["site.env.localhost", "site.example cert"]);
-    assert!(publish(&mut table, &mut published, &id, Wanted::default()));
+    assert!(publish(&mut table, &mut published, &id, Wanted::default()).is_changed);
     assert!(table.hosts.is_empty());
 }
 
