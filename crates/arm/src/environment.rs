@@ -8,8 +8,6 @@ pub mod dapr;
 pub mod http_route;
 pub mod maintenance;
 mod profiles;
-#[cfg(test)]
-mod tests;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -441,3 +439,6 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
     }
     value
 }
+
+#[cfg(test)]
+mod tests;

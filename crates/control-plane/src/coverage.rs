@@ -4,9 +4,6 @@
 
 mod table;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 
 use http::Method;
@@ -35,8 +32,6 @@ pub(crate) struct Operation {
     pub(crate) method: Method,
     /// Pattern of its path.
     pub(crate) path: String,
-    /// The same, with scopes as `{rg}` and `{sub}`.
-    pub(crate) short_path: &'static str,
 }
 
 pub(crate) fn routes() -> Vec<Route> {
@@ -54,7 +49,7 @@ pub(crate) fn operations() -> impl Iterator<Item = Operation> {
             _ => Method::GET,
         };
         let path = short_path.replace("{rg}", GROUP_SCOPE).replace("{sub}", SUBSCRIPTION_SCOPE);
-        Operation { group, name, method, path, short_path }
+        Operation { group, name, method, path }
     })
 }
 
@@ -114,6 +109,12 @@ fn render(table: &Table) -> Value {
     json!({ "apiVersion": VERSION, "operations": values.len(), "working": working, "value": values })
 }
 
+/// A path with scopes as `{rg}` and `{sub}`.
+#[cfg(test)]
+fn short(path: &str) -> String {
+    path.replace(GROUP_SCOPE, "{rg}").replace(SUBSCRIPTION_SCOPE, "{sub}")
+}
+
 /// The page `docs/api-coverage.md`.
 #[cfg(test)]
 fn page(table: &Table) -> String {
@@ -141,8 +142,11 @@ fn page(table: &Table) -> String {
             State::Missing(missing) => format!("501: {}: {}", missing.what, missing.instead),
             State::Unknown => "unknown".to_owned(),
         };
-        let (group, name, method, path) = (operation.group, operation.name, operation.method, operation.short_path);
+        let (group, name, method, path) = (operation.group, operation.name, operation.method, short(&operation.path));
         text.push_str(&format!("| {group}.{name} | {method} `{path}` | {state} |\n"));
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

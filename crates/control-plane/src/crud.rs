@@ -203,7 +203,7 @@ pub(crate) fn id_below(parent: &ResourceId, kind: &str, name: &str) -> Result<Re
     id.map_err(|error| ArmError::new(400, "InvalidResourceId", error.to_string()))
 }
 
-fn last_name<'a, R: Resource>(call: &'a Call) -> &'a str {
+fn last_name<R: Resource>(call: &Call) -> &str {
     let segment = R::PATH.rsplit('/').next().unwrap_or("");
     call.name(segment.trim_start_matches('{').trim_end_matches('}'))
 }
