@@ -36,6 +36,8 @@ pub fn settle_labels(parsed: &mut Parsed, old: &[TrafficWeight], newest: &str, i
     if traffic.is_empty() {
         traffic = old.iter().filter(|entry| entry.label.is_some()).cloned().collect();
     }
+    // az leaves `latestRevision` behind with nothing
+    traffic.retain(|entry| entry.label.is_some() || entry.weight > 0);
     for entry in &mut traffic {
         entry.revision.get_or_insert_with(|| newest.to_owned());
     }

@@ -166,6 +166,16 @@ async fn labels_follow_new_revisions_and_have_a_history() {
             { "revisionName": "web--v2", "weight": 0, "label": "green" },
         ])
     );
+    // what az leaves behind is no weight; a weight without a label is refused
+    let weights = |rest: Value| {
+        let blue = json!({ "revisionName": "web--v1", "weight": 100 - rest["weight"].as_i64().unwrap(), "label": "blue" });
+        let green = json!({ "revisionName": "web--v2", "weight": 0, "label": "green" });
+        json!({ "properties": { "configuration": { "ingress": { "traffic": [blue, green, rest] } } } })
+    };
+    assert_eq!(world.patch(WEB, weights(json!({ "latestRevision": true, "weight": 0 }))).await.status, 202);
+    assert_eq!(traffic().await.as_array().unwrap().len(), 2);
+    let bare = world.patch(WEB, weights(json!({ "latestRevision": true, "weight": 10 }))).await;
+    assert_eq!((bare.status, bare.code()), (400, "InvalidTrafficWeight".into()));
     // the same target: the label moves
     let patch =
         json!({ "properties": { "template": { "revisionSuffix": "v3" }, "configuration": { "targetLabel": "blue" } } });
