@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 mod az;
 mod client;
@@ -14,6 +14,7 @@ mod containerapp;
 mod demo;
 mod deployment;
 mod doctor;
+mod examples;
 mod export;
 mod failure;
 mod file;
@@ -42,7 +43,8 @@ use session::Globals;
 
 /// Azure Container Apps on your own machine.
 #[derive(Debug, clap::Parser)]
-#[command(name = "cove", version, max_term_width = 100, arg_required_else_help = true)]
+// as az: of a flag given twice the last one counts
+#[command(name = "cove", version, max_term_width = 100, arg_required_else_help = true, args_override_self = true)]
 struct Cove {
     #[command(subcommand)]
     command: Command,
@@ -153,7 +155,15 @@ enum Command {
 /// Reads the command line, does what it says; the exit code of the process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cove = match Cove::try_parse_from(words::joined(std::env::args_os())) {
+    let line = words::joined(std::env::args_os());
+    if examples::are_asked(&line) {
+        let error = examples::added(Cove::command()).try_get_matches_from(&line).err();
+        if let Some(error) = error {
+            let _closed = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    }
+    let cove = match Cove::try_parse_from(line) {
         Ok(cove) => cove,
         Err(error) => {
             let _closed = error.print();
@@ -183,7 +193,7 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Account(command) => resource::account(&command, &globals),
         Command::Export(args) => export::run(&args, &globals),
         Command::Completion { shell } => {
-            resource::completion(shell, <Cove as clap::CommandFactory>::command());
+            resource::completion(shell, Cove::command());
             Ok(())
         }
         Command::Demo(args) => demo::run(&args),
@@ -203,10 +213,10 @@ fn run(cove: Cove) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cove::command().debug_assert();
+        Cove::command().debug_assert();
     }
 }

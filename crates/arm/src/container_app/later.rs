@@ -130,6 +130,16 @@ pub fn warnings(doc: &Value) -> Vec<String> {
     if patching.text().is_some_and(|mode| !mode.eq_ignore_ascii_case("Manual")) {
         say("patchingConfiguration has no effect: images are never patched here; rebuild and update the app.");
     }
+    if !configuration.get("ingress").exists() {
+        for rule in properties.get("template").get("scale").get("rules").items() {
+            if rule.get("http").exists() || rule.get("tcp").exists() {
+                let name = rule.get("name").text().unwrap_or_default().to_owned();
+                say(&format!(
+                    "scale rule '{name}' has no effect: it counts what arrives at the ingress, and the app has none."
+                ));
+            }
+        }
+    }
     template(&properties.get("template"), &mut say);
     all.extend(scale(&root));
     all

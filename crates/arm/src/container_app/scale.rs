@@ -123,7 +123,7 @@ fn rule(name: &str, kind: &str, node: &Node<'_>, scope: &Scope<'_>, errors: &mut
     later::check_identity_ref(&identity, &scope.identities, errors);
     let identity = identity.text().map(str::to_owned);
     match kind {
-        "http" | "tcp" => request_rule(name, kind, node, scope, errors),
+        "http" | "tcp" => request_rule(name, kind, node, errors),
         "custom" => custom_rule(name, node, auth, identity, errors),
         _ => {
             let (queue, length) = (node.get("queueName"), node.get("queueLength"));
@@ -141,18 +141,7 @@ fn rule(name: &str, kind: &str, node: &Node<'_>, scope: &Scope<'_>, errors: &mut
     }
 }
 
-fn request_rule(
-    name: &str,
-    kind: &str,
-    node: &Node<'_>,
-    scope: &Scope<'_>,
-    errors: &mut Errors,
-) -> Option<ScaleRuleKind> {
-    if !scope.has_ingress {
-        let message =
-            format!("A rule of type {kind} counts what arrives at the ingress; enable ingress or use a custom rule.");
-        errors.push(rule_error("RuleNeedsIngress", name, node, &message));
-    }
+fn request_rule(name: &str, kind: &str, node: &Node<'_>, errors: &mut Errors) -> Option<ScaleRuleKind> {
     let (key, code) = match kind {
         "http" => ("concurrentRequests", "HttpConcurrencyInvalid"),
         _ => ("concurrentConnections", "TcpConcurrencyInvalid"),

@@ -116,9 +116,9 @@ pub(crate) struct CreateArgs {
     /// Key of the workspace.
     #[arg(long, value_name = "KEY")]
     logs_workspace_key: Option<String>,
-    /// Have workload profiles; this server always has the Consumption profile.
-    #[arg(short = 'w', long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    enable_workload_profiles: Option<bool>,
+    /// Have workload profiles, as az by default.
+    #[arg(short = 'w', long, num_args = 0..=1, default_missing_value = "true", default_value = "true", value_name = "BOOL")]
+    enable_workload_profiles: bool,
     /// Spread over zones; one machine is one zone, so this is kept and has no effect.
     #[arg(short, long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     zone_redundant: Option<bool>,
@@ -200,7 +200,7 @@ fn body(args: &CreateArgs) -> Result<Value, Failure> {
             "logAnalyticsConfiguration": { "customerId": id, "sharedKey": key },
         });
     }
-    if args.enable_workload_profiles == Some(true) {
+    if args.enable_workload_profiles {
         properties["workloadProfiles"] = json!([{ "name": "Consumption", "workloadProfileType": "Consumption" }]);
     }
     if let Some(redundant) = args.zone_redundant {

@@ -65,6 +65,17 @@ pub(crate) enum LabelCommand {
         #[arg(short, long, alias = "no-prompt", hide = true)]
         yes: bool,
     },
+    /// Exchange two labels.
+    Swap {
+        #[command(flatten)]
+        app: AppRef,
+        /// One label.
+        #[arg(long)]
+        source: String,
+        /// The other label.
+        #[arg(long)]
+        target: String,
+    },
     /// Take a label away.
     Remove {
         #[command(flatten)]
@@ -134,6 +145,12 @@ pub(crate) async fn run(session: &Session, command: RevisionCommand) -> Result<(
             relabel(session, &app, &label, Some(&revision)).await
         }
         RevisionCommand::Label(LabelCommand::Remove { app, label }) => relabel(session, &app, &label, None).await,
+        RevisionCommand::Label(LabelCommand::Swap { app, source, target }) => {
+            let path = app.path(session);
+            let old = session.client.get(&path).await?;
+            let traffic = whole::ingress(&old)?["traffic"].as_array().cloned().unwrap_or_default();
+            put_traffic(session, &path, swapped(traffic, &source, &target)?).await
+        }
         RevisionCommand::SetMode { app, mode } => {
             let path = app.path(session);
             let app = whole::edit(session, &path, false, |app| {
@@ -157,9 +174,33 @@ async fn relabel(session: &Session, app: &AppRef, label: &str, revision: Option<
     let path = app.path(session);
     let old = session.client.get(&path).await?;
     let traffic = whole::ingress(&old)?["traffic"].as_array().cloned().unwrap_or_default();
-    let traffic = relabelled(traffic, label, revision)?;
-    let app = whole::patch_configuration(session, &path, json!({ "ingress": { "traffic": traffic } })).await?;
+    put_traffic(session, &path, relabelled(traffic, label, revision)?).await
+}
+
+async fn put_traffic(session: &Session, path: &str, traffic: Vec<Value>) -> Result<(), Failure> {
+    let app = whole::patch_configuration(session, path, json!({ "ingress": { "traffic": traffic } })).await?;
     session.print(whole::ingress(&app)?["traffic"].clone(), View::Traffic)
+}
+
+fn swapped(mut traffic: Vec<Value>, one: &str, other: &str) -> Result<Vec<Value>, Failure> {
+    if one.eq_ignore_ascii_case(other) {
+        return Err(Failure::usage("the labels are the same").hint("name two labels with --source and --target"));
+    }
+    for label in [one, other] {
+        let has = |entry: &Value| entry["label"].as_str().is_some_and(|known| known.eq_ignore_ascii_case(label));
+        if !traffic.iter().any(has) {
+            return Err(Failure::not_found(format!("no revision has the label `{label}`")));
+        }
+    }
+    for entry in &mut traffic {
+        let known = entry["label"].as_str().unwrap_or_default();
+        if known.eq_ignore_ascii_case(one) {
+            entry["label"] = other.into();
+        } else if known.eq_ignore_ascii_case(other) {
+            entry["label"] = one.into();
+        }
+    }
+    Ok(traffic)
 }
 
 fn relabelled(mut traffic: Vec<Value>, label: &str, revision: Option<&str>) -> Result<Vec<Value>, Failure> {
@@ -233,6 +274,12 @@ mod tests {
                 {"revisionName": "a--2", "weight": 0, "label": "blue"},
             ])
         );
+        let swapped = swapped(
+            vec![json!({"revisionName": "a", "label": "blue"}), json!({"revisionName": "b", "label": "green"})],
+            "blue",
+            "GREEN",
+        );
+        assert_eq!(swapped.unwrap()[0]["label"], "GREEN");
         assert!(relabelled(old.clone(), "blue", None).unwrap()[1].get("label").is_none());
         assert!(relabelled(old, "red", None).unwrap_err().is_not_found());
     }

@@ -265,12 +265,6 @@ fn scale_rules_are_checked() {
         400 InvalidParameterValue [properties.template.scale.rules[0].azureQueue.queueLength] The value 0 is not valid; expected 1 to 4294967295.
     "#]],
     );
-    check(
-        &[("/properties/configuration/ingress", Value::Null)],
-        &expect![[r#"
-            400 RuleNeedsIngress [properties.template.scale.rules[0].http] properties.template.scale.rules[0].http: The scale rule 'http-scaling' is invalid. A rule of type http counts what arrives at the ingress; enable ingress or use a custom 
-        "#]],
-    );
 }
 
 #[test]
