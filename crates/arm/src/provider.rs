@@ -125,7 +125,7 @@ const PROVIDERS: &[(&str, &[&str])] = &[
     ("Microsoft.Authorization", &["roleAssignments", "roleDefinitions"]),
     ("Microsoft.ContainerRegistry", &["registries"]),
     ("Microsoft.Network", &["virtualNetworks", "virtualNetworks/subnets"]),
-    ("Microsoft.Resources", &["resourceGroups", "subscriptions", "tenants", "providers"]),
+    ("Microsoft.Resources", &["deployments", "resourceGroups", "subscriptions", "tenants", "providers"]),
 ];
 
 /// The namespace in Azure's spelling, if it is served.

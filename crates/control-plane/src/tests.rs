@@ -6,6 +6,7 @@ mod access;
 mod app_parts;
 mod apps;
 mod children;
+mod deployments;
 mod environments;
 mod exec;
 mod front;

@@ -318,7 +318,13 @@ impl Work {
     }
 
     async fn delete(&self, id: &ResourceId) -> Result<(), ArmError> {
-        let target = Planned { path: String::new(), id: id.to_string(), kind: id.kind(), name: id.name().to_owned() };
+        let target = Planned {
+            path: String::new(),
+            id: id.to_string(),
+            kind: id.kind(),
+            name: id.name().to_owned(),
+            location: None,
+        };
         let operation = Operation::begin("Delete", Some(target), self.agent.plane.clock().now());
         self.run.note(operation.clone());
         if self.agent.plane.is_rehearsal() {
@@ -394,9 +400,13 @@ fn placed(error: ArmError, planned: &cove_template::PlannedResource) -> ArmError
         target => format!("{}.{target}", planned.path),
     };
     let path = below(error.target.as_deref().unwrap_or(""));
-    let message = match error.message.starts_with("At '") {
-        true => error.message,
-        false => format!("At '{path}': {}", error.message),
+    let message = if error.message.starts_with("At '") {
+        error.message
+    } else {
+        // some errors begin with their own target
+        let target = error.target.as_deref().unwrap_or("");
+        let bare = error.message.strip_prefix(target).and_then(|rest| rest.strip_prefix(": "));
+        format!("At '{path}': {}", bare.unwrap_or(&error.message))
     };
     let mut result = ArmError::new(error.status, &error.code, message).at(planned.id.as_str());
     result.details = error.details;

@@ -54,6 +54,9 @@ pub(crate) struct Planned {
     pub(crate) id: String,
     pub(crate) kind: String,
     pub(crate) name: String,
+    /// Where it is known before anything runs.
+    #[serde(default)]
+    pub(crate) location: Option<String>,
 }
 
 impl Planned {
@@ -175,15 +178,15 @@ impl Record {
 
     /// `properties.providers`: namespaces and types of the template.
     fn providers(&self) -> Value {
-        let mut kinds: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut kinds: BTreeMap<&str, BTreeMap<&str, BTreeSet<Option<String>>>> = BTreeMap::new();
         for planned in &self.planned {
             let (namespace, kind) = planned.kind.split_once('/').unwrap_or((&planned.kind, ""));
-            kinds.entry(namespace).or_default().insert(kind);
+            let location = planned.location.as_deref().map(cove_arm::provider::location_key);
+            kinds.entry(namespace).or_default().entry(kind).or_default().insert(location);
         }
-        let locations = json!([self.location.as_deref().map(cove_arm::provider::location_key)]);
-        let provider = |(namespace, kinds): (&str, BTreeSet<&str>)| {
+        let provider = |(namespace, kinds): (&str, BTreeMap<&str, BTreeSet<Option<String>>>)| {
             let kinds: Value =
-                kinds.iter().map(|kind| json!({ "resourceType": kind, "locations": locations })).collect();
+                kinds.iter().map(|(kind, locations)| json!({ "resourceType": kind, "locations": locations })).collect();
             json!({ "namespace": namespace, "resourceTypes": kinds })
         };
         kinds.into_iter().map(provider).collect()
@@ -198,6 +201,7 @@ impl Planned {
             id: planned.id.clone(),
             kind: planned.kind.clone(),
             name: planned.name.clone(),
+            location: planned.location.clone(),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
     execute::{Outcome, Work},
     place::Place,
     record::Record,
-    request::Request,
+    request::{Request, sentence},
     runs::Run,
 };
 use crate::{
@@ -65,8 +65,9 @@ pub(crate) async fn check(agent: &Agent, place: &Place, request: &Request) -> Re
 
 /// ARM's error of a template that would fail.
 fn refusal(place: &Place, tracking: &str, error: &ArmError) -> ArmError {
-    let leaves = |errors: &[ArmError]| errors.iter().map(|error| error.message.clone()).collect::<Vec<_>>().join(" ");
-    let reasons = if error.details.is_empty() { error.message.clone() } else { leaves(&error.details) };
+    let leaves =
+        |errors: &[ArmError]| errors.iter().map(|error| sentence(&error.message)).collect::<Vec<_>>().join(" ");
+    let reasons = if error.details.is_empty() { sentence(&error.message) } else { leaves(&error.details) };
     let message = format!(
         "The template deployment '{}' is not valid according to the validation procedure. The tracking id is '{tracking}'. \
          Nothing was changed. {reasons}",

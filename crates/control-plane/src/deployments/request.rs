@@ -85,6 +85,7 @@ impl Envelope {
             ));
         };
         refuse_unbuilt(properties, &mut errors);
+        refuse_debugging(properties, &mut errors);
         let location = member(body, "location").and_then(Value::as_str).map(str::to_owned);
         match &location {
             Some(location) => cove_arm::provider::check_location(location, &mut errors),
@@ -145,12 +146,26 @@ fn refuse_unbuilt(properties: &Value, errors: &mut Errors) {
     let unbuilt = [
         ("templateLink", "Templates by link", "put the template itself into 'properties.template'"),
         ("parametersLink", "Parameters by link", "put the parameters themselves into 'properties.parameters'"),
+        ("extensionConfigs", "Extensions of the template language", "leave 'extensionConfigs' out"),
         ("onErrorDeployment", "Rolling back to another deployment", "run that deployment again when this one fails"),
     ];
     for (name, what, instead) in unbuilt {
         if member(properties, name).is_some() {
             errors.push(ArmError::not_implemented(&format!("properties.{name}"), what, instead));
         }
+    }
+}
+
+/// Requests and answers of resources are not kept: they may hold secrets.
+fn refuse_debugging(properties: &Value, errors: &mut Errors) {
+    let level = member(properties, "debugSetting").and_then(|setting| member(setting, "detailLevel"));
+    if level.and_then(Value::as_str).is_some_and(|level| !level.eq_ignore_ascii_case("none")) {
+        let target = "properties.debugSetting.detailLevel";
+        errors.push(ArmError::not_implemented(
+            target,
+            "Keeping requests and answers",
+            "look at the operations instead",
+        ));
     }
 }
 
@@ -179,7 +194,7 @@ fn refusal(mistakes: &[TemplateError], body: &[u8]) -> ArmError {
     if errors.len() == 1 {
         return errors.remove(0);
     }
-    let texts: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+    let texts: Vec<String> = errors.iter().map(|error| sentence(&error.message)).collect();
     let message = format!("The template has {} mistakes. {}", errors.len(), texts.join(" "));
     let mut all = ArmError::new(400, "InvalidTemplate", message);
     all.details = errors;
@@ -195,6 +210,11 @@ fn with_line(mistake: &TemplateError, body: &[u8]) -> ArmError {
     };
     let error = ArmError::new(400, &mistake.code, message);
     if mistake.path.is_empty() { error } else { error.at(mistake.path.as_str()) }
+}
+
+/// A text that another may follow.
+pub(crate) fn sentence(text: &str) -> String {
+    if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
 }
 
 /// Mistakes found while a template runs, as one error about a resource or output.

@@ -131,7 +131,10 @@ pub(crate) async fn end(
         return plane.store().cancel(row.id, row.generation, now).await;
     }
     let failure = failure.map(|(code, message)| Failure { code, message });
-    plane.store().finish(row.id, row.generation, failure, now).await
+    plane.store().finish(row.id.clone(), row.generation, failure, now).await?;
+    // the state was right already, so nobody was told that the operation has ended
+    plane.store().touch(&row.id);
+    Ok(())
 }
 
 fn refuse_active(plane: &ControlPlane, place: &Place) -> Result<Option<ResourceRow>, Refusal> {
