@@ -13,7 +13,7 @@ use cove_model::{
 };
 use tokio::time::timeout;
 
-use crate::{ImagesState, ReplicaSpec, Runtime, RuntimeError};
+use crate::{ExecError, ExecRequest, ImagesState, ReplicaSpec, Runtime, RuntimeError};
 
 /// A driver under test and what it can run.
 #[derive(Debug)]
@@ -154,6 +154,18 @@ impl Suite<'_> {
         ensure(CASE, answer == Err(RuntimeError::NotFound(name.clone())), || format!("start gave {answer:?}"))?;
         self.runtime.stop(&name, Duration::ZERO);
         self.runtime.remove(&name);
+        let request = ExecRequest {
+            replica: name.clone(),
+            container: "main".to_owned(),
+            command: vec!["true".to_owned()],
+            tty: false,
+            is_debug: false,
+        };
+        let is_told = |error: &ExecError| matches!(error, ExecError::NotRunning { .. } | ExecError::Unsupported);
+        let ran = self.runtime.exec(request).await;
+        ensure(CASE, ran.as_ref().is_err_and(is_told), || format!("a command ran nowhere: {ran:?}"))?;
+        let root = self.runtime.root(&name, "main").await;
+        ensure(CASE, root.as_ref().is_err_and(is_told), || format!("a root of nothing: {root:?}"))?;
         ensure(CASE, self.runtime.phases(&name).is_none(), || "phases of a replica that never was".to_owned())
     }
 
