@@ -40,8 +40,6 @@ class Command:
     before: str = ""
     # names of secrets that the text refers to and nowhere makes: refused as Azure refuses it, then run with them added
     secrets: str = ""
-    # the resource exists afterwards, its replicas wait for a larger machine
-    waits: bool = False
     values: dict = dataclasses.field(default_factory=dict)
 
 
@@ -172,7 +170,7 @@ az containerapp create
 --memory 16Gi
 --min-replicas 1
 --max-replicas 5
-""", waits=True),
+"""),
     Command("prometheus rule", r"""
 az containerapp create \
   --name myapp-gpu-prometheus \
@@ -279,7 +277,7 @@ az containerapp create --name llama-inference --resource-group MyRG --environmen
 --image vllm/vllm-openai:latest --cpu 8 --memory 32Gi -w gpu-nc24-a100 --min-replicas 1 --max-replicas 5
 --target-port 8080 --ingress external --env-vars MODEL_NAME="meta-llama/Llama-3.1-8B-Instruct"
 GPU_MEMORY_UTILIZATION="0.9" HF_TOKEN=secretref:huggingface-token
-""", why=GPU_WHY, secrets="huggingface-token", waits=True),
+""", why=GPU_WHY, secrets="huggingface-token"),
     Command("image generator", r"""
 az containerapp create \
   --name stable-diffusion \
@@ -413,7 +411,11 @@ az containerapp create \
   --scale-rule-name azure-tcp-rule \
   --scale-rule-type tcp \
   --scale-rule-tcp-concurrency 100
-""", values={"<CONTAINER_APP_NAME>": "tcp-rule"}),
+""", values={
+        "<CONTAINER_APP_NAME>": "tcp-rule",
+        "<CONTAINER_IMAGE_LOCATION>": "myregistry.azurecr.io/myapp:latest",
+        "<CONTAINER_TARGET_PORT>": "8080",
+    }),
     Command("service bus rule with a secret", r"""
     az containerapp create \
       --name <CONTAINER_APP_NAME> \
@@ -447,6 +449,7 @@ az containerapp create --resource-group <RESOURCE_GROUP> --name <APP_NAME> --env
 """, why="core az 2.91 has no `--scale-rule-identity`; the extension has it", values={"<APP_NAME>": "queue-identity"}),
 ]
 
+# the file refers to a secret that it does not hold: it needs the store that does
 FILES = {
     "component.yaml": """apiVersion: dapr.io/v1alpha1
 kind: Component
@@ -464,6 +467,8 @@ spec:
       value: "mydb"
     - name: collection
       value: "state"
+auth:
+  secretStore: vault
 """,
     "component-azure.yaml": """componentType: state.azure.cosmosdb
 version: v1
@@ -476,6 +481,7 @@ metadata:
     value: "mydb"
   - name: collection
     value: "state"
+secretStoreComponent: vault
 """,
 }
 
