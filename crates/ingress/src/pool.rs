@@ -31,8 +31,10 @@ const SWEEP: TaskKind = TaskKind { name: "ingress-pool-sweep", on_error: OnError
 
 /// Streams on one HTTP/2 connection before another is opened: what most servers allow.
 const STREAMS_MAX: usize = 100;
-/// A replica that says nothing on an HTTP/2 connection with open streams is asked for a sign of life this often.
-const PING_EVERY: Duration = Duration::from_secs(30);
+/// What a replica may send ahead on one HTTP/2 stream before it is read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// The same for a whole connection.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 /// A connection to a replica, or a stream on one.
 pub(crate) struct Connection {
@@ -266,10 +268,12 @@ async fn open_http1(address: SocketAddr, tasks: &Tasks) -> std::io::Result<http1
 
 async fn open_http2(address: SocketAddr, tasks: &Tasks) -> std::io::Result<http2::SendRequest<RequestBody>> {
     let stream = open_tcp(address).await?;
+    // no pings of ours, neither to keep alive nor to measure: gRPC servers end a connection that pings more than once in
+    // five minutes without data (`too_many_pings`), and with it every call on it
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .adaptive_window(true)
-        .keep_alive_interval(PING_EVERY)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .handshake(stream)
         .await
         .map_err(std::io::Error::other)?;
