@@ -484,6 +484,16 @@ fn policies_of_the_way_in_are_checked() {
             400 InvalidParameterValue [properties.configuration.ingress.ipSecurityRestrictions] IP restrictions must be all Allow or all Deny; these are mixed.
         "#]],
     );
+}
+
+#[test]
+fn origins_and_custom_domains_are_checked() {
+    let at = |name: &str| format!("/properties/configuration/ingress/{name}");
+    let certificate = |environment: &str| {
+        format!(
+            "/subscriptions/s1/resourceGroups/MyRG/providers/Microsoft.App/managedEnvironments/{environment}/certificates/c"
+        )
+    };
     check(
         &[(
             &at("corsPolicy"),
