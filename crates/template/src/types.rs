@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a complaint never shows a secure value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -61,6 +61,15 @@ pub(crate) enum Others {
     Of(Box<Type>),
 }
 
+impl Others {
+    fn kind(&self) -> Option<&Type> {
+        match self {
+            Self::Any | Self::None => None,
+            Self::Of(kind) => Some(kind),
+        }
+    }
+}
+
 impl Type {
     /// Reads a definition.
     pub(crate) fn parse(value: &Value, depth: usize) -> Result<Self, String> {
@@ -113,9 +122,24 @@ impl Type {
         self.is_nullable || self.resolve(types).is_ok_and(|end| end.is_nullable)
     }
 
-    /// Whether values must never be shown.
+    /// Whether values must never be shown: it is secure, or a part of it is.
     pub(crate) fn is_secret(&self, types: &Types) -> bool {
-        self.is_secure || self.resolve(types).is_ok_and(|end| end.is_secure)
+        self.holds_secret(types, &mut BTreeSet::new())
+    }
+
+    /// Whether it or anything within is secure; `seen` are the definitions on the way, which may name themselves.
+    fn holds_secret<'t>(&'t self, types: &'t Types, seen: &mut BTreeSet<&'t str>) -> bool {
+        let mut any = |kinds: &mut dyn Iterator<Item = &'t Type>| kinds.any(|kind| kind.holds_secret(types, seen));
+        self.is_secure
+            || match &self.shape {
+                Shape::Any | Shape::String | Shape::Int | Shape::Bool => false,
+                Shape::Object { properties, others } => any(&mut properties.values().chain(others.kind())),
+                Shape::Array { prefix, items } => any(&mut prefix.iter().chain(items.kind())),
+                Shape::Tagged { mapping, .. } => any(&mut mapping.values()),
+                Shape::Ref(name) => {
+                    seen.insert(name) && types.get(name).is_some_and(|kind| kind.holds_secret(types, seen))
+                }
+            }
     }
 
     /// ARM's word for the type.
@@ -346,4 +370,33 @@ fn plain(value: &Value) -> String {
 fn shown_list(values: &[Value]) -> String {
     let more = if values.len() > 20 { ",…" } else { "" };
     format!("{}{more}", values.iter().take(20).map(plain).collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_type_with_a_secure_part_is_secret() {
+        let kind = |value: Value| Type::parse(&value, VALUE_DEPTH_MAX).unwrap();
+        let types: Types = [
+            ("login", json!({ "type": "object", "properties": { "password": { "type": "securestring" } } })),
+            ("node", json!({ "type": "object", "properties": { "next": { "$ref": "#/definitions/node", "nullable": true } } })),
+        ]
+        .map(|(name, value)| (name.to_owned(), kind(value)))
+        .into();
+        for (value, expected) in [
+            (json!({ "type": "secureObject" }), true),
+            (json!({ "type": "object" }), false),
+            (json!({ "$ref": "#/definitions/login" }), true),
+            (json!({ "$ref": "#/definitions/node" }), false),
+            (json!({ "type": "array", "items": { "$ref": "#/definitions/login" } }), true),
+            (json!({ "type": "array", "prefixItems": [{ "type": "int" }, { "type": "securestring" }] }), true),
+            (json!({ "type": "object", "additionalProperties": { "type": "securestring" } }), true),
+        ] {
+            assert_eq!(kind(value.clone()).is_secret(&types), expected, "{value}");
+        }
+    }
 }

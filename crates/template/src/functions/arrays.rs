@@ -113,7 +113,7 @@ pub(super) fn last(args: Args<'_, '_>) -> Result<Value, Fault> {
 
 /// Index in characters of the match at byte `at`.
 fn index_in(text: &str, at: Option<usize>) -> Value {
-    at.map_or(Value::from(-1), |at| Value::from(text[..at].chars().count()))
+    at.map_or_else(|| Value::from(-1), |at| Value::from(text[..at].chars().count()))
 }
 
 fn find_index(args: &Args<'_, '_>, is_last: bool) -> Result<Value, Fault> {
@@ -126,7 +126,7 @@ fn find_index(args: &Args<'_, '_>, is_last: bool) -> Result<Value, Fault> {
             } else {
                 items.iter().position(|item| item == wanted)
             };
-            Ok(at.map_or(Value::from(-1), Value::from))
+            Ok(at.map_or_else(|| Value::from(-1), Value::from))
         }
         Value::String(text) => {
             args.env.meter.step(text.len() / 16)?;

@@ -7,7 +7,7 @@ use super::get;
 use crate::meter::Fault;
 
 pub(super) fn create_object(mut args: Args<'_, '_>) -> Result<Value, Fault> {
-    if args.len() % 2 != 0 {
+    if !args.len().is_multiple_of(2) {
         return Err(args.fault("keys and values must come in pairs"));
     }
     let mut map = Map::new();

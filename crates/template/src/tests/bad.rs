@@ -29,6 +29,7 @@ fn with(mut resource: Value, members: Value) -> Value {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn parameters_that_do_not_fit() {
     check(
         json!({
