@@ -305,10 +305,15 @@ impl<'t> Parser<'t> {
     fn number(&mut self) -> Parsed<Value> {
         let rest = &self.text[self.at..];
         let len = rest.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E')).unwrap_or(rest.len());
+        // the fraction as std reads it: what is printed must be read as the same number
+        let exact = |number: Number| match number.is_f64() {
+            true => rest[..len].parse().ok().and_then(Number::from_f64).unwrap_or(number),
+            false => number,
+        };
         match rest[..len].parse::<Number>() {
             Ok(number) => {
                 self.at += len;
-                Ok(Value::Number(number))
+                Ok(Value::Number(exact(number)))
             }
             Err(_) => Err(self.error(format!("`{}` is not a number", shorten(&rest[..len])))),
         }

@@ -129,17 +129,15 @@ impl Type {
 
     /// Whether it or anything within is secure; `seen` are the definitions on the way, which may name themselves.
     fn holds_secret<'t>(&'t self, types: &'t Types, seen: &mut BTreeSet<&'t str>) -> bool {
-        let mut any = |kinds: &mut dyn Iterator<Item = &'t Type>| kinds.any(|kind| kind.holds_secret(types, seen));
-        self.is_secure
-            || match &self.shape {
-                Shape::Any | Shape::String | Shape::Int | Shape::Bool => false,
-                Shape::Object { properties, others } => any(&mut properties.values().chain(others.kind())),
-                Shape::Array { prefix, items } => any(&mut prefix.iter().chain(items.kind())),
-                Shape::Tagged { mapping, .. } => any(&mut mapping.values()),
-                Shape::Ref(name) => {
-                    seen.insert(name) && types.get(name).is_some_and(|kind| kind.holds_secret(types, seen))
-                }
-            }
+        let within: Vec<&Type> = match &self.shape {
+            Shape::Any | Shape::String | Shape::Int | Shape::Bool => Vec::new(),
+            Shape::Object { properties, others } => properties.values().chain(others.kind()).collect(),
+            Shape::Array { prefix, items } => prefix.iter().chain(items.kind()).collect(),
+            Shape::Tagged { mapping, .. } => mapping.values().collect(),
+            Shape::Ref(name) if seen.insert(name) => types.get(name).into_iter().collect(),
+            Shape::Ref(_) => Vec::new(),
+        };
+        self.is_secure || within.into_iter().any(|kind| kind.holds_secret(types, seen))
     }
 
     /// ARM's word for the type.
