@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd as _, OwnedFd},
         unix::fs::{PermissionsExt as _, chown},
     },
     process::Stdio,
@@ -172,13 +172,15 @@ pub(crate) async fn open(config: &SharesConfig, binding: &StorageBinding, option
     };
     let ignored = options.keys().filter(|name| !known.contains(&name.as_str())).cloned().collect();
     let shown = format!("share `{}` of `{owner}`", share.trim_matches('/'));
-    let path = match bound.map(|bound| &bound.target) {
+    let at =
+        |path: &Utf8Path| tree::clone_at(path).map_err(|error| format!("failed to open {shown} at `{path}`: {error}"));
+    let tree = match bound.map(|bound| &bound.target) {
         Some(ShareTarget::Directory(path)) if !path.is_dir() => {
             return Err(format!(
                 "{shown} is bound to `{path}`, which is not a directory of this machine; make it, or change [storage] of the server"
             ));
         }
-        Some(ShareTarget::Directory(path)) => path.clone(),
+        Some(ShareTarget::Directory(path)) => at(path)?,
         Some(ShareTarget::Mount { source, kind, options: own }) => {
             let options = mount_options(own, &options);
             let mount = Mount {
@@ -191,17 +193,16 @@ pub(crate) async fn open(config: &SharesConfig, binding: &StorageBinding, option
                 .ensure(binding, config.mount_limit)
                 .await
                 .map_err(|error| format!("failed to mount {shown}: {error}"))?;
-            mount.point
+            at(&mount.point)?
         }
         None => {
-            let path = local_path(&config.root, owner, share).ok_or_else(|| {
+            let path = local_path(owner, share).ok_or_else(|| {
                 format!("the names of {shown} are not valid: use letters, digits, `-`, `_`, `.` and `$`")
             })?;
-            make_local(&path, &options).map_err(|error| format!("failed to make the directory of {shown}: {error}"))?;
-            path
+            open_local(&config.root, &path, &options)
+                .map_err(|error| format!("failed to open or make the directory of {shown}: {error}"))?
         }
     };
-    let tree = tree::clone_at(&path).map_err(|error| format!("failed to open {shown} at `{path}`: {error}"))?;
     let is_read_only = binding.storage.is_read_only || (options.contains_key("ro") && !options.contains_key("rw"));
     Ok(OpenShare { tree, is_read_only, ignored })
 }
@@ -238,14 +239,14 @@ fn point_name(owner: &str, share: &str, options: &str) -> String {
     format!("{}-{hash:016x}", name.trim_start_matches('.'))
 }
 
-/// `<root>/<owner>/<share>`; `None` when a name could lead elsewhere.
-fn local_path(root: &Utf8Path, owner: &str, share: &str) -> Option<Utf8PathBuf> {
+/// `<owner>/<share>`; `None` when a name could lead elsewhere.
+fn local_path(owner: &str, share: &str) -> Option<Utf8PathBuf> {
     let is_name = |part: &str| {
         !part.is_empty()
             && !part.starts_with('.')
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'$'))
     };
-    let mut path = root.to_owned();
+    let mut path = Utf8PathBuf::new();
     let parts: Vec<&str> = share.trim_matches('/').split('/').collect();
     for part in std::iter::once(owner).chain(parts) {
         if !is_name(part) {
@@ -256,23 +257,20 @@ fn local_path(root: &Utf8Path, owner: &str, share: &str) -> Option<Utf8PathBuf> 
     Some(path)
 }
 
-/// Makes the directory with owner and mode of the options; one that is there is left as it is.
-fn make_local(path: &Utf8Path, options: &BTreeMap<String, String>) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+/// Opens a share's directory below the root. A missing one is made with owner and mode of the options; one that is there is
+/// left as it is. One share may hold another (`/a` and `/a/b` of one server), and containers write there: no link counts.
+fn open_local(root: &Utf8Path, path: &Utf8Path, options: &BTreeMap<String, String>) -> io::Result<OwnedFd> {
+    fs::create_dir_all(root)?;
+    let (dir, is_new) = tree::make_beneath(root, path)?;
+    if is_new {
+        let number = |name: &str| options.get(name).and_then(|value| value.parse::<u32>().ok());
+        let mode =
+            options.get("dir_mode").and_then(|value| u32::from_str_radix(value, 8).ok()).unwrap_or(DIR_MODE_DEFAULT);
+        let by_number = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        chown(&by_number, number("uid"), number("gid"))?;
+        fs::set_permissions(&by_number, fs::Permissions::from_mode(mode & 0o7777))?;
     }
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match fs::create_dir(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let number = |name: &str| options.get(name).and_then(|value| value.parse::<u32>().ok());
-    let mode = options.get("dir_mode").and_then(|value| u32::from_str_radix(value, 8).ok()).unwrap_or(DIR_MODE_DEFAULT);
-    chown(path, number("uid"), number("gid"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
+    tree::clone_of(&dir)
 }
 
 struct Mount<'a> {
@@ -325,13 +323,9 @@ mod tests {
 
     #[test]
     fn names_stay_below_the_root() {
-        let root = Utf8Path::new("/r");
-        let check = |owner: &str, share: &str| local_path(root, owner, share).map(Utf8PathBuf::into_string);
-        assert_eq!(check("Acct", "data"), Some("/r/acct/data".to_owned()));
-        assert_eq!(
-            check("x.file.core.windows.net", "/acct/nfs"),
-            Some("/r/x.file.core.windows.net/acct/nfs".to_owned())
-        );
+        let check = |owner: &str, share: &str| local_path(owner, share).map(Utf8PathBuf::into_string);
+        assert_eq!(check("Acct", "data"), Some("acct/data".to_owned()));
+        assert_eq!(check("x.file.core.windows.net", "/acct/nfs"), Some("x.file.core.windows.net/acct/nfs".to_owned()));
         for (owner, share) in
             [("..", "x"), ("a", "../b"), ("a", ""), ("a/b", "c"), ("a", "b//c"), ("", "x"), ("a", "b\0")]
         {
@@ -349,12 +343,26 @@ mod tests {
     #[test]
     fn a_new_directory_gets_what_the_options_say() {
         let dir = tempfile::tempdir().unwrap();
-        let path = Utf8Path::from_path(dir.path()).unwrap().join("acct/data");
-        make_local(&path, &parse_options("uid=1000,gid=1001,dir_mode=0750")).unwrap();
         use std::os::unix::fs::MetadataExt as _;
-        let data = fs::metadata(&path).unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap().join("shares");
+        open_local(&root, Utf8Path::new("acct/data"), &parse_options("uid=1000,gid=1001,dir_mode=0750")).unwrap();
+        let data = fs::metadata(root.join("acct/data")).unwrap();
         assert_eq!((data.uid(), data.gid(), data.mode() & 0o7777), (1000, 1001, 0o750));
-        make_local(&path, &parse_options("uid=7")).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().uid(), 1000);
+        open_local(&root, Utf8Path::new("acct/data"), &parse_options("uid=7")).unwrap();
+        assert_eq!(fs::metadata(root.join("acct/data")).unwrap().uid(), 1000);
+    }
+
+    #[test]
+    fn a_link_in_one_share_leads_no_other_share_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap().join("shares");
+        fs::create_dir_all(dir.path().join("secret")).unwrap();
+        open_local(&root, Utf8Path::new("server/outer"), &BTreeMap::new()).unwrap();
+        // as a container with the outer share could do it
+        std::os::unix::fs::symlink(dir.path(), root.join("server/outer/inner")).unwrap();
+        for path in ["server/outer/inner", "server/outer/inner/secret", "server/outer/inner/new"] {
+            assert!(open_local(&root, Utf8Path::new(path), &BTreeMap::new()).is_err(), "{path}");
+        }
+        assert!(!dir.path().join("new").exists());
     }
 }

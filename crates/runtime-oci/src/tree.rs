@@ -36,6 +36,37 @@ pub(crate) fn clone_at(path: &Utf8Path) -> io::Result<OwnedFd> {
     open_tree(libc::AT_FDCWD, path.as_str())
 }
 
+/// A copy of an open directory or file, attached nowhere.
+pub(crate) fn clone_of(found: &OwnedFd) -> io::Result<OwnedFd> {
+    open_tree(found.as_raw_fd(), "")
+}
+
+/// Opens a directory below `root`, made where it is missing; says whether the last part is new. A link on the way is an
+/// error.
+pub(crate) fn make_beneath(root: &Utf8Path, path: &Utf8Path) -> io::Result<(OwnedFd, bool)> {
+    let mut dir = open(root.as_std_path(), PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let how = OpenHow::new().flags(PATH_ONLY | OFlag::O_DIRECTORY).resolve(resolve);
+    let mut is_new = false;
+    for part in path.as_str().split('/') {
+        dir = match openat2(&dir, part, how) {
+            Err(Errno::ENOENT) => {
+                is_new = match mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) => true,
+                    Err(Errno::EEXIST) => false,
+                    Err(error) => return Err(error.into()),
+                };
+                openat2(&dir, part, how)?
+            }
+            found => {
+                is_new = false;
+                found?
+            }
+        };
+    }
+    Ok((dir, is_new))
+}
+
 fn open_tree(at: RawFd, path: &str) -> io::Result<OwnedFd> {
     let path = CString::new(path)?;
     let flags = libc::OPEN_TREE_CLONE
@@ -113,7 +144,7 @@ pub(crate) fn attach_part(root: &Utf8Path, part: &str, target: &Utf8Path) -> io:
     let root = open(root.as_std_path(), PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
     let found = find(&root, part, OFlag::empty())?;
     let is_dir = fstat(found.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    let tree = open_tree(found.as_raw_fd(), "")?;
+    let tree = clone_of(&found)?;
     // left of an earlier start of the same container
     while umount2(target.as_std_path(), MntFlags::MNT_DETACH).is_ok() {}
     if target.exists() && target.is_dir() != is_dir {

@@ -255,7 +255,12 @@ async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
 async fn read(fd: AsyncFd<OwnedFd>, stream: u8, output: mpsc::Sender<(u8, Vec<u8>)>) -> bool {
     loop {
         let mut buffer = vec![0; READ_BYTES_MAX];
-        let Ok(mut guard) = fd.readable().await else { return true };
+        // a command that writes nothing must not outlive its session either
+        let readable = tokio::select! {
+            readable = fd.readable() => readable,
+            () = output.closed() => return false,
+        };
+        let Ok(mut guard) = readable else { return true };
         match guard.try_io(|fd| Ok(nix::unistd::read(fd.as_fd(), &mut buffer)?)) {
             // A terminal whose last user is gone answers EIO.
             Ok(Ok(0) | Err(_)) => return true,
@@ -276,5 +281,22 @@ async fn resize_to(terminal: OwnedFd, mut sizes: mpsc::Receiver<(u16, u16)>) {
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: reads one structure of the kind that this ioctl is defined for.
         unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_command_is_ended_when_its_reader_goes() {
+        let Ends { outputs, theirs, .. } = pipes().unwrap();
+        let (stream, fd) = outputs.into_iter().next().unwrap();
+        let (sender, receiver) = mpsc::channel(1);
+        let reading = tokio::spawn(read(register(fd).unwrap(), stream, sender));
+        drop(receiver);
+        let was_whole = timeout(Duration::from_secs(10), reading).await.expect("the reader ends").unwrap();
+        assert!(!was_whole, "its command is to be ended");
+        drop(theirs);
     }
 }
