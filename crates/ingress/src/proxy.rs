@@ -191,6 +191,10 @@ impl Proxy {
                 Err(Refusal::UnknownHost) => return Err(Refusal::RevisionInactive),
                 Err(refusal) => return Err(refusal),
             };
+            if app.route.app != exchange.app.route.app {
+                // the rules of another app were not asked for this request
+                return Err(Refusal::RevisionInactive);
+            }
             let gate = app.choose((self.random)()).ok_or(Refusal::RevisionInactive)?;
             *ticket = gate.admit(ticket.accepted_at());
         }
@@ -269,7 +273,8 @@ impl Proxy {
             head.headers.insert(header::UPGRADE, protocol.clone());
         }
         let via = Via {
-            certificate: client.tls.forwarded.as_ref(),
+            // it may have been asked for by another app of the same connection
+            certificate: client.tls.forwarded.as_ref().filter(|_| exchange.app.policy.asks_certificate()),
             peer: client.peer,
             is_tls: client.side == Side::Https,
             host,
