@@ -28,7 +28,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
@@ -42,6 +42,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest life of a forwarded connection or a transfer.
 const WHOLE_LIMIT: Duration = Duration::from_secs(12 * 3600);
+/// Longest wait for a client to take one piece of a tar stream.
+const PIECE_LIMIT: Duration = Duration::from_secs(300);
 /// Pieces of a tar stream that wait for their reader.
 const PIECES_MAX: usize = 16;
 
@@ -185,30 +187,50 @@ fn refuse(path: &str, error: &io::Error) -> Failed {
 async fn read_files(State(reach): State<Reach>, Query(query): Query<FilesQuery>) -> Result<Response, Failed> {
     let place = reach.place()?;
     let (root, path) = query.open(&reach).await?;
-    let found = tree::find(&root, &path).map_err(|error| refuse(&path, &error))?;
     let (sender, pieces) = mpsc::channel::<io::Result<Bytes>>(PIECES_MAX);
+    let (found_sender, found) = oneshot::channel();
+    let inner = path.clone();
     tokio::task::spawn_blocking(move || {
         let _place = place;
+        let found = match tree::find(&root, &inner) {
+            Ok(found) => found,
+            Err(error) => {
+                let _gone = found_sender.send(Err(error));
+                return;
+            }
+        };
+        let _gone = found_sender.send(Ok(()));
         let mut writer = io::BufWriter::with_capacity(64 * 1024, Pieces(sender.clone()));
-        let written = tree::pack(&root, &found, &path, &mut writer).and_then(|()| writer.flush());
+        let written = tree::pack(&root, &found, &inner, &mut writer).and_then(|()| writer.flush());
         if let Err(error) = written {
-            tracing::debug!(%error, path, "files of a container were not copied whole");
-            let _ = sender.blocking_send(Err(error));
+            tracing::debug!(%error, path = inner, "files of a container were not copied whole");
+            let _gone = give(&sender, Err(error));
         }
     });
+    let found = found.await.map_err(io::Error::other).and_then(|found| found);
+    found.map_err(|error| refuse(&path, &error))?;
     let pieces = stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
     Ok(response)
 }
 
-/// A writer whose pieces go to an async reader; ends with an error when the reader is gone.
+/// Hands a piece to an async reader that takes it in time; for threads that may wait.
+fn give(sender: &mpsc::Sender<io::Result<Bytes>>, piece: io::Result<Bytes>) -> io::Result<()> {
+    let sending = async { timeout(PIECE_LIMIT, sender.send(piece)).await };
+    match tokio::runtime::Handle::current().block_on(sending) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// A writer whose pieces go to an async reader; ends with an error when the reader is gone or stands still.
 struct Pieces(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(gone)?;
+        give(&self.0, Ok(Bytes::copy_from_slice(bytes)))?;
         Ok(bytes.len())
     }
 

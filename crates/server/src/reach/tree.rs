@@ -4,7 +4,7 @@
 //! be resolved with the container's root as the root, or one name at a time below a directory that is held open.
 //!
 //! **Invariant:** nothing outside of the container's root is read, made or changed.
-//! **Invariant:** no device, socket or pipe is opened or made.
+//! **Invariant:** no device, socket or pipe is opened or made, and nothing is written to the kernel's own file systems.
 
 use std::{
     fs::File,
@@ -158,8 +158,8 @@ fn pack_entry(
 }
 
 /// `/proc`, `/sys` and alike: not files of the container, and without an end.
-fn is_of_the_kernel(dir: &OwnedFd) -> io::Result<bool> {
-    let found = fstatfs(dir)?.filesystem_type();
+fn is_of_the_kernel(at: &OwnedFd) -> io::Result<bool> {
+    let found = fstatfs(at)?.filesystem_type();
     Ok([statfs::PROC_SUPER_MAGIC, statfs::SYSFS_MAGIC, statfs::CGROUP_SUPER_MAGIC, statfs::CGROUP2_SUPER_MAGIC]
         .contains(&found))
 }
@@ -253,6 +253,9 @@ fn write_file(
     if kind(&nix::sys::stat::fstat(&fd)?) != SFlag::S_IFREG {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("'{path}' is there and is no file")));
     }
+    if is_of_the_kernel(&fd)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("'{path}' is a file of the kernel's")));
+    }
     let mut file = File::from(fd);
     file.set_len(0)?;
     let length = io::copy(content, &mut file)?;
@@ -344,6 +347,11 @@ mod tests {
         assert!(root.join("etc/file").exists());
         assert!(unpack(&fd, "away", &tar[..]).is_err());
         assert!(!dir.path().join("file").exists());
+        // what is the kernel's is not written, wherever a link leads to it
+        let host = open(Path::new("/"));
+        let written =
+            write_file(&host, "/proc/self/comm", Mode::empty(), (Uid::current(), Gid::current()), &mut &b"x"[..]);
+        assert!(written.unwrap_err().to_string().contains("of the kernel"));
         // a link where the file goes is not followed
         symlink("/etc/other", root.join("etc/link")).unwrap();
         let mut tar = tar::Builder::new(Vec::new());
