@@ -124,9 +124,10 @@ az containerapp create --name myapp-gpu-prod --resource-group MyRG --environment
 --cpu 4 --memory 8Gi -w gpu-nc24-a100 --min-replicas 0 --max-replicas 20
 --scale-rule-name http-scaling --scale-rule-type http --scale-rule-http-concurrency 10
 --ingress external --target-port 8080 --transport http2 --exposed-port 8080
---env-vars "AZURE_CLIENT_ID=secretref:client-id"
+--env-vars "AZURE_CLIENT_ID=secretref:client-id" PORT=8080
 --dapr-app-id myapp --dapr-app-port 8080 --dapr-app-protocol http --enable-dapr --system-assigned
-""", why=GPU_WHY, secrets="client-id"),
+""", why=GPU_WHY + "; for a system identity it runs its quickstart image first, which has to listen on the same port",
+            secrets="client-id"),
     Command("environment with zones and profiles", r"""
 az containerapp env create \
   --name myenv-prod \

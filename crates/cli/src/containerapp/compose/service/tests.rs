@@ -1,3 +1,5 @@
+//! Services become apps, and mistakes name the service.
+
 use expect_test::{Expect, expect};
 
 use super::*;
