@@ -27,7 +27,11 @@ async function group(method) {
 
 async function names(pages) {
   const found = [];
-  for await (const item of pages) found.push(item.name);
+  if (Symbol.asyncIterator in pages) {
+    for await (const item of pages) found.push(item.name);
+  } else {
+    for (const item of (await pages).value) found.push(item.name); // a list without pages
+  }
   return found;
 }
 
@@ -72,14 +76,12 @@ const children = [
     what: "Dapr components",
     operations: client.daprComponents,
     body: () => ({
-      properties: {
-        componentType: "state.redis",
-        version: "v1",
-        metadata: [{ name: "redisHost", value: "localhost:6379" }],
-        secrets: [{ name: "pw", value: "hunter2" }],
-      },
+      componentType: "state.redis",
+      version: "v1",
+      metadata: [{ name: "redisHost", value: "localhost:6379" }],
+      secrets: [{ name: "pw", value: "hunter2" }],
     }),
-    check: (made) => assert.equal(made.properties.componentType, "state.redis"),
+    check: (made) => assert.equal(made.componentType, "state.redis"),
   },
   {
     what: "HTTP routes",
@@ -97,8 +99,8 @@ const children = [
     what: "maintenance configurations",
     name: "default",
     operations: client.maintenanceConfigurations,
-    body: () => ({ properties: { scheduledEntries: [{ weekDay: "Sunday", startHourUtc: 2, durationHours: 8 }] } }),
-    check: (made) => assert.equal(made.properties.scheduledEntries[0].weekDay, "Sunday"),
+    body: () => ({ scheduledEntries: [{ weekDay: "Sunday", startHourUtc: 2, durationHours: 8 }] }),
+    check: (made) => assert.equal(made.scheduledEntries[0].weekDay, "Sunday"),
   },
 ];
 
@@ -106,11 +108,11 @@ test("every resource type", async (t) => {
   await group("PUT");
   const environment = await client.managedEnvironments.createOrUpdate(GROUP, ENVIRONMENT, {
     location: "eastus",
-    properties: { appLogsConfiguration: { destination: "none" } },
+    appLogsConfiguration: { destination: "none" },
   });
 
   await t.test("environments", async () => {
-    assert.equal(environment.properties.provisioningState, "Succeeded");
+    assert.equal(environment.provisioningState, "Succeeded");
     await client.managedEnvironments.update(GROUP, ENVIRONMENT, { location: "eastus", tags: { team: "blue" } });
     const read = await client.managedEnvironments.get(GROUP, ENVIRONMENT);
     assert.deepEqual(read.tags, { team: "blue" });
@@ -120,27 +122,25 @@ test("every resource type", async (t) => {
 
   const body = {
     location: "eastus",
-    properties: {
-      environmentId: environment.id,
-      configuration: { ingress: { external: true, targetPort: 80 }, secrets: [{ name: "pw", value: "hunter2" }] },
-      template: {
-        containers: [{ name: "main", image: "cove.local/sample:latest", resources: { cpu: 0.25, memory: "0.5Gi" } }],
-        scale: { minReplicas: 1, maxReplicas: 2 },
-      },
+    environmentId: environment.id,
+    configuration: { ingress: { external: true, targetPort: 80 }, secrets: [{ name: "pw", value: "hunter2" }] },
+    template: {
+      containers: [{ name: "main", image: "cove.local/sample:latest", resources: { cpu: 0.25, memory: "0.5Gi" } }],
+      scale: { minReplicas: 1, maxReplicas: 2 },
     },
   };
 
   await t.test("apps, revisions, replicas, authentication, labels", async () => {
     const app = await client.containerApps.createOrUpdate(GROUP, "jsapp", body);
-    assert.equal(app.properties.provisioningState, "Succeeded");
+    assert.equal(app.provisioningState, "Succeeded");
     assert.deepEqual(await names(client.containerApps.listByResourceGroup(GROUP)), ["jsapp"]);
     assert.ok((await names(client.containerApps.listBySubscription())).includes("jsapp"));
     const secrets = await client.containerApps.listSecrets(GROUP, "jsapp");
     assert.deepEqual(secrets.value.map((secret) => [secret.name, secret.value]), [["pw", "hunter2"]]);
 
-    const first = app.properties.latestRevisionName;
+    const first = app.latestRevisionName;
     assert.deepEqual(await names(client.containerAppsRevisions.listRevisions(GROUP, "jsapp")), [first]);
-    assert.equal((await client.containerAppsRevisions.getRevision(GROUP, "jsapp", first)).properties.active, true);
+    assert.equal((await client.containerAppsRevisions.getRevision(GROUP, "jsapp", first)).active, true);
     const replicas = await client.containerAppsRevisionReplicas.listReplicas(GROUP, "jsapp", first);
     assert.equal(replicas.value.length, 1);
     const name = replicas.value[0].name;
@@ -149,10 +149,10 @@ test("every resource type", async (t) => {
 
     await client.containerApps.update(GROUP, "jsapp", {
       location: "eastus",
-      properties: { configuration: { activeRevisionsMode: "Multiple" } },
+      configuration: { activeRevisionsMode: "Multiple" },
     });
     await client.containerAppsRevisions.deactivateRevision(GROUP, "jsapp", first);
-    assert.equal((await client.containerAppsRevisions.getRevision(GROUP, "jsapp", first)).properties.active, false);
+    assert.equal((await client.containerAppsRevisions.getRevision(GROUP, "jsapp", first)).active, false);
     await client.containerAppsRevisions.activateRevision(GROUP, "jsapp", first);
 
     const auth = client.containerAppsAuthConfigs;
@@ -182,7 +182,7 @@ test("every resource type", async (t) => {
 
   await t.test("start, stop, delete", async () => {
     await client.containerApps.stop(GROUP, "jsapp");
-    assert.equal((await client.containerApps.get(GROUP, "jsapp")).properties.runningStatus, "Stopped");
+    assert.equal((await client.containerApps.get(GROUP, "jsapp")).runningStatus, "Stopped");
     await client.containerApps.start(GROUP, "jsapp");
     await client.containerApps.delete(GROUP, "jsapp");
     await assert.rejects(client.containerApps.get(GROUP, "jsapp"), missing);
