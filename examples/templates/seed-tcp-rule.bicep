@@ -18,7 +18,7 @@ resource app 'Microsoft.App/containerApps@2025-02-02-preview' = {
     configuration: {
       ingress: {
         external: false
-        targetPort: 8080
+        targetPort: 80
         transport: 'tcp'
         exposedPort: 18500
       }
