@@ -1,5 +1,7 @@
 //! `managedEnvironments/storages`: file shares that volumes of apps name.
 
+use std::fmt;
+
 use cove_model::{EnvironmentStorage, ResourceId, Share};
 use serde_json::Value;
 
@@ -30,8 +32,8 @@ pub static SCHEMA: Schema = Object(&[(
     ]),
 )]);
 
-/// A storage that was read.
-#[derive(Clone, Debug)]
+/// A storage that was read; its `Debug` text has no key.
+#[derive(Clone)]
 pub struct Parsed {
     /// What the platform acts on.
     pub storage: EnvironmentStorage,
@@ -39,6 +41,12 @@ pub struct Parsed {
     pub doc: Value,
     /// The account key, when the body has one.
     pub account_key: Option<String>,
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parsed").field("storage", &self.storage).field("doc", &self.doc).finish_non_exhaustive()
+    }
 }
 
 /// Reads a document; `old` is the storage that is there already.

@@ -3,6 +3,8 @@
 //!
 //! **Invariant:** the document never holds the file, its password or a key.
 
+use std::fmt;
+
 use serde_json::Value;
 
 use super::child::{check_location, is_host_name, required, strip};
@@ -51,8 +53,8 @@ pub const READ_ONLY: [&str; 8] = [
     "publicKeyHash",
 ];
 
-/// A checked upload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A checked upload; its `Debug` text has neither file nor password.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Upload {
     /// The document, without the file.
     pub doc: Value,
@@ -60,6 +62,12 @@ pub struct Upload {
     pub value: Option<String>,
     /// Its password; empty when none.
     pub password: String,
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload").field("doc", &self.doc).finish_non_exhaustive()
+    }
 }
 
 /// Checks the body of an upload.

@@ -5,7 +5,10 @@
 //!
 //! **Invariant:** the document never holds a secret's value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -89,13 +92,20 @@ const BLOCKS: [&str; 11] = [
 /// What every answer about a component says.
 pub const NO_EFFECT: &str = "Dapr has no effect yet: the component is stored and returned, no app can call it.";
 
-/// A checked component.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A checked component; its `Debug` text has no secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Component {
     /// The document; its secrets have names only.
     pub doc: Value,
     /// Secrets; `None` keeps the value there is.
     pub secrets: BTreeMap<String, Option<String>>,
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secrets: Vec<&String> = self.secrets.keys().collect();
+        f.debug_struct("Component").field("doc", &self.doc).field("secrets", &secrets).finish()
+    }
 }
 
 /// The component in Azure's shape, whichever shape it came in.

@@ -56,6 +56,12 @@ static ROUTE: Schema = Schema::Object(&[
 
 /// Rules of one configuration.
 const RULES_MAX: usize = 100;
+/// Routes of one rule; the ingress tries them one after the other.
+const ROUTES_MAX: usize = 100;
+/// Targets of one rule.
+const TARGETS_MAX: usize = 100;
+/// Custom domains of one configuration.
+const DOMAINS_MAX: usize = 100;
 
 /// Checks a configuration; the answer is the document and what the ingress reads. Whether apps and certificates exist is
 /// for the caller to ask, see [`targets`].
@@ -109,13 +115,29 @@ fn check_name(name: &str, errors: &mut Errors) {
     }
 }
 
+/// The items of a list, up to a number; more are an error.
+fn some<'d>(list: &Node<'d>, most: usize, errors: &mut Errors) -> Vec<Node<'d>> {
+    let mut items = list.items();
+    if items.len() > most {
+        errors.invalid(&list.path, format!("Expected at most {most} items, found {}.", items.len()));
+        items.truncate(most);
+    }
+    items
+}
+
 fn custom_domains(properties: &Node<'_>, errors: &mut Errors) -> Vec<CustomDomain> {
     let mut domains: Vec<CustomDomain> = Vec::new();
-    for node in properties.get("customDomains").items() {
+    for node in some(&properties.get("customDomains"), DOMAINS_MAX, errors) {
         let name_node = node.get("name");
         let Some(name) = required(&name_node, "A custom domain's name", errors) else { continue };
         let name = name.trim_end_matches('.').to_ascii_lowercase();
-        if !is_host_name(name.strip_prefix("*.").unwrap_or(&name)) {
+        if name.starts_with("*.") {
+            errors.push(ArmError::not_implemented(
+                &name_node.path,
+                "A custom domain for all names below it",
+                "name each host",
+            ));
+        } else if !is_host_name(&name) {
             errors.invalid(
                 &name_node.path,
                 format!("'{}' is not a host name.", name.chars().take(80).collect::<String>()),
@@ -144,7 +166,7 @@ fn custom_domains(properties: &Node<'_>, errors: &mut Errors) -> Vec<CustomDomai
 }
 
 fn routes(rule: &Node<'_>, errors: &mut Errors) -> Vec<HttpRoute> {
-    let nodes = rule.get("routes").items();
+    let nodes = some(&rule.get("routes"), ROUTES_MAX, errors);
     if nodes.is_empty() {
         errors.invalid(&rule.get("routes").path, "A rule needs at least one route.");
     }
@@ -165,8 +187,15 @@ fn routes(rule: &Node<'_>, errors: &mut Errors) -> Vec<HttpRoute> {
             errors.invalid(&place.path, "A path begins with '/' and has no '?' and no '#'.");
         }
         let rewrite = node.get("action").get("prefixRewrite");
-        if rewrite.text().is_some_and(|text| !text.starts_with('/')) {
-            errors.invalid(&rewrite.path, "A path begins with '/'.");
+        let is_path = |text: &str| {
+            text.starts_with('/')
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'<' | b'>' | b'^' | b'`' | b'\\'))
+        };
+        if rewrite.text().is_some_and(|text| !is_path(text)) {
+            let message = "A path begins with '/' and has no '?' and no '#'; blanks and letters beyond ASCII are written as '%20'.";
+            errors.invalid(&rewrite.path, message);
         }
         routes.push(HttpRoute {
             matcher: match *kind {
@@ -182,7 +211,7 @@ fn routes(rule: &Node<'_>, errors: &mut Errors) -> Vec<HttpRoute> {
 }
 
 fn targets_of(rule: &Node<'_>, errors: &mut Errors) -> Vec<HttpRouteTarget> {
-    let nodes = rule.get("targets").items();
+    let nodes = some(&rule.get("targets"), TARGETS_MAX, errors);
     if nodes.is_empty() {
         errors.invalid(&rule.get("targets").path, "A rule needs at least one target.");
     }
@@ -216,4 +245,41 @@ fn targets_of(rule: &Node<'_>, errors: &mut Errors) -> Vec<HttpRouteTarget> {
         errors.invalid(&rule.get("targets").path, message);
     }
     targets
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::schema::{Nulls, normalise};
+
+    fn code(properties: Value) -> (u16, String) {
+        let environment = ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap();
+        let mut errors = Errors::new();
+        let doc = normalise(&json!({ "properties": properties }), &SCHEMA, Nulls::Drop, &mut errors);
+        match parse(&environment.child("httpRouteConfigs", "routes").unwrap(), doc, errors) {
+            Ok(_) => (200, String::new()),
+            Err(error) => (error.status, error.target.unwrap_or_default()),
+        }
+    }
+
+    fn rule(route: Value) -> Value {
+        json!({ "rules": [{ "routes": [route], "targets": [{ "containerApp": "web" }] }] })
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused() {
+        let rewrite = |to: &str| rule(json!({ "match": { "prefix": "/a" }, "action": { "prefixRewrite": to } }));
+        assert_eq!(code(rewrite("/b/%20c~1")).0, 200);
+        let place = "properties.rules[0].routes[0].action.prefixRewrite".to_owned();
+        for bad in ["b", "/b?x=1", "/b#c", "/b c", "/é", "/b\\c"] {
+            assert_eq!(code(rewrite(bad)), (400, place.clone()), "{bad}");
+        }
+        let mut body = rule(json!({ "match": { "prefix": "/" } }));
+        body["customDomains"] = json!([{ "name": "*.example.com" }]);
+        assert_eq!(code(body.clone()), (501, "properties.customDomains[0].name".to_owned()));
+        body["customDomains"] = (0..=DOMAINS_MAX).map(|n| json!({ "name": format!("h{n}.example.com") })).collect();
+        assert_eq!(code(body), (400, "properties.customDomains".to_owned()));
+    }
 }
