@@ -2,7 +2,7 @@
 //! [`crate::app_actions`].
 
 use cove_arm::{ArmError, container_app};
-use cove_model::{ContainerApp, ResourceId};
+use cove_model::{ContainerApp, Environment, ResourceId, WorkloadProfileKind};
 use cove_store::{Provisioning, ResourceRow, RevisionRow};
 use http::Method;
 use serde_json::Value;
@@ -72,15 +72,31 @@ pub(crate) fn in_environment(plane: &ControlPlane, environment: &ResourceId) -> 
 
 /// The domain of an app's environment.
 pub(crate) fn domain(plane: &ControlPlane, app: &ContainerApp) -> Result<String, Refusal> {
+    Ok(environment(plane, app)?.default_domain)
+}
+
+fn environment(plane: &ControlPlane, app: &ContainerApp) -> Result<Environment, Refusal> {
     match plane.store().resource(&app.environment)? {
-        Some(row) => Ok(environments::model(&row)?.default_domain),
+        Some(row) => environments::model(&row),
         None => Err(Refusal::Broken(format!("the environment `{}` of `{}` is gone", app.environment, app.id))),
     }
+}
+
+/// What an app on a GPU profile must know.
+pub(crate) fn gpu_warning(environment: &Environment, app: &ContainerApp) -> Option<String> {
+    let name = app.workload_profile.as_deref()?;
+    let profile = environment.workload_profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name))?;
+    let kind = WorkloadProfileKind::find(&profile.kind).filter(|kind| kind.gpus > 0)?;
+    Some(format!(
+        "workloadProfileName: '{name}' is of the type {}, but GPUs are not given to containers yet: the app runs without one.",
+        kind.name
+    ))
 }
 
 /// The app as Azure shows it.
 pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
     let app = model(row)?;
+    let environment = environment(plane, &app)?;
     let revisions = plane.store().revisions(&row.id)?;
     let latest = revisions.last().map(|row| row.revision.name.as_str());
     let ready = revisions.iter().rev().find(|row| row.status.ready_at.is_some());
@@ -88,7 +104,7 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
         id: &row.id,
         provisioning_state: row.provisioning.as_arm(),
         running_status: running_status(row, &app, &revisions),
-        default_domain: &domain(plane, &app)?,
+        default_domain: &environment.default_domain,
         latest_revision: latest,
         latest_ready_revision: ready.map(|row| row.revision.name.as_str()),
         origin: &call.origin,
@@ -98,6 +114,9 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
     };
     let mut value = container_app::render(&row.doc, &view);
     identities::complete(plane, &mut value, row)?;
+    if let Some(text) = gpu_warning(&environment, &app) {
+        add_warning(&mut value, &text);
+    }
     if auth_configs::is_on(plane, &row.id)? {
         add_warning(&mut value, cove_arm::auth_config::NO_EFFECT);
     }
