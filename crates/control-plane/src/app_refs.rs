@@ -48,6 +48,7 @@ pub(crate) fn check(
     storages(plane, &parsed.app, &mut errors)?;
     if old.is_none_or(|old| claims_more(&parsed.app, old)) {
         conflicts(plane, &parsed.app, &mut errors)?;
+        platform_hosts(plane, &parsed.app, &mut errors)?;
     }
     errors.into_result()?;
     identities::check(plane, &mut parsed.doc)
@@ -126,6 +127,22 @@ fn storages(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Re
                 format!("The environment has no storage '{shown}'; make it with 'az containerapp env storage set'.");
             let target = format!("properties.template.volumes[{index}].storageName");
             errors.push(ArmError::new(400, "ManagedEnvironmentStorageNotFound", message).at(target));
+        }
+    }
+    Ok(())
+}
+
+/// Names below the domain of an environment are given by the platform: one that is asked for could be another app's.
+fn platform_hosts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Result<(), Refusal> {
+    let domains = app.ingress.as_ref().map_or(&[][..], |ingress| &ingress.custom_domains);
+    for (index, domain) in domains.iter().enumerate() {
+        if let Some(suffix) = custom_hosts::platform_domain(plane, &domain.name)? {
+            let message = format!(
+                "The custom domain '{}' is below '{suffix}', whose names the platform gives to apps; choose a domain of your own.",
+                domain.name
+            );
+            let target = format!("properties.configuration.ingress.customDomains[{index}].name");
+            errors.push(ArmError::new(400, "InvalidCustomHostName", message).at(target));
         }
     }
     Ok(())

@@ -256,11 +256,8 @@ fn begun(headers: &HeaderMap) -> Option<String> {
 pub(crate) fn error_of(status: u16, body: &Value) -> ArmError {
     fn read(status: u16, error: &Value, depth: usize) -> ArmError {
         let text = |name: &str| error.get(name).and_then(Value::as_str);
-        let mut found = ArmError::new(
-            status,
-            text("code").unwrap_or("UnknownError"),
-            text("message").unwrap_or("The server did not say what is wrong."),
-        );
+        let code = text("code").unwrap_or("UnknownError");
+        let mut found = ArmError::new(status, code, text("message").unwrap_or("The server did not say what is wrong."));
         found.target = text("target").map(str::to_owned);
         if depth > 0 {
             let details = error.get("details").and_then(Value::as_array);

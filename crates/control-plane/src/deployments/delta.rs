@@ -37,6 +37,9 @@ const READ_ONLY: &[&str] = &[
     "thumbprint",
 ];
 
+/// Pairs of items that are compared to find which is which; longer lists differ as a whole.
+const PAIRS_MAX: usize = 250_000;
+
 /// A resource as a GET shows it, without what nobody writes.
 pub(crate) fn written(value: &Value) -> Value {
     let mut value = value.clone();
@@ -87,7 +90,7 @@ fn compare(path: &str, before: &Value, after: &Value, changes: &mut Vec<Value>) 
                 changes.push(change("Create", &below(name), None, Some(new)));
             }
         }
-        (Value::Array(old), Value::Array(new)) => {
+        (Value::Array(old), Value::Array(new)) if can_be_paired(old, new) => {
             let children = items(old, new);
             if !children.is_empty() {
                 changes.push(json!({ "path": path, "propertyChangeType": "Array", "children": children }));
@@ -95,6 +98,10 @@ fn compare(path: &str, before: &Value, after: &Value, changes: &mut Vec<Value>) 
         }
         (before, after) => changes.push(change("Modify", path, Some(before), Some(after))),
     }
+}
+
+fn can_be_paired(old: &[Value], new: &[Value]) -> bool {
+    old.len().saturating_mul(new.len()) <= PAIRS_MAX
 }
 
 /// Changes of a list's items; each has the index of the item as its path.
@@ -114,7 +121,7 @@ fn items(old: &[Value], new: &[Value]) -> Vec<Value> {
         let mut children = Vec::new();
         match (before, after) {
             (Value::Object(_), Value::Object(_)) => compare("", before, after, &mut children),
-            (Value::Array(before), Value::Array(after)) => {
+            (Value::Array(before), Value::Array(after)) if can_be_paired(before, after) => {
                 children = items(before, after);
                 changes.push(json!({ "path": index.to_string(), "propertyChangeType": "Array", "children": children }));
                 continue;
@@ -187,6 +194,8 @@ mod tests {
                   Create 1:  => "r"
             "#]],
         );
+        let numbers = |from: u32| Value::from((from..from + 1000).collect::<Vec<_>>());
+        assert_eq!(between(&numbers(0), &numbers(1))[0]["propertyChangeType"], "Modify", "long lists are not paired");
         check(json!({ "a": [1, { "b": 2 }] }), json!({ "a": [1, { "b": 2 }] }), &expect![""]);
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     call::Call,
     control_plane::ControlPlane,
     crud::{self, Parsed, Resource, Write},
-    environments,
+    custom_hosts, environments,
     route::Route,
 };
 
@@ -113,6 +113,11 @@ fn check_domains(write: &Write<'_>, config: &HttpRouteConfig, errors: &mut Error
         let path = format!("properties.customDomains[{index}]");
         if let Some(certificate) = &domain.certificate {
             check_certificate(write, certificate, &format!("{path}.certificateId"), errors)?;
+        }
+        if let Some(suffix) = custom_hosts::platform_domain(write.plane, &domain.name)? {
+            let message =
+                format!("The domain '{}' is below '{suffix}', whose names the platform gives to apps.", domain.name);
+            errors.invalid(&format!("{path}.name"), message);
         }
         let mut owner = None;
         for other in write.plane.store().resources(KIND, None)? {

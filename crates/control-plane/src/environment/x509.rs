@@ -3,6 +3,7 @@
 //! **Invariant:** what is given back is usable: the key is the leaf's, the chain begins with the leaf.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -32,8 +33,7 @@ const OPENING_MAX: usize = 4;
 /// Where a problem with a file is told.
 const TARGET: &str = "properties.value";
 
-/// What a file held.
-#[derive(Debug)]
+/// What a file held; its `Debug` text has no key.
 pub(crate) struct CertificateFile {
     /// Chain in PEM, leaf first.
     pub(crate) chain_pem: String,
@@ -43,6 +43,12 @@ pub(crate) struct CertificateFile {
     pub(crate) names: Vec<String>,
     /// What Azure tells of it: read-only properties.
     pub(crate) facts: Value,
+}
+
+impl fmt::Debug for CertificateFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateFile").field("names", &self.names).finish_non_exhaustive()
+    }
 }
 
 /// Reads a file; `value` is base64.
@@ -90,23 +96,48 @@ fn from_pfx(bytes: &[u8], password: &str) -> Result<Parts, ArmError> {
     Ok((certificates, key))
 }
 
+/// PFX files that are being opened.
+static OPENING: AtomicUsize = AtomicUsize::new(0);
+
+/// A place among those that are opened at once; free again when the thread ends, be it by a panic.
+struct Opening;
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        OPENING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits in this thread; requests of others go on in another one where there is one.
+fn waiting_aside<T>(wait: impl FnOnce() -> T) -> T {
+    let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    if matches!(flavor, Ok(tokio::runtime::RuntimeFlavor::MultiThread)) {
+        tokio::task::block_in_place(wait)
+    } else {
+        wait()
+    }
+}
+
 /// The file says itself how often its password is hashed, perhaps for hours: it is opened in a thread of its own, for which
 /// nobody waits longer than [`OPEN_MAX`], and of which there are at most [`OPENING_MAX`].
 fn open_in_time(bytes: &[u8], password: &str) -> Result<Pkcs12Archive, ArmError> {
-    static OPENING: AtomicUsize = AtomicUsize::new(0);
     let too_slow = || invalid("The PFX file takes too long to open; export it with fewer iterations.");
     if OPENING.fetch_add(1, Ordering::AcqRel) >= OPENING_MAX {
         OPENING.fetch_sub(1, Ordering::AcqRel);
         return Err(ArmError::too_many_requests("Other PFX files are being opened; try again soon."));
     }
+    let place = Opening;
     let (bytes, password) = (bytes.to_vec(), password.to_owned());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        let opened = Pkcs12Archive::from_pkcs12(&bytes, &password);
-        OPENING.fetch_sub(1, Ordering::AcqRel);
-        let _nobody_waits = sender.send(opened);
+        let _place = place;
+        let _nobody_waits = sender.send(Pkcs12Archive::from_pkcs12(&bytes, &password));
     });
-    let opened = receiver.recv_timeout(OPEN_MAX).map_err(|_| too_slow())?;
+    let opened = match waiting_aside(|| receiver.recv_timeout(OPEN_MAX)) {
+        Ok(opened) => opened,
+        Err(mpsc::RecvTimeoutError::Timeout) => return Err(too_slow()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => return Err(invalid("The file is damaged.")),
+    };
     opened
         .map_err(|error| invalid(format!("The file is neither PEM nor a PFX file that this password opens: {error}.")))
 }

@@ -107,6 +107,13 @@ async fn a_custom_domain_belongs_to_one_app() {
     let taken = world.put(OTHER, domain("shop.cove.test")).await;
     assert_eq!((taken.status, taken.code()), (409, "CustomDomainInUse".into()));
     assert!(taken.text.contains("'web'"), "{}", taken.text);
+    // a name that the platform gives to another app is nobody's own
+    let theirs = world.get(WEB).await.json()["properties"]["configuration"]["ingress"]["fqdn"].clone();
+    let theirs = theirs.as_str().unwrap();
+    for name in [theirs.to_owned(), format!("any.{theirs}"), format!("free.{}", theirs.split_once('.').unwrap().1)] {
+        let refused = world.put(OTHER, domain(&name)).await;
+        assert_eq!((refused.status, refused.code()), (400, "InvalidCustomHostName".into()), "{name}");
+    }
     // put back unchanged it is no new claim; given up, it is free
     assert_eq!(world.put(WEB, world.get(WEB).await.json()).await.status, 201);
     assert_eq!(world.put(WEB, app_body("nginx", "v1")).await.status, 201);
@@ -168,7 +175,8 @@ async fn labels_follow_new_revisions_and_have_a_history() {
     );
     // what az leaves behind is no weight; a weight without a label is refused
     let weights = |rest: Value| {
-        let blue = json!({ "revisionName": "web--v1", "weight": 100 - rest["weight"].as_i64().unwrap(), "label": "blue" });
+        let blue =
+            json!({ "revisionName": "web--v1", "weight": 100 - rest["weight"].as_i64().unwrap(), "label": "blue" });
         let green = json!({ "revisionName": "web--v2", "weight": 0, "label": "green" });
         json!({ "properties": { "configuration": { "ingress": { "traffic": [blue, green, rest] } } } })
     };
