@@ -65,7 +65,7 @@ pub(super) async fn run(session: &Session, command: ComposeCommand) -> Result<()
     let client = &session.client;
     let mut compose = file::yaml(&args.compose_file_path)?;
     let folder = args.compose_file_path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new(".")).to_owned();
+    let folder = folder.unwrap_or_else(|| Path::new(".")).to_owned();
     service::substitute(&mut compose, &service::variables(&folder))?;
     // everything is read before anything is made
     let services = service::read(&compose, &folder)?;

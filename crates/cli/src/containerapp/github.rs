@@ -14,7 +14,7 @@ pub(crate) enum GithubCommand {
     /// Show the connection.
     Show(AppRef),
     /// Connect an app with a repository.
-    Add(AddArgs),
+    Add(Box<AddArgs>),
     /// Remove the connection.
     Delete {
         #[command(flatten)]

@@ -41,7 +41,7 @@ pub(super) fn without(mut result: Value, kinds: &[String]) -> Value {
 /// The text of a result.
 pub(super) fn render(result: &Value, is_coloured: bool) -> String {
     let empty = Vec::new();
-    let changes = result["properties"]["changes"].as_array().or(result["changes"].as_array()).unwrap_or(&empty);
+    let changes = result["properties"]["changes"].as_array().or_else(|| result["changes"].as_array()).unwrap_or(&empty);
     let mut page = Page { text: String::new(), is_coloured };
     let kind_of = |change: &Value| {
         let kind = change["changeType"].as_str().unwrap_or_default().to_owned();

@@ -160,7 +160,7 @@ pub(super) fn read(compose: &Value, folder: &Path) -> Result<Vec<Service>, Failu
         let ready: Vec<&String> = left
             .iter()
             .copied()
-            .filter(|name| needs(&services[name.as_str()]).iter().all(|need| !left.iter().any(|left| *left == need)))
+            .filter(|name| needs(&services[name.as_str()]).iter().all(|need| !left.contains(&need)))
             .collect();
         if ready.is_empty() {
             let names: Vec<&str> = left.iter().map(|name| name.as_str()).collect();
@@ -219,7 +219,7 @@ fn service(name: &str, service: &Value, secrets: &Value, folder: &Path) -> Resul
     }
     found.container = container;
     found.ingress = ingress(service).map_err(|what| wrong(&what))?;
-    found.replicas = service["deploy"]["replicas"].as_u64().or(service["scale"].as_u64());
+    found.replicas = service["deploy"]["replicas"].as_u64().or_else(|| service["scale"].as_u64());
     if service["deploy"]["mode"] == "global" {
         found.replicas = Some(1);
     }
@@ -233,8 +233,8 @@ fn is_served(platform: &str) -> bool {
 }
 
 fn build_of(build: &Value, folder: &Path) -> Option<Build> {
-    let context = build.as_str().or(build["context"].as_str());
-    let context = context.or(build.is_object().then_some("."))?;
+    let context = build.as_str().or_else(|| build["context"].as_str());
+    let context = context.or_else(|| build.is_object().then_some("."))?;
     Some(Build { context: folder.join(context), dockerfile: text(&build["dockerfile"]) })
 }
 
@@ -312,7 +312,7 @@ fn environment(service: &Value, folder: &Path) -> Result<Vec<Value>, Failure> {
 
 /// Name and value of a secret; a name with underscores has dashes, as az makes them.
 fn secret_of(secret: &Value, secrets: &Value, folder: &Path) -> Result<(String, String), Failure> {
-    let source = secret.as_str().or(secret["source"].as_str()).unwrap_or_default();
+    let source = secret.as_str().or_else(|| secret["source"].as_str()).unwrap_or_default();
     let target = secret["target"].as_str().unwrap_or(source);
     let declared = &secrets[source];
     let value = if let Some(path) = declared["file"].as_str() {

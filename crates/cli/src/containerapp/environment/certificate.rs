@@ -268,9 +268,9 @@ fn base64(bytes: &[u8]) -> String {
         let mut word = [0; 3];
         word[..chunk.len()].copy_from_slice(chunk);
         let bits = u32::from_be_bytes([0, word[0], word[1], word[2]]);
-        for index in 0..4 {
+        for index in 0..4_usize {
             let sextet = (bits >> (18 - 6 * index)) & 0x3F;
-            let is_padding = index as usize > chunk.len();
+            let is_padding = index > chunk.len();
             text.push(if is_padding { '=' } else { char::from(ALPHABET[sextet as usize]) });
         }
     }
