@@ -53,6 +53,24 @@ async fn a_request_held_for_a_revision_that_is_replaced_goes_to_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_request_is_not_given_to_another_app_that_took_the_host() {
+    let world = World::start().await;
+    let other = Backend::named("other").await;
+    let v1 = revision("web", "v1");
+    world.route("web", route("web"));
+    world.ready(&revision("other", "v1"), &[other.address]);
+    let address = world.http;
+    let request = tokio::spawn(async move { get(address, HOST).await });
+    until("the request to be held", || world.handle.load(&v1).held == 1).await;
+    // the other app may have rules that this client was not checked against
+    world.route("web", route("other"));
+    world.endpoints.set(v1.clone(), Endpoints { state: EndpointState::Inactive, ..Endpoints::default() });
+    assert_eq!(soon("the answer", request).await.unwrap().0, 404, "its revision is inactive");
+    assert_eq!(world.handle.load(&revision("other", "v1")).arrivals_total, 0);
+    assert_eq!(get(address, HOST).await, (200, "other".into()), "a new request goes there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_requests_for_fifty_revisions_are_all_served() {
     let world = World::start().await;
     let app = Backend::named("ok").await;

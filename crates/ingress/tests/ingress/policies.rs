@@ -288,6 +288,10 @@ async fn a_connection_for_another_host_is_sent_back_where_a_certificate_is_wante
     let without = AnyServer::config(&world, None);
     let answer = tls(&world, &without, "web.env.localhost", "web.env.localhost").await;
     assert_eq!(parts(&answer), (200, "false".into()), "accepted, not required");
+    world.route("plain", route("plain"));
+    world.ready(&revision("plain", "v1"), &[app.address]);
+    let answer = tls(&world, &with_one, "web.env.localhost", "plain.env.localhost").await;
+    assert_eq!(parts(&answer), (200, "false".into()), "an app that asks for none does not see one given to another");
 }
 
 fn ring_sha256(bytes: &[u8]) -> Vec<u8> {
