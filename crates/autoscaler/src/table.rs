@@ -71,7 +71,8 @@ pub(crate) struct Synced {
 pub(crate) struct Table {
     config: Config,
     desired: Board<RevisionKey, DesiredCount>,
-    entries: HashMap<RevisionKey, Entry>,
+    /// Boxed: a map keeps room for more than it has.
+    entries: HashMap<RevisionKey, Box<Entry>>,
     due: BTreeSet<(Timestamp, RevisionKey)>,
     /// Published at zero because they are not active.
     stopped: BTreeSet<RevisionKey>,
@@ -160,7 +161,7 @@ impl Table {
             state.current = running;
             state.last_active = state.last_active.max(Some(now));
         }
-        let entry = Entry::new(revision, state, settings, now);
+        let entry = Box::new(Entry::new(revision, state, settings, now));
         let mut events = Vec::new();
         if reason == "started" {
             events.push(entry.subject.started(now, &entry.config));

@@ -52,10 +52,11 @@ pub(crate) struct KnownRevision {
 }
 
 impl Entry {
-    pub(crate) fn new(data: AppData, name_seed: u64) -> Self {
-        let mut entry = Self {
-            data: AppData { revisions: Vec::new(), ..data.clone() },
-            revisions: Vec::new(),
+    pub(crate) fn new(mut data: AppData, name_seed: u64) -> Self {
+        let revisions = std::mem::take(&mut data.revisions);
+        Self {
+            data,
+            revisions: revisions.into_iter().map(|(revision, status)| KnownRevision::new(revision, status)).collect(),
             memory: AppMemory::new(name_seed),
             told: None,
             traffic: None,
@@ -64,30 +65,21 @@ impl Entry {
             short: BTreeMap::new(),
             wake_at: None,
             is_complete: false,
-        };
-        entry.update(data);
-        entry
+        }
     }
 
     /// Takes what was loaded; gives the revisions that are new and the keys of those that are gone.
     pub(crate) fn update(&mut self, mut data: AppData) -> (Vec<RevisionKey>, Vec<RevisionKey>) {
         let mut old = std::mem::take(&mut self.revisions);
         let mut new = Vec::new();
+        self.revisions.reserve_exact(data.revisions.len());
         for (revision, status) in std::mem::take(&mut data.revisions) {
             let at = old.iter().position(|known| known.revision.name == revision.name);
             self.revisions.push(match at {
                 Some(at) => KnownRevision { revision, ..old.swap_remove(at) },
                 None => {
                     new.push(revision.key());
-                    KnownRevision {
-                        key: revision.key(),
-                        slots_wanted: 0,
-                        slot_candidate: None,
-                        used_at: revision.activated_at,
-                        is_kept: false,
-                        revision,
-                        status,
-                    }
+                    KnownRevision::new(revision, status)
                 }
             });
         }
@@ -118,6 +110,18 @@ impl Entry {
 }
 
 impl KnownRevision {
+    fn new(revision: Revision, status: RevisionStatus) -> Self {
+        Self {
+            key: revision.key(),
+            slots_wanted: 0,
+            slot_candidate: None,
+            used_at: revision.activated_at,
+            is_kept: false,
+            revision,
+            status,
+        }
+    }
+
     /// Images of its containers, each once.
     pub(crate) fn images(&self) -> Vec<String> {
         let template = &self.revision.template;

@@ -1,9 +1,10 @@
 //! Reads what changed in the store, off the planning task, in the order of the changes.
 //!
-//! **Invariant:** the first batch holds every app there is; nothing is planned or judged an orphan before it.
+//! **Invariant:** the batches up to the first last one hold every app there is; nothing is planned or judged an orphan
+//! before it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
@@ -26,6 +27,12 @@ const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
 
 /// Kind of the path routings of an environment.
 const PATH_ROUTES_KIND: &str = "microsoft.app/managedenvironments/httprouteconfigs";
+
+/// Apps that are read and handed on together.
+const PART_MAX: usize = 256;
+
+/// Environments by id, as read for one look at many apps; `None` = not there.
+type Environments = HashMap<ResourceId, Option<Environment>>;
 
 /// An app as the store has it; its `Debug` text has no secrets.
 #[derive(Clone)]
@@ -61,6 +68,8 @@ impl fmt::Debug for AppData {
 pub(crate) struct Batch {
     pub(crate) apps: Vec<(ResourceId, Option<Box<AppData>>)>,
     pub(crate) path_routes: Vec<(ResourceId, Option<PathRoutesData>)>,
+    /// Nothing more belongs to it.
+    pub(crate) is_last: bool,
 }
 
 /// A path routing as the store has it.
@@ -85,63 +94,96 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
                 dirty = changes.next() => todo.extend(dirty),
             }
         }
-        let (reader, ids) = (store.clone(), todo.clone());
-        let loaded = tokio::task::spawn_blocking(move || load_all(&reader, &ids)).await;
-        match loaded {
-            Ok(Ok(batch)) => {
+        match load_all(&store, &todo, is_first, &batches).await {
+            Ok(true) => {
                 backoff.reset();
                 todo.clear();
-                let is_empty = batch.apps.is_empty() && batch.path_routes.is_empty();
-                if (is_first || !is_empty) && batches.send(batch).await.is_err() {
-                    return;
-                }
                 is_first = false;
             }
-            Ok(Err(error)) => {
+            Ok(false) => return,
+            Err(error) => {
                 tracing::error!(%error, "failed to read changed apps");
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(backoff.next_wait()) => {}
                 }
             }
-            Err(_stopped) => return,
         }
     }
 }
 
-fn load_all(store: &Store, ids: &BTreeSet<ResourceId>) -> Result<Batch, StoreError> {
-    let mut apps: BTreeSet<ResourceId> = BTreeSet::new();
-    let mut routes: BTreeSet<ResourceId> = BTreeSet::new();
-    for id in ids {
-        match id.kind().to_ascii_lowercase().as_str() {
-            APP_KIND => {
-                apps.insert(id.clone());
+/// Reads what changed and hands it on in parts, so that never all of it waits in memory; `false` when nobody takes it.
+async fn load_all(
+    store: &Store,
+    ids: &BTreeSet<ResourceId>,
+    is_first: bool,
+    batches: &mpsc::Sender<Batch>,
+) -> Result<bool, StoreError> {
+    let (reader, ids) = (store.clone(), ids.clone());
+    let Ok(affected) = tokio::task::spawn_blocking(move || Affected::of(&reader, &ids)).await else { return Ok(false) };
+    let Affected { apps, routes } = affected?;
+    if apps.is_empty() && routes.is_empty() && !is_first {
+        return Ok(true);
+    }
+    let mut environments = Environments::new();
+    let mut apps = apps.into_iter().peekable();
+    let mut routes = routes.into_iter().collect::<Vec<_>>();
+    loop {
+        let part: Vec<ResourceId> = apps.by_ref().take(PART_MAX).collect();
+        let is_last = apps.peek().is_none();
+        let routes = if is_last { std::mem::take(&mut routes) } else { Vec::new() };
+        let reader = store.clone();
+        let loading = tokio::task::spawn_blocking(move || {
+            let mut batch = Batch { is_last, ..Batch::default() };
+            for id in part {
+                let data = load(&reader, &mut environments, &id)?;
+                batch.apps.push((id, data.map(Box::new)));
             }
-            ENVIRONMENT_KIND => {
-                apps.extend(apps_of(store, id)?);
-                routes.extend(store.resources(PATH_ROUTES_KIND, Some(id))?.into_iter().map(|row| row.id));
+            for id in routes {
+                let data = load_path_routes(&reader, &id)?;
+                batch.path_routes.push((id, data));
             }
-            storages::KIND => {
-                if let Some(environment) = id.parent() {
-                    apps.extend(apps_of(store, &environment)?);
-                }
-            }
-            PATH_ROUTES_KIND => {
-                routes.insert(id.clone());
-            }
-            _ => {}
+            Ok::<_, StoreError>((batch, environments))
+        });
+        let Ok(loaded) = loading.await else { return Ok(false) };
+        let (batch, kept) = loaded?;
+        environments = kept;
+        if batches.send(batch).await.is_err() {
+            return Ok(false);
+        }
+        if is_last {
+            return Ok(true);
         }
     }
-    let mut batch = Batch::default();
-    for id in apps {
-        let data = load(store, &id)?;
-        batch.apps.push((id, data.map(Box::new)));
+}
+
+/// What some changes are about.
+#[derive(Debug, Default)]
+struct Affected {
+    apps: BTreeSet<ResourceId>,
+    routes: BTreeSet<ResourceId>,
+}
+
+impl Affected {
+    fn of(store: &Store, ids: &BTreeSet<ResourceId>) -> Result<Self, StoreError> {
+        let Self { mut apps, mut routes } = Self::default();
+        let is = |id: &ResourceId, kind: &str| id.kind().eq_ignore_ascii_case(kind);
+        for id in ids {
+            if is(id, APP_KIND) {
+                apps.insert(id.clone());
+            } else if is(id, ENVIRONMENT_KIND) {
+                apps.extend(store.ids_in(APP_KIND, id)?);
+                routes.extend(store.resources(PATH_ROUTES_KIND, Some(id))?.into_iter().map(|row| row.id));
+            } else if is(id, storages::KIND) {
+                if let Some(environment) = id.parent() {
+                    apps.extend(store.ids_in(APP_KIND, &environment)?);
+                }
+            } else if is(id, PATH_ROUTES_KIND) {
+                routes.insert(id.clone());
+            }
+        }
+        Ok(Self { apps, routes })
     }
-    for id in routes {
-        let data = load_path_routes(store, &id)?;
-        batch.path_routes.push((id, data));
-    }
-    Ok(batch)
 }
 
 fn load_path_routes(store: &Store, id: &ResourceId) -> Result<Option<PathRoutesData>, StoreError> {
@@ -176,26 +218,36 @@ fn profile_of(app: &ContainerApp, environment: &Environment) -> Option<WorkloadP
     environment.workload_profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name)).cloned()
 }
 
-/// Apps of an environment that changed: their host names may have.
-fn apps_of(store: &Store, environment: &ResourceId) -> Result<Vec<ResourceId>, StoreError> {
-    let rows = store.resources(APP_KIND, None)?;
-    let is_inside = |spec: &serde_json::Value| {
-        let id = spec.get("environment").and_then(serde_json::Value::as_str);
-        id.is_some_and(|id| id.eq_ignore_ascii_case(environment.as_str()))
-    };
-    Ok(rows.into_iter().filter(|row| row.spec.as_ref().is_some_and(is_inside)).map(|row| row.id).collect())
-}
-
-fn load(store: &Store, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
-    let Some(row) = store.resource(id)? else { return Ok(None) };
-    let Some(spec) = row.spec else { return Ok(None) };
-    let app: ContainerApp = serde_json::from_value(spec)?;
-    let environment = environment_of(store, &app.environment)?;
-    let profile = environment.as_ref().and_then(|environment| profile_of(&app, environment));
-    let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain);
+fn load(
+    store: &Store,
+    environments: &mut Environments,
+    id: &ResourceId,
+) -> Result<Option<AppData>, StoreError> {
+    let Some(row) = store.snapshot::<ContainerApp>(id)? else { return Ok(None) };
+    let Some(mut app) = row.spec else { return Ok(None) };
+    // only revisions run
+    app.template.containers = Vec::new();
+    app.template.init_containers = Vec::new();
+    if !environments.contains_key(&app.environment) {
+        let found = environment_of(store, &app.environment)?;
+        environments.insert(app.environment.clone(), found);
+    }
+    let known = environments.get_key_value(&app.environment);
+    if let Some((shared, _)) = known
+        && shared.as_str() == app.environment.as_str()
+    {
+        app.environment = shared.clone();
+    }
+    let environment = known.and_then(|(_, environment)| environment.as_ref());
+    let profile = environment.and_then(|environment| profile_of(&app, environment));
+    let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain.clone());
     let secrets = store.secrets(id)?;
     let logins = logins(&app, &secrets);
-    let revisions = store.revisions(id)?;
+    let mut revisions = store.revision_snapshots(id)?;
+    for (revision, _) in &mut revisions {
+        revision.app = app.id.clone();
+        revision.template.containers.shrink_to_fit();
+    }
     let storages = storages::load(store, &app.environment, &revisions)?;
     let config_hash = config_hash(&app, &secrets, &storages);
     Ok(Some(AppData {
@@ -207,7 +259,7 @@ fn load(store: &Store, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
         },
         domain,
         profile,
-        revisions: revisions.into_iter().map(|row| (row.revision, row.status)).collect(),
+        revisions,
         secrets,
         logins,
         storages,

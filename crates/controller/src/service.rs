@@ -48,7 +48,8 @@ pub(crate) struct Brain {
     pub(crate) handle: Handle,
     pub(crate) teller: Teller,
     pub(crate) writer: Writer,
-    pub(crate) entries: HashMap<ResourceId, Entry>,
+    /// Boxed: a map keeps room for more than it has.
+    pub(crate) entries: HashMap<ResourceId, Box<Entry>>,
     pub(crate) dirty: BTreeSet<ResourceId>,
     /// Revisions whose replicas changed since their app was planned.
     pub(crate) observed: BTreeSet<RevisionKey>,
@@ -217,7 +218,7 @@ impl Brain {
                 }
                 None => {
                     let seed = seed_of(self.config.name_seed, &id);
-                    let entry = Entry::new(*data, seed);
+                    let entry = Box::new(Entry::new(*data, seed));
                     let new: Vec<_> = entry.revisions.iter().map(|known| known.key.clone()).collect();
                     if is_running {
                         let message = format!("Creating containerApp: {}", id.name());
@@ -231,7 +232,7 @@ impl Brain {
                 }
             }
         }
-        if !self.is_loaded {
+        if !self.is_loaded && batch.is_last {
             self.is_loaded = true;
             let keys = self.deps.runtime.observations().snapshot().into_iter().map(|(key, _)| key);
             self.observed(keys.collect());

@@ -5,9 +5,9 @@ use std::{
     hash::{Hash as _, Hasher},
 };
 
-use cove_model::{EnvironmentStorage, ResourceId, Template, VolumeKind};
+use cove_model::{EnvironmentStorage, ResourceId, Revision, RevisionStatus, Template, VolumeKind};
 use cove_runtime::StorageBinding;
-use cove_store::{RevisionRow, Store, StoreError};
+use cove_store::{Store, StoreError};
 
 /// Kind of storages.
 pub(crate) const KIND: &str = "microsoft.app/managedenvironments/storages";
@@ -26,8 +26,12 @@ fn named(template: &Template) -> impl Iterator<Item = String> {
 }
 
 /// The storages that volumes of these revisions name; those that are gone are left out.
-pub(crate) fn load(store: &Store, environment: &ResourceId, revisions: &[RevisionRow]) -> Result<Storages, StoreError> {
-    let names: BTreeSet<String> = revisions.iter().flat_map(|row| named(&row.revision.template)).collect();
+pub(crate) fn load(
+    store: &Store,
+    environment: &ResourceId,
+    revisions: &[(Revision, RevisionStatus)],
+) -> Result<Storages, StoreError> {
+    let names: BTreeSet<String> = revisions.iter().flat_map(|(revision, _)| named(&revision.template)).collect();
     let mut found = Storages::new();
     for name in names {
         let Ok(id) = environment.child("storages", &name) else { continue };

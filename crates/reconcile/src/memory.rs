@@ -20,7 +20,8 @@ pub struct AppMemory {
     next_name: u64,
     /// The generation whose bringing-up the clocks of the revisions belong to.
     pub(crate) attempt_generation: u64,
-    pub(crate) revisions: BTreeMap<RevisionName, RevisionMemory>,
+    // boxed: a map reserves room for eleven values, and thousands of apps have one revision each
+    pub(crate) revisions: BTreeMap<RevisionName, Box<RevisionMemory>>,
     /// Which revision was ready for a label last; labels mode only.
     pub(crate) labels: BTreeMap<String, RevisionName>,
 }

@@ -198,7 +198,7 @@ fn plan_revision(
     let want = want(view, revision, role, memory, now, plan);
     let existing = control(view, revision, memory, &want, now, plan);
     let port = Port::of(view, revision).known();
-    let mut endpoints = endpoints(revision, memory.revisions.get(name), port);
+    let mut endpoints = endpoints(revision, memory.revisions.get(name).map(Box::as_ref), port);
     endpoints.state = match &role.assessment {
         Some(assessment) if role.is_kept => match &assessment.message {
             Some(reason) if assessment.cannot_serve(revision, view.settings) => {

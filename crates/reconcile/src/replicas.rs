@@ -79,6 +79,10 @@ pub(crate) fn control(
     if want.port == Port::Unknown && !(lists.live.is_empty() && lists.slots.is_empty()) {
         work.ensure_images("their ports must be known");
     }
+    if mine.notes.is_empty() {
+        // an emptied map keeps its room
+        mine.notes = BTreeMap::new();
+    }
     memory.revisions.insert(name.clone(), mine);
     have
 }

@@ -139,6 +139,8 @@ pub struct OciRuntime {
 struct Inner {
     config: OciConfig,
     images: ImageStore,
+    /// Revisions whose images are looked for at the same time: after a restart there may be thousands.
+    looks: tokio::sync::Semaphore,
     network: Arc<Network>,
     events: mpsc::Sender<SystemEvent>,
     board: Board<RevisionKey, Arc<Vec<ReplicaObservation>>>,
@@ -369,6 +371,7 @@ impl OciRuntime {
         let inner = Arc::new(Inner {
             config,
             images,
+            looks: tokio::sync::Semaphore::new(images::LOOKS_MAX),
             network,
             events,
             board: Board::default(),

@@ -18,7 +18,7 @@ mod status;
 pub use db::{DirectoryLock, Store};
 pub use error::StoreError;
 pub use operations::{NewOperation, OperationRow, OperationStatus};
-pub use resources::{Expect, Failure, Provisioning, PutResource, ResourceRow, SecretsChange};
+pub use resources::{Expect, Failure, Provisioning, PutResource, ResourceRow, SecretsChange, Snapshot};
 pub use revisions::{NewRevision, RevisionRow};
 pub use status::{CountRow, PlanRow};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cove_model::ResourceId;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{NewOperation, NewRevision, Store, StoreError, db::Tx, operations, revisions, secrets::Keyring};
@@ -33,6 +33,17 @@ pub struct ResourceRow {
     pub created_at: Timestamp,
     /// Last written by the user.
     pub updated_at: Timestamp,
+}
+
+/// A resource as loops want it: [`Store::snapshot`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot<T> {
+    /// Its model value, for resources that are reconciled.
+    pub spec: Option<T>,
+    /// Rises with every write by the user.
+    pub generation: u64,
+    /// ARM's `provisioningState`.
+    pub provisioning: Provisioning,
 }
 
 /// ARM's `provisioningState`.
@@ -135,6 +146,45 @@ impl Store {
     /// When the database cannot be read.
     pub fn resource(&self, id: &ResourceId) -> Result<Option<ResourceRow>, StoreError> {
         self.read(|db| load(db, id.key()))
+    }
+
+    /// A resource without its document, its model value read as `T`.
+    ///
+    /// # Errors
+    /// When the database cannot be read, or the value is no `T`.
+    pub fn snapshot<T: DeserializeOwned>(&self, id: &ResourceId) -> Result<Option<Snapshot<T>>, StoreError> {
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT spec, generation, state FROM resources WHERE key = ?1")?;
+            let mut rows = query.query([id.key()])?;
+            let Some(row) = rows.next()? else { return Ok(None) };
+            let spec: Option<String> = row.get(0)?;
+            Ok(Some(Snapshot {
+                spec: spec.map(|spec| serde_json::from_str(&spec)).transpose()?,
+                generation: u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
+                provisioning: Provisioning::parse(&row.get::<_, String>(2)?),
+            }))
+        })
+    }
+
+    /// Ids of all resources of a kind (any case) that live in an environment, by id.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn ids_in(&self, kind: &str, environment: &ResourceId) -> Result<Vec<ResourceId>, StoreError> {
+        let kind = kind.to_ascii_lowercase();
+        self.read(|db| {
+            let mut query = db.prepare_cached(
+                "SELECT id FROM resources INDEXED BY resources_by_environment
+                 WHERE kind = ?1 AND spec ->> '$.environment' IS NOT NULL AND lower(spec ->> '$.environment') = ?2
+                 ORDER BY key",
+            )?;
+            let ids = query.query_map(params![kind, environment.key()], |row| row.get::<_, String>(0))?;
+            ids.map(|id| {
+                let id = id?;
+                ResourceId::parse(&id).map_err(|_| StoreError::NotFound { id })
+            })
+            .collect()
+        })
     }
 
     /// All resources of a kind (any case) whose id lies below `scope` (a subscription or group id), by id.

@@ -41,6 +41,23 @@ impl Store {
         })
     }
 
+    /// An app's revisions and their statuses without their documents, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn revision_snapshots(&self, app: &ResourceId) -> Result<Vec<(Revision, RevisionStatus)>, StoreError> {
+        self.read(|db| {
+            let mut query =
+                db.prepare_cached("SELECT revision, status FROM revisions WHERE app_key = ?1 ORDER BY number")?;
+            let rows = query.query_map([app.key()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            rows.map(|row| {
+                let (revision, status) = row?;
+                Ok((serde_json::from_str(&revision)?, serde_json::from_str(&status)?))
+            })
+            .collect()
+        })
+    }
+
     /// One revision; its name in any case.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Images of revisions: fetched once per revision, what a tag meant then is kept for all its replicas.
 //!
-//! **Invariant:** one fetch per revision at a time; asking again after a failure tries again.
+//! **Invariant:** one fetch per revision at a time, [`LOOKS_MAX`] of all; asking again after a failure tries again.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,9 @@ use futures_util::future::try_join_all;
 use jiff::Timestamp;
 
 use super::{Inner, lock};
+
+/// Revisions whose images are looked for at the same time.
+pub(super) const LOOKS_MAX: usize = 32;
 
 /// Where a revision's images stand.
 #[derive(Debug, Default)]
@@ -44,6 +47,7 @@ pub(super) fn ensure(inner: &Arc<Inner>, revision: &RevisionKey, images: &[Strin
     let (images, logins) = (images.to_vec(), logins.to_vec());
     let stop = inner.stop.clone();
     tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let Ok(_turn) = inner.looks.acquire().await else { return };
         let progress: Vec<AtomicU8> = images.iter().map(|_| AtomicU8::new(0)).collect();
         let each = images.iter().zip(&progress).map(|(image, done)| {
             let (inner, revision, progress) = (&inner, &revision, &progress);
