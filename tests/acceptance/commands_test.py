@@ -248,7 +248,7 @@ class Ingress(Case):
         self.assertFalse(self.app("ingress cors show"))
 
         self.app("ingress sticky-sessions set", "--affinity", "sticky")
-        self.assertEqual(self.app("ingress sticky-sessions show")["affinity"], "sticky")
+        self.assertEqual(self.app("ingress sticky-sessions show")["stickySessions"]["affinity"], "sticky")
         cove.until("a cookie keeps the client", lambda: self.server.headers(host).get("set-cookie"))
         self.app("delete", "--yes")
 
