@@ -103,7 +103,8 @@ impl Write<'_> {
             let is_suffix_ours = checked.is_suffix_ours;
             let changed_secrets = checked.changed_secrets.clone();
             let app = checked.parsed.app.clone();
-            let warnings = container_app::warnings(&checked.parsed.doc);
+            let mut warnings = container_app::warnings(&checked.parsed.doc);
+            warnings.extend(apps::gpu_warning(&self.environment(&app.environment)?, &app));
             match self.save(id, old.as_ref(), checked).await {
                 Ok(saved) => {
                     drop(structure);
@@ -184,6 +185,16 @@ impl Write<'_> {
                 );
                 return Err(ArmError::conflict("ContainerAppNameInUse", message).into());
             }
+        }
+        let routes = app.environment.child("httpRouteConfigs", app.id.name());
+        if let Ok(routes) = routes
+            && self.plane.store().resource(&routes)?.is_some()
+        {
+            let message = format!(
+                "The environment has a path routing '{}', which has the same host name; choose another name.",
+                app.id.name()
+            );
+            return Err(ArmError::conflict("ContainerAppNameInUse", message).into());
         }
         Ok(())
     }
