@@ -242,7 +242,7 @@ impl Work {
         let body = self.agent.evaluate(move |known| plan.evaluate_body(index, known)).await?;
         let is_module = planned.is_deployment();
         if self.agent.plane.is_rehearsal() && !is_module {
-            self.touch(&planned.id, &planned.api_version, &planned.path, planned.symbolic.clone());
+            self.touch(&planned.id, &planned.api_version, planned.symbolic.clone());
         }
         let reply = self.agent.send(Method::PUT, &planned.id, &planned.api_version, Some(body.to_string())).await?;
         let Some(operation) = &reply.operation else { return Ok(reply.status) };
@@ -255,11 +255,10 @@ impl Work {
         Ok(reply.status)
     }
 
-    fn touch(&self, id: &str, api_version: &str, path: &str, symbolic: Option<String>) {
+    fn touch(&self, id: &str, api_version: &str, symbolic: Option<String>) {
         self.agent.plane.runs().touch(Touched {
             id: id.to_owned(),
             api_version: api_version.to_owned(),
-            path: path.to_owned(),
             symbolic,
             deployment: self.place.id.to_string(),
         });
@@ -328,7 +327,7 @@ impl Work {
         let operation = Operation::begin("Delete", Some(target), self.agent.plane.clock().now());
         self.run.note(operation.clone());
         if self.agent.plane.is_rehearsal() {
-            self.touch(id.as_str(), "", "", None);
+            self.touch(id.as_str(), "", None);
         }
         let deleted = async {
             let reply = self.agent.send(Method::DELETE, id.as_str(), "", None).await?;

@@ -29,8 +29,6 @@ pub(crate) struct Runs {
 pub(crate) struct Touched {
     pub(crate) id: String,
     pub(crate) api_version: String,
-    /// Place in the template that it comes from.
-    pub(crate) path: String,
     /// Symbolic name in the template.
     pub(crate) symbolic: Option<String>,
     /// The deployment, the whole one or a module of it.
