@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::number::milli;
 use crate::settings::ScaleSettings;
+use crate::source::Scaler;
 
 /// Name of the rule that Azure adds when there is ingress and no rule.
 pub const DEFAULT_RULE_NAME: &str = "default-http";
@@ -151,7 +152,8 @@ impl Rule {
 
     /// Reads one rule of the template.
     ///
-    /// The target of an event rule belongs to its scaler's metadata; until the scaler says otherwise it is 1.
+    /// The target of an event rule is in its scaler's metadata; where the scaler's server says it (external), or the
+    /// metadata cannot be read without its environment, it is 1 until then.
     fn from_scale_rule(rule: &ScaleRule) -> Self {
         match &rule.kind {
             ScaleRuleKind::Http { concurrent_requests } => {
@@ -169,8 +171,9 @@ impl Rule {
                     "memory" => RuleKind::Memory,
                     _ => RuleKind::Event,
                 };
-                let target = metadata.get("value").filter(|_| kind.is_resource()).and_then(|v| v.trim().parse().ok());
-                Self::new(&rule.name, kind, target.unwrap_or(1.0))
+                let resource = metadata.get("value").filter(|_| kind.is_resource()).and_then(|v| v.trim().parse().ok());
+                let event = || Scaler::parse(scaler, &|key| metadata.get(key).cloned()).ok().flatten()?.target();
+                Self::new(&rule.name, kind, resource.or_else(event).unwrap_or(1.0))
             }
         }
     }

@@ -1,14 +1,17 @@
 //! How many replicas a revision should have, and how many executions an event-driven job should start.
 //!
 //! [`decide`] takes one decision from configuration, state and readings; the other modules say when to read
-//! ([`cadence`]), what an http or tcp reading is ([`measure`]), what cpu and memory propose ([`resource`]) and what jobs
-//! do ([`job`]), what is wrong with a user's properties ([`validate`]). [`vectors`] checks all of it against a file of expected decisions.
+//! ([`cadence`]), what an http or tcp reading is ([`measure`]), what the answer of an event source comes to ([`source`]),
+//! what cpu and memory propose ([`resource`]), what jobs do ([`job`]) and what is wrong with a user's properties
+//! ([`validate`]). [`fast`] takes the same decisions every second from open requests; [`simulate`] tries rules out on a
+//! trace. [`vectors`] checks the crate against a file of expected decisions.
 //!
 //! **Invariant:** nothing here reads a clock, a metric, a file or the environment; the `autoscaler` crate does.
 
 pub mod cadence;
 mod config;
 mod decide;
+pub mod fast;
 pub mod job;
 pub mod measure;
 mod number;
@@ -17,6 +20,8 @@ mod record;
 pub mod resource;
 mod revision;
 mod settings;
+pub mod simulate;
+pub mod source;
 mod state;
 pub mod validate;
 pub mod vectors;

@@ -123,6 +123,11 @@ pub enum WarningCode {
     DaprActorsScaleToZero,
 }
 
+/// Whether a scaler reads a metadata key; no for a scaler that is not in the catalogue.
+pub fn reads(scaler: &str, key: &str) -> bool {
+    catalogue::keys_of(scaler).is_some_and(|mut keys| keys.any(|known| known.name == key))
+}
+
 /// Looks at scale properties; `scale` may be null.
 pub fn validate(scale: &Value, around: &Surroundings) -> Findings {
     let mut findings = Findings::default();

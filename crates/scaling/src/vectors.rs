@@ -6,6 +6,7 @@
 //! **Invariant:** every vector of a file appears in the report exactly once.
 
 mod decisions;
+mod metrics;
 mod others;
 
 use std::fmt;
@@ -103,7 +104,7 @@ fn run_one(vector: Vector) -> VectorResult {
         "timeline" => decisions::timeline(given),
         "cadence" => decisions::cadence(given),
         "resource" => others::resource(given),
-        "metric" => others::metric(given),
+        "metric" => metrics::metric(given),
         "job" => others::job(given),
         "execution" => others::execution(given),
         "validate" => others::validate(given),

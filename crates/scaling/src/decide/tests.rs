@@ -34,51 +34,73 @@ fn sample() -> impl Strategy<Value = Option<u32>> {
 
 type Tick = (i64, Vec<Option<u32>>, u64, u32);
 
-fn ticks() -> impl Strategy<Value = Vec<Tick>> {
+fn ticks(most: usize) -> impl Strategy<Value = Vec<Tick>> {
     let tick = (1i64..400, prop::collection::vec(sample(), 3), prop_oneof![2 => Just(0u64), 1 => 0u64..4], 0u32..12);
-    prop::collection::vec(tick, 1..40)
+    prop::collection::vec(tick, 1..most)
+}
+
+/// The invariants of one life: limits, steps, no scale-in on an error or against the window, a record that replays.
+fn keeps_promises(min: u32, extra: u32, kinds: &[RuleKind], ticks: Vec<Tick>) -> Result<(), TestCaseError> {
+    let config = config(min, (min + extra).max(1), kinds);
+    let mut state = ScaleState::start(&config, None, at(0));
+    let mut now = 0;
+    for (step, samples, in_flight, existing) in ticks {
+        now += step;
+        let readings: Vec<Reading> =
+            config.rules.iter().zip(&samples).map(|(rule, value)| reading_of(rule, *value)).collect();
+        let input = Input { now: at(now), readings: &readings, existing, in_flight, hold: Hold::None };
+        let decision = decide(&config, &state, &input);
+        let (before, new) = (state.current, decision.new);
+
+        prop_assert!(new <= config.max_replicas && new >= config.min_replicas);
+        prop_assert!(new <= config.settings.step_ceiling(before).max(config.running_min()));
+        let failed = config
+            .rules
+            .iter()
+            .zip(&readings)
+            .any(|(rule, reading)| !rule.kind.is_resource() && matches!(reading, Reading::Error { .. }));
+        let open = in_flight > 0 && config.rules.iter().any(|rule| rule.kind.is_load());
+        if before > 0 && new == 0 {
+            prop_assert!(!failed && !open && min == 0);
+            let idle = at(now).duration_since(decision.last_active.unwrap());
+            prop_assert!(idle > SignedDuration::from_secs(300));
+        }
+        if new > 0 && new < before && before <= config.max_replicas {
+            prop_assert!(decision.window_peak.unwrap_or(0) <= new);
+        }
+        let record = DecisionRecord { config: config.clone().into(), decision };
+        prop_assert_eq!(&record.replay().unwrap(), &record.decision);
+        state.apply(&config, &record.decision);
+        prop_assert_eq!(state.current, new);
+    }
+    Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_decision_keeps_the_promises(
         min in 0u32..4,
         extra in 0u32..20,
         kinds in prop::collection::vec(kind(), 0..3),
-        ticks in ticks(),
+        ticks in ticks(8),
     ) {
-        let config = config(min, (min + extra).max(1), &kinds);
-        let mut state = ScaleState::start(&config, None, at(0));
-        let mut now = 0;
-        for (step, samples, in_flight, existing) in ticks {
-            now += step;
-            let readings: Vec<Reading> =
-                config.rules.iter().zip(&samples).map(|(rule, value)| reading_of(rule, *value)).collect();
-            let input = Input { now: at(now), readings: &readings, existing, in_flight, hold: Hold::None };
-            let decision = decide(&config, &state, &input);
-            let (before, new) = (state.current, decision.new);
+        keeps_promises(min, extra, &kinds, ticks)?;
+    }
+}
 
-            prop_assert!(new <= config.max_replicas && new >= config.min_replicas);
-            prop_assert!(new <= config.settings.step_ceiling(before).max(config.running_min()));
-            let failed = config.rules.iter().zip(&readings).any(|(rule, reading)| {
-                !rule.kind.is_resource() && matches!(reading, Reading::Error { .. })
-            });
-            let open = in_flight > 0 && config.rules.iter().any(|rule| rule.kind.is_load());
-            if before > 0 && new == 0 {
-                prop_assert!(!failed && !open && min == 0);
-                let idle = at(now).duration_since(decision.last_active.unwrap());
-                prop_assert!(idle > SignedDuration::from_secs(300));
-            }
-            if new > 0 && new < before && before <= config.max_replicas {
-                prop_assert!(decision.window_peak.unwrap_or(0) <= new);
-            }
-            let record = DecisionRecord { config: config.clone().into(), decision };
-            prop_assert_eq!(&record.replay().unwrap(), &record.decision);
-            state.apply(&config, &record.decision);
-            prop_assert_eq!(state.current, new);
-        }
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn long_lives_keep_the_promises(
+        min in 0u32..4,
+        extra in 0u32..20,
+        kinds in prop::collection::vec(kind(), 0..3),
+        ticks in ticks(40),
+    ) {
+        keeps_promises(min, extra, &kinds, ticks)?;
     }
 
     #[test]

@@ -132,6 +132,29 @@ fn custom(scaler: &str, rule: &Value, place: &str, findings: &mut Findings) {
         }
     }
     whole_rule(scaler, metadata, place, findings);
+    values(scaler, &keys, metadata, place, findings);
+}
+
+/// Values that the scaler cannot use. A key that comes from the environment or a secret is not known yet.
+fn values(scaler: &str, keys: &[Key<'_>], metadata: &Map<String, Value>, place: &str, findings: &mut Findings) {
+    let lookup = |name: &str| {
+        let given = metadata.get(name).map(plain).filter(|value| !value.is_empty());
+        let key = keys.iter().find(|key| key.name == name);
+        let elsewhere = key.is_some_and(|key| key.from_env && metadata.contains_key(&format!("{name}FromEnv")));
+        given.or_else(|| elsewhere.then(|| "1".to_owned()))
+    };
+    let Err(error) = crate::source::Scaler::parse(scaler, &lookup) else { return };
+    for reason in error.reasons {
+        // What the catalogue has already found is not said twice.
+        let subject = reason.split(' ').next().unwrap_or_default().to_owned();
+        let said = findings
+            .errors
+            .iter()
+            .any(|error| error.place == place && error.message.split(' ').next() == Some(subject.as_str()));
+        if !said {
+            findings.error(ErrorCode::MetadataInvalid, place, &reason);
+        }
+    }
 }
 
 fn key_value(key: &Key<'_>, metadata: &Map<String, Value>, rule: &Value, place: &str, findings: &mut Findings) {

@@ -1,4 +1,4 @@
-//! Vectors of metrics, cpu and memory proposals, jobs, executions and validation.
+//! Vectors of cpu and memory proposals, jobs, executions and validation.
 //!
 //! **Invariant:** a field that is not understood makes the vector unsupported; none is skipped.
 
@@ -10,10 +10,9 @@ use serde_json::{Value, json};
 use super::Unsupported;
 use super::decisions::{at, duration};
 use crate::job::{Execution, JobConfig, JobReading, JobStrategy, MultipleScalers, executions_to_start};
-use crate::measure::{arrivals_in_window, load_reading};
 use crate::resource::{ReplicaPhase, ReplicaSample, ResourceTarget, propose};
 use crate::validate::Surroundings;
-use crate::{Reading, RuleKind, ScaleSettings};
+use crate::{RuleKind, ScaleSettings};
 
 /// A cpu or memory proposal.
 pub(super) fn resource(given: Value) -> Result<Value, Unsupported> {
@@ -85,33 +84,6 @@ impl Pod {
             window: duration(self.window)?,
         })
     }
-}
-
-/// A reading of one scaler.
-pub(super) fn metric(given: Value) -> Result<Value, Unsupported> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase", deny_unknown_fields)]
-    struct Load {
-        #[serde(rename = "metric")]
-        _metric: String,
-        t: f64,
-        arrivals: Vec<(f64, u64)>,
-        #[serde(default)]
-        in_flight: u64,
-    }
-    match given.get("metric").and_then(Value::as_str) {
-        Some("http" | "tcp") => {}
-        other => return Err(Unsupported::new(format!("the metric `{}`", other.unwrap_or("(none)")))),
-    }
-    let given: Load = serde_json::from_value(given)?;
-    let arrivals = given.arrivals.iter().map(|(t, count)| Ok((at(*t)?, *count)));
-    let arrivals = arrivals.collect::<Result<Vec<_>, Unsupported>>()?;
-    let window = ScaleSettings::default().load_sampling;
-    let arrived = arrivals_in_window(arrivals, at(given.t)?, window);
-    Ok(match load_reading(arrived, given.in_flight, window) {
-        Reading::Value { milli, active } => json!({ "milli": milli, "active": active }),
-        other => json!({ "error": format!("{other:?}") }),
-    })
 }
 
 /// Executions to start at one poll.

@@ -24,7 +24,7 @@ fn the_vectors_pass() {
         decision 79/79
         execution 5/5
         job 20/20
-        metric 5/27
+        metric 27/27
         resource 11/11
         timeline 9/9
         validate 18/18
