@@ -2,9 +2,10 @@
 //! [`crate::app_actions`].
 
 use cove_arm::{ArmError, container_app};
-use cove_model::{ContainerApp, Environment, ResourceId, WorkloadProfileKind};
-use cove_store::{Provisioning, ResourceRow, RevisionRow};
+use cove_model::{ContainerApp, Environment, ResourceId, Revision, RevisionStatus, WorkloadProfileKind};
+use cove_store::{Provisioning, ResourceRow};
 use http::Method;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::{
@@ -61,8 +62,8 @@ pub(crate) fn require_writable(plane: &ControlPlane, call: &Call) -> Result<Reso
 
 /// The model value of a stored app.
 pub(crate) fn model(row: &ResourceRow) -> Result<ContainerApp, Refusal> {
-    let spec = row.spec.clone().unwrap_or(Value::Null);
-    serde_json::from_value(spec).map_err(|error| Refusal::Broken(format!("stored app `{}`: {error}", row.id)))
+    let spec = row.spec.as_ref().unwrap_or(&Value::Null);
+    ContainerApp::deserialize(spec).map_err(|error| Refusal::Broken(format!("stored app `{}`: {error}", row.id)))
 }
 
 /// The apps that live in an environment.
@@ -76,8 +77,8 @@ pub(crate) fn domain(plane: &ControlPlane, app: &ContainerApp) -> Result<String,
 }
 
 fn environment(plane: &ControlPlane, app: &ContainerApp) -> Result<Environment, Refusal> {
-    match plane.store().resource(&app.environment)? {
-        Some(row) => environments::model(&row),
+    match plane.store().snapshot::<Environment>(&app.environment)?.and_then(|found| found.spec) {
+        Some(environment) => Ok(environment),
         None => Err(Refusal::Broken(format!("the environment `{}` of `{}` is gone", app.environment, app.id))),
     }
 }
@@ -97,16 +98,16 @@ pub(crate) fn gpu_warning(environment: &Environment, app: &ContainerApp) -> Opti
 pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
     let app = model(row)?;
     let environment = environment(plane, &app)?;
-    let revisions = plane.store().revisions(&row.id)?;
-    let latest = revisions.last().map(|row| row.revision.name.as_str());
-    let ready = revisions.iter().rev().find(|row| row.status.ready_at.is_some());
+    let revisions = plane.store().revision_snapshots(&row.id)?;
+    let latest = revisions.last().map(|(revision, _)| revision.name.as_str());
+    let ready = revisions.iter().rev().find(|(_, status)| status.ready_at.is_some());
     let view = container_app::View {
         id: &row.id,
         provisioning_state: row.provisioning.as_arm(),
         running_status: running_status(row, &app, &revisions),
         default_domain: &environment.default_domain,
         latest_revision: latest,
-        latest_ready_revision: ready.map(|row| row.revision.name.as_str()),
+        latest_ready_revision: ready.map(|(revision, _)| revision.name.as_str()),
         origin: &call.origin,
         outbound_ips: std::slice::from_ref(&plane.config().static_ip),
         custom_domain_verification_id: plane.verification_id(),
@@ -135,11 +136,11 @@ fn add_warning(value: &mut Value, text: &str) {
     }
 }
 
-fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[RevisionRow]) -> &'static str {
+fn running_status(row: &ResourceRow, app: &ContainerApp, revisions: &[(Revision, RevisionStatus)]) -> &'static str {
     if app.is_stopped {
         return "Stopped";
     }
-    let can_serve = revisions.iter().any(|row| row.revision.is_active && row.status.ready_at.is_some());
+    let can_serve = revisions.iter().any(|(revision, status)| revision.is_active && status.ready_at.is_some());
     match row.provisioning {
         Provisioning::InProgress | Provisioning::Deleting => "Progressing",
         Provisioning::Succeeded | Provisioning::Failed | Provisioning::Canceled if can_serve => "Running",
