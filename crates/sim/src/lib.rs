@@ -12,6 +12,7 @@ mod ingress;
 mod invariants;
 mod load;
 mod planning;
+mod quality;
 mod random;
 mod scaler;
 mod script;
@@ -20,6 +21,7 @@ mod sim;
 pub use generate::{Size, generate};
 pub use invariants::{Invariant, Mutation, Violation};
 pub use load::Curve;
+pub use quality::{Workload, quality_table};
 pub use script::{Script, ScriptError};
 pub use sim::{Faults, Sim, Stats};
 

@@ -1,4 +1,4 @@
-//! `cove-sim SCRIPT…`, `cove-sim --seed N`, `cove-sim --seeds N [FROM]`, `cove-sim --day N`, or a prompt.
+//! `cove-sim SCRIPT…`, `--seed N`, `--seeds N [FROM]`, `--day N`, `--scaling N` (a table of quality), or a prompt.
 
 use std::{
     io::{BufRead, Write},
@@ -26,6 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["--seeds", count] => Ok(seeds(0, number(count)?, Size::Small)),
         ["--seeds", count, from] => Ok(seeds(number(from)?, number(count)?, Size::Small)),
         ["--day", seed] => Ok(seeds(number(seed)?, 1, Size::Day)),
+        ["--scaling", seed] => scaling(number(seed)?),
         scripts => run(scripts),
     }
 }
@@ -52,6 +53,12 @@ fn seeds(from: u64, count: u64, size: Size) -> ExitCode {
     }
     println!("{count} worlds, {events} events, {failed} failed, {:.1} s", begun.elapsed().as_secs_f64());
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the program's output")]
+fn scaling(seed: u64) -> anyhow::Result<ExitCode> {
+    print!("{}", cove_sim::quality_table(seed));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_seed(seed: u64, size: Size, with_log: bool) -> Sim {

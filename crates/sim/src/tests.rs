@@ -113,3 +113,23 @@ fn what_is_not_a_command_is_said() {
         assert_eq!(Script::default().line(line).unwrap_err().to_string(), says);
     }
 }
+
+#[test]
+fn the_table_of_quality_is_what_it_was() {
+    let table = crate::quality_table(1);
+    expect_test::expect![[r#"
+        workload  mode    waits>1s %  replica-s  x bound  starts  cold  p99 ms  max ms
+        steps     aca           1.46      23880     5.67      30   202    3507    8854
+        steps     fast          0.15       7842     1.86      42   202       0    2294
+        steps     bound         0.00       4209     1.00     122     0       0       0
+        diurnal   aca           0.94      53837     2.07      46     2     913    7719
+        diurnal   fast          0.05      38767     1.49     114     2       0    2000
+        diurnal   bound         0.00      26001     1.00    1304     0       0       0
+        llm       aca          99.91       7671     0.74       1     9 4032998 4057924
+        llm       fast          0.03      15547     1.50      18     9       0    2000
+        llm       bound         0.00      10351     1.00     302     0       0       0
+        sparse    aca           0.72       7190    24.05       1     1       0    2000
+        sparse    fast          1.45       7189    24.04       2     2    2000    2000
+        sparse    bound         0.00        299     1.00     135     0       0       0
+    "#]].assert_eq(&table);
+}
