@@ -110,6 +110,7 @@ fn check(value: &Value, expected: &Expect) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "expected texts are long")]
 async fn a_template_makes_its_resources_and_shows_outputs() {
     let world = World::with_environment().await;
     let controller = controller(&world.store);

@@ -14,7 +14,7 @@ async fn check(world: &World, request: &Value, expected: &Expect) {
     let shown = |answered: &crate::tests::harness::Answered| {
         let text = serde_json::to_string_pretty(&answered.json()).unwrap();
         let tracking = text.find("tracking id is '").map(|at| at + "tracking id is '".len());
-        let text = tracking.map_or(text.clone(), |at| format!("{}…{}", &text[..at], &text[at + 36..]));
+        let text = tracking.map_or_else(|| text.clone(), |at| format!("{}…{}", &text[..at], &text[at + 36..]));
         format!("{}\n{text}\n", answered.status)
     };
     assert_eq!(shown(&put), shown(&valid));
@@ -23,6 +23,7 @@ async fn check(world: &World, request: &Value, expected: &Expect) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "expected texts are long")]
 async fn envelopes_parameters_and_templates() {
     let world = World::with_environment().await;
     check(&world, &json!({ "properties": { "template": {}, "templateLink": { "uri": "https://x" } } }), &expect![[r#"

@@ -21,6 +21,7 @@ fn kinds(changes: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "expected texts are long")]
 async fn a_template_deployed_twice_changes_nothing_and_a_change_is_told_exactly() {
     let world = World::with_environment().await;
     let controller = controller(&world.store);
