@@ -218,11 +218,7 @@ fn profile_of(app: &ContainerApp, environment: &Environment) -> Option<WorkloadP
     environment.workload_profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name)).cloned()
 }
 
-fn load(
-    store: &Store,
-    environments: &mut Environments,
-    id: &ResourceId,
-) -> Result<Option<AppData>, StoreError> {
+fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
     let Some(row) = store.snapshot::<ContainerApp>(id)? else { return Ok(None) };
     let Some(mut app) = row.spec else { return Ok(None) };
     // only revisions run

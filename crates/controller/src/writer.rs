@@ -31,6 +31,9 @@ struct Pending {
     plans: VecDeque<(ResourceId, PlanRow)>,
 }
 
+/// Writes that are handed to the store at once: far fewer than its queue takes, since each one beyond that holds a thread.
+const TOGETHER_MAX: usize = 256;
+
 /// Takes what is to be written; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Writer {
@@ -143,8 +146,11 @@ async fn write(store: &Store, clock: &Clock, batch: &mut Pending) -> Result<(), 
         store.set_revision_statuses(batch.statuses.clone().into_iter().collect()).await?;
         batch.statuses.clear();
     }
-    let replicas = batch.replicas.iter();
-    try_join_all(replicas.map(|(key, seen)| store.set_replicas(key.clone(), seen.as_ref().clone()))).await?;
+    let replicas: Vec<_> = batch.replicas.iter().collect();
+    for part in replicas.chunks(TOGETHER_MAX) {
+        let set = part.iter().map(|(key, seen)| store.set_replicas((*key).clone(), seen.as_ref().clone()));
+        try_join_all(set).await?;
+    }
     batch.replicas.clear();
     let active = batch.active.iter();
     try_join_all(active.map(|(app, active)| store.set_active(app.clone(), active.clone(), now))).await?;
@@ -159,7 +165,9 @@ async fn write(store: &Store, clock: &Clock, batch: &mut Pending) -> Result<(), 
     };
     try_join_all(outcomes.map(finish)).await?;
     batch.outcomes.clear();
-    try_join_all(batch.plans.iter().map(|(app, plan)| store.record_plan(app.clone(), plan.clone()))).await?;
+    for part in batch.plans.make_contiguous().chunks(TOGETHER_MAX) {
+        try_join_all(part.iter().map(|(app, plan)| store.record_plan(app.clone(), plan.clone()))).await?;
+    }
     batch.plans.clear();
     try_join_all(batch.removed_apps.iter().map(|app| store.remove(app.clone(), now))).await?;
     batch.removed_apps.clear();
