@@ -29,7 +29,7 @@ pub enum ScaleMode {
 pub struct FastSettings {
     /// Time between two readings of http and tcp rules. Default 1 s.
     pub load_sampling: SignedDuration,
-    /// A proposal holds the count for this long. Default 60 s.
+    /// A proposal holds the count for this long. Default 20 s.
     pub scale_down_window: SignedDuration,
     /// Smallest ceiling of one step up, in replicas. Default 8.
     pub step_floor: u32,
@@ -37,7 +37,7 @@ pub struct FastSettings {
     pub step_factor: u32,
     /// A reading this close to what the replicas carry changes nothing. Percent, default 0.
     pub tolerance_percent: u32,
-    /// Room kept free above the open requests, for those that arrive while a replica starts. Percent, default 25.
+    /// Room kept free above the open requests, for those that arrive while a replica starts. Percent, default 20.
     pub headroom_percent: u32,
 }
 
@@ -45,11 +45,11 @@ impl Default for FastSettings {
     fn default() -> Self {
         Self {
             load_sampling: SignedDuration::from_secs(1),
-            scale_down_window: SignedDuration::from_secs(60),
+            scale_down_window: SignedDuration::from_secs(20),
             step_floor: 8,
             step_factor: 4,
             tolerance_percent: 0,
-            headroom_percent: 25,
+            headroom_percent: 20,
         }
     }
 }
@@ -103,7 +103,7 @@ mod tests {
         let config = fast.configure(&config);
         let mut state = ScaleState { current: 1, seeded: true, ..ScaleState::default() };
         let mut decided = Vec::new();
-        for (second, open, mean_milli) in [(1, 9, 0), (2, 60, 90_000), (3, 400, 0), (4, 0, 0), (63, 0, 0), (64, 0, 0)] {
+        for (second, open, mean_milli) in [(1, 9, 0), (2, 60, 90_000), (3, 400, 0), (4, 0, 0), (23, 0, 0), (24, 0, 0)] {
             let readings = [fast.open_reading(open, mean_milli)];
             let now = Timestamp::from_second(second).unwrap();
             let input = Input { now, readings: &readings, existing: state.current, in_flight: open, hold: Hold::None };

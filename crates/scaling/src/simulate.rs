@@ -6,11 +6,13 @@
 //! **Invariant:** the same trace and policy give the same outcome; time is counted in whole milliseconds.
 
 mod bound;
+mod replay;
 mod world;
 
 use serde::{Deserialize, Serialize};
 
 pub use bound::clairvoyant;
+pub use replay::{Recorded, Replayed, replay};
 
 use crate::config::ScaleConfig;
 use crate::fast::{FastSettings, ScaleMode};

@@ -131,5 +131,6 @@ fn the_table_of_quality_is_what_it_was() {
         sparse    aca           0.72       7190    24.05       1     1       0    2000
         sparse    fast          1.45       7189    24.04       2     2    2000    2000
         sparse    bound         0.00        299     1.00     135     0       0       0
-    "#]].assert_eq(&table);
+    "#]]
+    .assert_eq(&table);
 }
