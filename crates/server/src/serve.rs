@@ -46,8 +46,7 @@ use crate::{
     metrics::Metrics,
     mirrors,
     ports::StoredCounts,
-    registry_login,
-    tcp_ports,
+    registry_login, tcp_ports,
     tls::{AppCertificates, Authority, Shown},
     wakes,
 };
@@ -178,12 +177,15 @@ impl Server {
     ///
     /// # Errors
     /// With what is wrong and what would be right: a port in use, a second server, no root, a missing kernel part.
-    pub async fn start(options: Options) -> anyhow::Result<Self> {
+    pub async fn start(mut options: Options) -> anyhow::Result<Self> {
         crate::install_crypto();
         options.config.check()?;
         let tasks = Tasks::new(CancellationToken::new());
         fs::create_dir_all(&options.data_dir)
             .with_context(|| format!("failed to create `{}`", options.data_dir.display()))?;
+        // helpers have another working directory
+        options.data_dir = fs::canonicalize(&options.data_dir)
+            .with_context(|| format!("failed to resolve `{}`", options.data_dir.display()))?;
         let opened = open(&options, &tasks).await?;
         let sockets = bind(&options.config)?;
         wire(&options, opened, sockets, tasks).await
