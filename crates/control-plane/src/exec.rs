@@ -292,10 +292,9 @@ async fn take_input(
         life.touch();
         match (&bytes[..], &stdin) {
             ([0, 0, input @ ..], Some(sender)) if !input.is_empty() => {
-                if sender.send(input.to_vec()).await.is_err() {
-                    // it reads no more; what it still writes is wanted
-                    stdin = None;
-                }
+                let is_taken = sender.send(input.to_vec()).await.is_ok();
+                // it reads no more; what it still writes is wanted
+                stdin = stdin.filter(|_| is_taken);
             }
             ([0, 4, size @ ..], _) => {
                 if let Ok(Size { width, height }) = serde_json::from_slice(size) {

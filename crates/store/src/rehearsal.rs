@@ -45,7 +45,7 @@ impl Store {
     /// # Errors
     /// When the copy cannot be written: disk full, directory not writable.
     pub fn rehearsal(&self) -> Result<Self, StoreError> {
-        let data = self.path().parent().unwrap_or(Path::new("."));
+        let data = self.path().parent().unwrap_or_else(|| Path::new("."));
         let dir = data.join(DIRECTORY).join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|source| StoreError::Io { what: format!("create `{}`", dir.display()), source })?;

@@ -232,7 +232,7 @@ fn write_file(path: &Path, keys: &[[u8; KEY_LEN]]) -> Result<(), StoreError> {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
     };
     replace().map_err(|source| StoreError::Io { what: format!("write `{}`", path.display()), source })
 }

@@ -36,7 +36,7 @@ fn profile(node: &Node<'_>) -> Option<WorkloadProfile> {
     let count = |name: &str| node.get(name).int().and_then(|count| u32::try_from(count).ok());
     let (min_nodes, max_nodes) = if kind.is_dedicated {
         let least = count("minimumCount").unwrap_or(0);
-        (least, count("maximumCount").unwrap_or(least.max(NODES_DEFAULT)))
+        (least, count("maximumCount").unwrap_or_else(|| least.max(NODES_DEFAULT)))
     } else {
         (0, 0)
     };

@@ -232,7 +232,7 @@ fn make_dirs(root: &OwnedFd, path: &str, owner: Option<(Uid, Gid)>) -> io::Resul
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 mkdirat(&parent, part, Mode::from_bits_truncate(0o755))?;
                 let stat = nix::sys::stat::fstat(&parent)?;
-                let (uid, gid) = owner.unwrap_or((Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)));
+                let (uid, gid) = owner.unwrap_or_else(|| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)));
                 fchownat(&parent, part, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
             }
             found => drop(found?),
