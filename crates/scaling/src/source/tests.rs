@@ -13,7 +13,10 @@ fn parse(scaler: &str, metadata: &[(&str, &str)]) -> Result<Option<Scaler>, Meta
     Scaler::parse(scaler, &|key| metadata.get(key).map(|value| (*value).to_owned()))
 }
 
-fn check(cases: &[(&str, &[(&str, &str)], Answer)], expected: &Expect) {
+/// A scaler, its metadata, an answer.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Answer);
+
+fn check(cases: &[Case<'_>], expected: &Expect) {
     let mut shown = String::new();
     for (scaler, metadata, answer) in cases {
         let result = match parse(scaler, metadata) {
