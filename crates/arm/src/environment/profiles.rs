@@ -122,7 +122,7 @@ mod tests {
         check(&Node::root(&doc), &mut errors);
         match errors.into_result() {
             Ok(()) => Vec::new(),
-            Err(error) => vec![error.message.clone()],
+            Err(error) => vec![error.message],
         }
     }
 

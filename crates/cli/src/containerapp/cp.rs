@@ -173,7 +173,7 @@ async fn unpack<B: AsRef<[u8]>>(
 fn place(reader: impl Read, target: &Path) -> io::Result<()> {
     let is_dir = target.is_dir();
     let beside =
-        if is_dir { target } else { target.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new(".")) };
+        if is_dir { target } else { target.parent().filter(|p| *p != Path::new("")).unwrap_or_else(|| Path::new(".")) };
     let work = beside.join(format!(".cove-cp-{}", std::process::id()));
     fs::create_dir(&work)?;
     let result = place_from(reader, &work, target, is_dir);

@@ -13,8 +13,7 @@ async fn an_environment_is_ready_when_it_is_answered() {
     let world = World::new().await;
     world.put(RG, json!({"location": "eastus"})).await;
     let body = json!({
-        "location": "eastus",
-        "tags": null,
+        "location": "eastus", "tags": null,
         "properties": {
             "appLogsConfiguration": {"destination": "log-analytics", "logAnalyticsConfiguration": {"customerId": "c", "sharedKey": "secret"}},
             "workloadProfiles": [{"workloadProfileType": "Consumption", "Name": "Consumption"}],
