@@ -137,7 +137,8 @@ fn roles(view: &AppView<'_>, places: &[Place], memory: &mut AppMemory, now: Time
                 return None;
             }
             let of_label = places.iter().find(|place| place.named == Some(index)).and_then(|place| place.before);
-            let replaced = was_in_charge.filter(|at| is_single && *at != index).or(of_label).map(|at| &view.revisions[at]);
+            let replaced =
+                was_in_charge.filter(|at| is_single && *at != index).or(of_label).map(|at| &view.revisions[at]);
             let again = is_new_attempt(view, revision, memory);
             let memory = memory.revisions.entry(revision.revision.name.clone()).or_default();
             let initial = *memory.initial.get_or_insert_with(|| initial(revision, replaced));
@@ -241,7 +242,10 @@ fn want(
         && let Some(since) = mine.attempt_since
     {
         plan.wake(after(since, view.settings.provisioning_deadline));
-        plan.wake(after(since, view.settings.capacity_patience));
+        let patience_ends = after(since, view.settings.capacity_patience);
+        if patience_ends > now {
+            plan.wake(patience_ends);
+        }
         if let Some(first) = mine.first_ready_at {
             plan.wake(after(first, view.settings.switch_patience));
         }

@@ -376,3 +376,15 @@ fn a_revision_without_room_fails_after_a_while_and_heals() {
     world.settle();
     assert_eq!(world.revisions[0].1.provisioning, RevisionProvisioning::Provisioned);
 }
+
+#[test]
+fn a_revision_that_is_long_under_way_is_not_looked_at_again_and_again() {
+    let mut world = World::new();
+    world.deaf.insert("deaf".into());
+    world.deploy("v1", "deaf");
+    world.settle();
+    world.pass(world.settings.capacity_patience + SignedDuration::from_secs(1));
+    world.settle();
+    assert_eq!(world.revisions[0].1.provisioning, RevisionProvisioning::Provisioning);
+    assert!(world.last.wake_at.is_some_and(|at| at > world.now), "{:?}", world.last.wake_at);
+}
