@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answer::Refusal,
     config::Config,
-    environment::Issue,
     deployments::Runs,
+    environment::Issue,
     route::Table,
     streams::{Extensions, LogStreams},
     token::TokenKey,

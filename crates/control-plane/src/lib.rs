@@ -63,8 +63,8 @@ mod workspaces;
 mod tests;
 
 pub use config::{Auth, Client, Config};
-pub use environment::{Issue, Issued};
-pub use coverage::coverage;
 pub use control_plane::{ControlPlane, StartError};
+pub use coverage::coverage;
+pub use environment::{Issue, Issued};
 pub use front::{identity_router, router};
 pub use streams::{ConsoleQuery, Extensions, LogLine, LogStreams, SystemQuery};

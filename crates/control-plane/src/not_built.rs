@@ -61,7 +61,11 @@ const WORDS: &[(&str, &str, &str)] = &[
     ("DotNetComponents", "A .NET component", "run its image, such as the Aspire dashboard, as an ordinary app"),
     ("JavaComponents", "A Java component", "run its image, such as Eureka or the config server, as an ordinary app"),
     ("Jobs", "A job", "run the work in an app that scales to zero, or start it with cron on this machine"),
-    ("Client.job_execution", "A job", "run the work in an app that scales to zero, or start it with cron on this machine"),
+    (
+        "Client.job_execution",
+        "A job",
+        "run the work in an app that scales to zero, or start it with cron on this machine",
+    ),
     ("LogicApps", "A Logic App in an app", "run the workflow outside of this server and call the app"),
     ("ManagedEnvironmentsStorages", "A storage of an environment", "use an EmptyDir volume"),
     ("SandboxGroups", "A sandbox group", "run the sandbox's image as an app"),

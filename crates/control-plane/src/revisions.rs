@@ -52,7 +52,10 @@ fn check_mode(plane: &ControlPlane, call: &Call, activates: bool) -> Result<(), 
         (true, false) | (false, true) => return Ok(()),
         (true, true) => format!("In labels mode revision '{revision}' is active when it has a label; give it one."),
         (false, false) => {
-            format!("In labels mode revision '{revision}' is active while it has a label; remove {} first.", labels.join(", "))
+            format!(
+                "In labels mode revision '{revision}' is active while it has a label; remove {} first.",
+                labels.join(", ")
+            )
         }
     };
     Err(ArmError::new(400, "LabelsDecideActivity", message).into())

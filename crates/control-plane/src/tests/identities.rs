@@ -106,7 +106,8 @@ async fn an_assignment_of_nothing_is_refused() {
 async fn roles_are_azures_and_the_users_own() {
     let world = world().await;
     let list = async |filter: &str| {
-        let path = format!("{RG}/providers/Microsoft.Authorization/roleDefinitions?api-version=2022-04-01&$filter={filter}");
+        let path =
+            format!("{RG}/providers/Microsoft.Authorization/roleDefinitions?api-version=2022-04-01&$filter={filter}");
         world.get(&path).await.json()["value"].clone()
     };
     let found = list("roleName%20eq%20'acrpull'").await;
