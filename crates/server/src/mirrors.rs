@@ -32,7 +32,7 @@ pub(crate) fn of(configured: &BTreeMap<String, String>, store: Store) -> Mirrors
 pub(crate) fn check(from: &str, to: &str) -> Result<(), String> {
     for host in [from, to] {
         let name = format!("{host}/image");
-        let is_host = host.contains(['.', ':']) || host == "localhost";
+        let is_host = !host.contains('/') && (host.contains(['.', ':']) || host == "localhost");
         let parsed = name.parse::<cove_images::ImageRef>();
         if !is_host || parsed.is_err() {
             return Err(format!(
