@@ -340,9 +340,8 @@ class Refusals(ServerCase):
         self.assertNotIn("web", [app["name"] for app in self.az("containerapp", "list", "-g", "rg")])
 
     def test_what_is_not_built(self):
-        message = self.refused("web", "--image", SAMPLE, "--enable-dapr", "--dapr-app-id", "x")
+        message = self.az.refused("containerapp", "job", "show", "-n", "x", "-g", "rg")
         self.assertIn("NotImplemented", message)
-        self.assertIn("properties.configuration.dapr.enabled", message)
 
     def test_an_image_that_does_not_exist(self):
         message = self.refused("nope", "--image", "127.0.0.1:1/no/such:image", "--ingress", "external", "--target-port", "80")
