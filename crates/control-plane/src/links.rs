@@ -86,7 +86,7 @@ pub(crate) fn encode(text: &str) -> String {
 }
 
 /// Items of one page of a list.
-const PAGE_MAX: usize = 100;
+const PAGE_MAX: usize = 50;
 
 /// The page of a kind's resources below `scope` that a request asks for, and the link to the next one: what is not on the
 /// page is not read.
