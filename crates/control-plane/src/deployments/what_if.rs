@@ -61,15 +61,10 @@ fn wants_ids_only(call: &Call) -> Result<bool, ArmError> {
 
 /// One entry per resource, in the order of the last writes.
 fn newest(journal: Vec<Touched>) -> Vec<Touched> {
-    let mut last: BTreeMap<String, Touched> = BTreeMap::new();
-    let mut order = Vec::new();
-    for touched in journal {
-        let key = touched.id.to_ascii_lowercase();
-        if last.insert(key.clone(), touched).is_none() {
-            order.push(key);
-        }
-    }
-    order.into_iter().filter_map(|key| last.remove(&key)).collect()
+    // by id: resources are written side by side, so the journal's order is chance
+    let last: BTreeMap<String, Touched> =
+        journal.into_iter().map(|touched| (touched.id.to_ascii_lowercase(), touched)).collect();
+    last.into_values().collect()
 }
 
 /// The resource as a GET shows it, without what nobody writes; `None` when there is none.

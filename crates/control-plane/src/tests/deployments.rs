@@ -267,7 +267,7 @@ async fn complete_mode_deletes_what_the_template_lacks() {
         .iter()
         .map(|one| one["changeType"].as_str().unwrap())
         .collect();
-    assert_eq!(kinds, ["NoChange", "NoChange", "Delete"], "{preview:#}");
+    assert_eq!(kinds, ["Delete", "NoChange", "NoChange"], "{preview:#}");
     assert_eq!(world.deploy(&format!("{DEPLOYMENTS}/two"), &request).await["status"], "Succeeded");
     assert_eq!((world.exists(&format!("{apps}/aa")), world.exists(&format!("{apps}/bb"))), (false, true));
     // the environment is in use, and it is what the template lacks

@@ -27,17 +27,17 @@ async fn a_template_deployed_twice_changes_nothing_and_a_change_is_told_exactly(
     let controller = controller(&world.store);
     let mut web = app("web");
     web["properties"]["configuration"]["secrets"] = json!([{ "name": "key", "value": "one" }]);
-    let first = template(json!([web, app("api")]));
-    assert_eq!(kinds(&preview(&world, &first).await), ["Create web", "Create api", "Ignore env"]);
+    let first = template(json!([web, app("worker")]));
+    assert_eq!(kinds(&preview(&world, &first).await), ["Create web", "Create worker", "Ignore env"]);
     assert_eq!(world.deploy(&format!("{DEPLOYMENTS}/d"), &body(&first)).await["status"], "Succeeded");
-    assert_eq!(kinds(&preview(&world, &first).await), ["NoChange web", "NoChange api", "Ignore env"]);
+    assert_eq!(kinds(&preview(&world, &first).await), ["NoChange web", "NoChange worker", "Ignore env"]);
     let mut second = first.clone();
     second["resources"][0]["properties"]["template"]["containers"][0]["image"] = json!("nginx:2");
     second["resources"][0]["properties"]["template"]["revisionSuffix"] = json!("v2");
     second["resources"][0]["properties"]["template"]["containers"][0]["env"] = json!([{ "name": "A", "value": "1" }]);
     second["resources"][0]["properties"]["configuration"]["secrets"][0]["value"] = json!("two");
     let changes = preview(&world, &second).await;
-    assert_eq!(kinds(&changes), ["Modify web", "NoChange api", "Ignore env"]);
+    assert_eq!(kinds(&changes), ["Modify web", "NoChange worker", "Ignore env"]);
     check(
         &changes[0]["delta"],
         &expect![[r#"
