@@ -1,0 +1,18 @@
+//! Reads the event sources of scale rules: one module per family of KEDA scalers.
+//!
+//! What the metadata means and what an answer comes to is pure and lives in `cove_scaling::source`; this crate fetches
+//! the answer. [`Scalers::open`] takes a [`Trigger`] whose secrets are in place and gives a [`Source`]; the autoscaler
+//! calls [`Source::read`] at each poll, under its own deadline.
+//!
+//! **Invariant:** connections are shared by all rules that name the same address and credentials ([`Pool`]); a dead host
+//! is tried by one rule at a time, with a growing wait, and the others get its error at once.
+//! **Invariant:** no error names a password, a key or a token.
+
+mod clock;
+mod pool;
+mod source;
+
+pub use pool::Pool;
+pub use source::{
+    Context, HostResolver, OpenError, ReadError, ReadFuture, Scalers, Source, TokenFuture, Tokens, Trigger,
+};

@@ -1,0 +1,148 @@
+//! Connections shared by all rules of one address and one set of credentials.
+//!
+//! **Invariant:** one connection attempt per key at a time; those who come meanwhile wait for its outcome.
+//! **Invariant:** after a failed attempt the key rests, longer each time (1 s to 30 s): whoever asks gets the error at once,
+//! so a thousand rules on one dead host are one attempt per rest.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::source::ReadError;
+
+/// First rest after a failure.
+const REST_FIRST: Duration = Duration::from_secs(1);
+/// Longest rest.
+const REST_MAX: Duration = Duration::from_secs(30);
+/// A connection that nobody asked for during this time is closed.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// One connection per key.
+pub struct Pool<K, V> {
+    slots: Mutex<HashMap<K, Arc<Slot<V>>>>,
+}
+
+struct Slot<V> {
+    state: AsyncMutex<State<V>>,
+    used_at: Mutex<Instant>,
+}
+
+struct State<V> {
+    value: Option<V>,
+    failure: Option<(ReadError, Instant)>,
+    rest: Duration,
+}
+
+impl<K, V> Default for Pool<K, V> {
+    fn default() -> Self {
+        Self { slots: Mutex::new(HashMap::new()) }
+    }
+}
+
+impl<K, V> fmt::Debug for Pool<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Clone> Pool<K, V> {
+    /// The connection of `key`, made by `connect` where there is none.
+    ///
+    /// # Errors
+    /// What `connect` said, now or a moment ago.
+    pub async fn get<F>(&self, key: &K, connect: impl FnOnce() -> F) -> Result<V, ReadError>
+    where
+        F: Future<Output = Result<V, ReadError>>,
+    {
+        let slot = self.slot(key);
+        let mut state = slot.state.lock().await;
+        if let Some(value) = &state.value {
+            return Ok(value.clone());
+        }
+        if let Some((error, until)) = &state.failure
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        // If the caller gives up in the middle, the next one rests: an attempt that hangs is a failure too.
+        let rest = state.rest;
+        state.rest = (rest * 2).min(REST_MAX);
+        state.failure = Some((ReadError::new("the source did not answer in time"), Instant::now() + rest));
+        match connect().await {
+            Ok(value) => {
+                *state = State { value: Some(value.clone()), failure: None, rest: REST_FIRST };
+                Ok(value)
+            }
+            Err(error) => {
+                state.failure = Some((error.clone(), Instant::now() + rest));
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes the connection of `key`: a read on it failed. The next [`Pool::get`] connects anew.
+    pub async fn forget(&self, key: &K) {
+        let slot = self.slot(key);
+        slot.state.lock().await.value = None;
+    }
+
+    fn slot(&self, key: &K) -> Arc<Slot<V>> {
+        let now = Instant::now();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if !slots.contains_key(key) {
+            slots.retain(|_, slot| {
+                now.duration_since(*slot.used_at.lock().unwrap_or_else(PoisonError::into_inner)) < IDLE_MAX
+            });
+        }
+        let slot = slots.entry(key.clone()).or_insert_with(|| {
+            let state = State { value: None, failure: None, rest: REST_FIRST };
+            Arc::new(Slot { state: AsyncMutex::new(state), used_at: Mutex::new(now) })
+        });
+        *slot.used_at.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        Arc::clone(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thousand_rules_on_a_dead_host_are_one_attempt() {
+        let pool = Arc::new(Pool::<&str, u32>::default());
+        let attempts = Arc::new(AtomicU32::new(0));
+        let asked: Vec<_> = (0..1000)
+            .map(|_| {
+                let (pool, attempts) = (Arc::clone(&pool), Arc::clone(&attempts));
+                tokio::spawn(async move {
+                    let connect = || async {
+                        attempts.fetch_add(1, Ordering::Relaxed);
+                        Err(ReadError::new("connection refused"))
+                    };
+                    pool.get(&"dead:1", connect).await
+                })
+            })
+            .collect();
+        for answer in asked {
+            assert_eq!(answer.await.unwrap(), Err(ReadError::new("connection refused")));
+        }
+        assert_eq!(attempts.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_shared_until_it_is_forgotten() {
+        let pool = Pool::<&str, u32>::default();
+        let made = AtomicU32::new(0);
+        let connect = || async { Ok(made.fetch_add(1, Ordering::Relaxed)) };
+        assert_eq!(pool.get(&"a:1", connect).await, Ok(0));
+        assert_eq!(pool.get(&"a:1", connect).await, Ok(0));
+        pool.forget(&"a:1").await;
+        assert_eq!(pool.get(&"a:1", connect).await, Ok(1));
+    }
+}

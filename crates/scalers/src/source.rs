@@ -1,0 +1,153 @@
+//! What a rule asks of its source, what a source gives, and which module opens which scaler.
+//!
+//! **Invariant:** [`Scalers::open`] does no IO: a rule on a dead host opens, and its reads fail.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use cove_base::Clock;
+use cove_scaling::source::{Answer, MetadataError};
+use tokio::sync::watch;
+
+use crate::clock;
+
+/// One rule, ready to be read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Trigger {
+    /// KEDA's trigger type, such as `redis`.
+    pub scaler: String,
+    /// Metadata, `…FromEnv` keys under the name without that ending, and authentication parameters, which win.
+    pub parameters: BTreeMap<String, String>,
+    /// Client id, resource id or `system` of the identity that reads, where the rule names one.
+    pub identity: Option<String>,
+    /// The resource group, for a user's own scaler (`ScaledObjectRef.namespace`).
+    pub namespace: String,
+    /// The revision or job, for a user's own scaler (`ScaledObjectRef.name`).
+    pub name: String,
+}
+
+impl Trigger {
+    /// The trimmed value of a parameter; `None` when it is missing or empty.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.parameters.get(key).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+}
+
+impl fmt::Debug for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values may be secrets.
+        f.debug_struct("Trigger")
+            .field("scaler", &self.scaler)
+            .field("parameters", &self.parameters.keys())
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A source did not answer, or its answer has no meaning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ReadError(Arc<str>);
+
+impl ReadError {
+    /// Says what failed, for people; never with a credential in it.
+    pub fn new(reason: impl Into<Arc<str>>) -> Self {
+        Self(reason.into())
+    }
+
+    /// The reason.
+    pub fn reason(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
+/// A rule cannot be read at all, whatever its source does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// No module reads this scaler.
+    #[error("scaler `{0}` is not built; the kinds that are: {list}", list = Scalers::KINDS.join(", "))]
+    Unknown(String),
+    /// Its metadata is wrong.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+}
+
+impl OpenError {
+    /// One thing that is wrong with the metadata.
+    pub fn metadata(reason: impl Into<String>) -> Self {
+        Self::Metadata(MetadataError { reasons: vec![reason.into()] })
+    }
+}
+
+/// What [`Source::read`] gives.
+pub type ReadFuture<'a> = Pin<Box<dyn Future<Output = Result<Answer, ReadError>> + Send + 'a>>;
+
+/// The event source of one rule.
+pub trait Source: fmt::Debug + Send + Sync {
+    /// Asks the source once. Dropping the future gives up the question and leaves nothing behind.
+    fn read(&self) -> ReadFuture<'_>;
+
+    /// A counter that moves when the source says by itself that it became active or idle (`external-push`): the rule is
+    /// then read at once.
+    fn pushes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+}
+
+/// Where a host's name leads, as seen from inside the environment of the rule; `None` = ask the system.
+pub type HostResolver = Arc<dyn Fn(&str) -> Option<IpAddr> + Send + Sync>;
+
+/// What [`Tokens::token`] gives.
+pub type TokenFuture<'a> = Pin<Box<dyn Future<Output = Result<String, ReadError>> + Send + 'a>>;
+
+/// Bearer tokens of managed identities.
+pub trait Tokens: Send + Sync {
+    /// A token of `identity` for `audience`, such as `https://storage.azure.com/`.
+    fn token<'a>(&'a self, identity: &'a str, audience: &'a str) -> TokenFuture<'a>;
+}
+
+/// What a source needs of its surroundings; cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// Short names and internal hosts of the rule's environment.
+    pub hosts: HostResolver,
+    /// Tokens of the app's identities; `None` = there are none, and a rule with an identity says so when it is read.
+    pub tokens: Option<Arc<dyn Tokens>>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("tokens", &self.tokens.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// All scalers, with the connections that their sources share.
+#[derive(Debug)]
+pub struct Scalers {
+    clock: Clock,
+}
+
+impl Scalers {
+    /// Trigger types that [`Scalers::open`] knows, sorted. `cpu` and `memory` are measured by the autoscaler itself.
+    pub const KINDS: &[&str] = &["cron"];
+
+    /// Without any connection yet.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock }
+    }
+
+    /// The source of a rule.
+    ///
+    /// # Errors
+    /// A scaler that is not built, or metadata that it cannot use.
+    pub fn open(&self, trigger: &Trigger, _context: &Context) -> Result<Arc<dyn Source>, OpenError> {
+        match trigger.scaler.as_str() {
+            "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
+            other => Err(OpenError::Unknown(other.to_owned())),
+        }
+    }
+}
