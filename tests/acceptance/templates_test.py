@@ -15,8 +15,11 @@ class Templates(ServerCase):
     """One group; every command of `az deployment group` on it."""
 
     GROUP = "templates"
-    # sixteen apps start at once
-    CONFIG = ServerCase.CONFIG.replace('provisioning_deadline = "60s"', 'provisioning_deadline = "240s"')
+    # sixteen apps start at once; and the SDK below `az deployment` takes a wait of 0 s for none given, and looks again
+    # after 30 s
+    CONFIG = ServerCase.CONFIG.replace('provisioning_deadline = "60s"', 'provisioning_deadline = "240s"').replace(
+        "retry_after = 0", "retry_after = 1"
+    )
 
     def group(self, verb, *arguments):
         return self.az("deployment", "group", *verb.split(), "-g", self.GROUP, *arguments)
