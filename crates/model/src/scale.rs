@@ -19,6 +19,12 @@ pub struct Scale {
     /// How counts are decided: `properties.template.scale.coveMode`, default [`ScaleMode::Aca`].
     #[serde(default)]
     pub mode: ScaleMode,
+    /// What the last replica does when nothing needs it: `coveIdle`, default [`IdleState::Zero`].
+    #[serde(default)]
+    pub idle: IdleState,
+    /// Constants of the autoscaler that differ from Azure's: `coveSettings`; empty means Azure's.
+    #[serde(default)]
+    pub settings: ScaleOverrides,
 }
 
 impl Default for Scale {
@@ -30,6 +36,8 @@ impl Default for Scale {
             polling_interval_secs: 30,
             rules: Vec::new(),
             mode: ScaleMode::Aca,
+            idle: IdleState::Zero,
+            settings: ScaleOverrides::default(),
         }
     }
 }
@@ -40,8 +48,73 @@ pub enum ScaleMode {
     /// Polling, windows and the arrival-rate metric as documented.
     #[default]
     Aca,
-    /// Open requests, within a second (not built yet; refused by the API).
+    /// Open requests, within a second.
     Fast,
+}
+
+/// What the last replica of an idle revision does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IdleState {
+    /// It ends, as in Azure.
+    #[default]
+    Zero,
+    /// It stays, frozen, with its memory paged out where there is swap.
+    Frozen,
+}
+
+/// Constants of the autoscaler that a template sets: `template.scale.coveSettings`. `None` means Azure's value,
+/// which is written at each field. `pollingInterval` and `cooldownPeriod` are Azure's own fields of [`Scale`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScaleOverrides {
+    /// Seconds between two readings of http and tcp rules, and the window that they count; 1..=3600, Azure's 15.
+    pub load_sampling_secs: Option<u32>,
+    /// Seconds between two readings of cpu and memory rules; 1..=3600, Azure's 15.
+    pub resource_sampling_secs: Option<u32>,
+    /// Seconds for which a proposal holds the count; 0..=604800, Azure's 300.
+    pub scale_down_window_secs: Option<u32>,
+    /// Smallest ceiling of one step up, in replicas; 1..=1000, Azure's 4.
+    pub step_floor: Option<u32>,
+    /// One step up reaches at most this many times the current count; 1..=1000, Azure's 2.
+    pub step_factor: Option<u32>,
+    /// A reading this close to its target changes nothing, in percent; 0..=100, Azure's 10.
+    pub tolerance_percent: Option<u32>,
+    /// Seconds for which a replica's cpu counts as start-up noise; 0..=3600, Azure's 300.
+    pub cpu_initialisation_secs: Option<u32>,
+    /// A replica that lost readiness this soon after its start counts as never ready, in seconds; 0..=3600, Azure's 30.
+    pub cpu_readiness_delay_secs: Option<u32>,
+    /// A reading later than this is an error, in seconds; 1..=60, Azure's 3.
+    pub read_deadline_secs: Option<u32>,
+    /// Room above the open requests in fast mode, in percent; 0..=1000. Azure has no such mode.
+    pub headroom_percent: Option<u32>,
+    /// What a failing event source counts as; `None`, as in Azure, keeps the count.
+    pub fallback: Option<ScaleFallback>,
+}
+
+/// KEDA's fallback for failing event sources: `coveSettings.fallback`. Azure has no field for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleFallback {
+    /// From failure number `failure_threshold + 1` in a row the rule counts as active; 0..=1000000.
+    pub failure_threshold: u32,
+    /// Replicas that it then asks for; 0..=1000.
+    pub replicas: u32,
+    /// How `replicas` meets the current count.
+    #[serde(default)]
+    pub behavior: FallbackBehavior,
+}
+
+/// How the fallback's count and the current count combine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FallbackBehavior {
+    /// The fallback's count.
+    #[default]
+    Static,
+    /// The current count.
+    CurrentReplicas,
+    /// The higher of the two.
+    CurrentReplicasIfHigher,
+    /// The lower of the two.
+    CurrentReplicasIfLower,
 }
 
 /// One scale rule.

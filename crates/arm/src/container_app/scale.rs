@@ -49,6 +49,7 @@ pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> S
         ),
         rules: rules(&node.get("rules"), scope, errors),
         mode: ScaleMode::Aca,
+        ..defaults
     }
 }
 
