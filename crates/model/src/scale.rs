@@ -16,9 +16,9 @@ pub struct Scale {
     pub polling_interval_secs: u32,
     /// The rules as given; empty means the default rule when there is ingress.
     pub rules: Vec<ScaleRule>,
-    /// How counts are decided: `properties.template.scale.coveMode`, default [`ScaleMode::Aca`].
+    /// How counts are decided: `properties.template.scale.coveMode`; `None` means the server's `[autoscaler] mode`.
     #[serde(default)]
-    pub mode: ScaleMode,
+    pub mode: Option<ScaleMode>,
     /// What the last replica does when nothing needs it: `coveIdle`, default [`IdleState::Zero`].
     #[serde(default)]
     pub idle: IdleState,
@@ -35,7 +35,7 @@ impl Default for Scale {
             cooldown_period_secs: 300,
             polling_interval_secs: 30,
             rules: Vec::new(),
-            mode: ScaleMode::Aca,
+            mode: None,
             idle: IdleState::Zero,
             settings: ScaleOverrides::default(),
         }

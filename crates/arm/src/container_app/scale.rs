@@ -48,7 +48,7 @@ pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> S
             errors,
         ),
         rules: rules(&node.get("rules"), scope, errors),
-        mode: ScaleMode::Aca,
+        mode: Some(ScaleMode::Aca),
         ..defaults
     }
 }
