@@ -9,6 +9,7 @@
 //! **Invariant:** no error names a password, a key or a token.
 
 mod clock;
+mod net;
 mod pool;
 mod source;
 
