@@ -10,6 +10,7 @@ use cove_model::{Scale, ScaleRule, ScaleRuleKind};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
+use crate::effective::{EffectiveScale, ScaleDefaults, effective};
 use crate::number::milli;
 use crate::settings::ScaleSettings;
 use crate::source::Scaler;
@@ -104,8 +105,14 @@ pub enum FallbackBehavior {
 }
 
 impl ScaleConfig {
-    /// Reads `template.scale`. With ingress and no rule, the default http rule applies.
+    /// Reads `template.scale` on a server whose only own defaults are these constants.
     pub fn from_scale(scale: &Scale, has_ingress: bool, settings: &ScaleSettings) -> Self {
+        let defaults = ScaleDefaults { settings: settings.clone(), ..ScaleDefaults::default() };
+        Self::from_effective(scale, has_ingress, &effective(scale, &defaults))
+    }
+
+    /// Reads `template.scale` with the constants in force. With ingress and no rule, the default http rule applies.
+    pub fn from_effective(scale: &Scale, has_ingress: bool, effective: &EffectiveScale) -> Self {
         let mut rules: Vec<Rule> = scale.rules.iter().map(Rule::from_scale_rule).collect();
         if rules.is_empty() && has_ingress {
             rules.push(Rule::new(DEFAULT_RULE_NAME, RuleKind::Http, f64::from(DEFAULT_CONCURRENCY)));
@@ -114,12 +121,8 @@ impl ScaleConfig {
             min_replicas: scale.min_replicas,
             max_replicas: scale.max_replicas,
             rules,
-            settings: ScaleSettings {
-                polling_interval: SignedDuration::from_secs(scale.polling_interval_secs.max(1).into()),
-                cooldown_period: SignedDuration::from_secs(scale.cooldown_period_secs.into()),
-                ..settings.clone()
-            },
-            fallback: None,
+            settings: effective.settings.clone(),
+            fallback: effective.fallback,
         }
     }
 

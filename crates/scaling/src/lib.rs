@@ -12,7 +12,6 @@ pub mod cadence;
 mod config;
 mod decide;
 mod effective;
-mod effective;
 pub mod fast;
 pub mod job;
 pub mod measure;
@@ -30,7 +29,6 @@ pub mod vectors;
 
 pub use config::{DEFAULT_CONCURRENCY, DEFAULT_RULE_NAME, Fallback, FallbackBehavior, Rule, RuleKind, ScaleConfig};
 pub use decide::{Decision, Reason, RuleOutcome, activate, decide};
-pub use effective::{Effective, ServerDefaults, effective};
 pub use effective::{EffectiveScale, ScaleDefaults, effective};
 pub use number::milli;
 pub use reading::{Hold, Input, Reading};
