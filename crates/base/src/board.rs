@@ -8,7 +8,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -28,6 +31,8 @@ struct Inner<K, V> {
 #[derive(Debug)]
 struct Reader<K> {
     dirty: Mutex<BTreeSet<K>>,
+    /// [`Changes::next`] gave keys and was not called again since; changed under the lock of `dirty`.
+    is_reading: AtomicBool,
     notify: Notify,
 }
 
@@ -92,12 +97,24 @@ impl<K: Clone + Ord + Hash, V: Clone + PartialEq> Board<K, V> {
         lock(&self.inner).tell(key);
     }
 
+    /// Whether every reader has taken its notices and waits for more with [`Changes::next`]: whoever moves a virtual clock
+    /// asks this. Notices taken with [`Changes::take`] count as read.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        let readers: Vec<_> = lock(&self.inner).readers.iter().filter_map(Weak::upgrade).collect();
+        readers.iter().all(|reader| {
+            let dirty = lock(&reader.dirty);
+            dirty.is_empty() && !reader.is_reading.load(Ordering::Relaxed)
+        })
+    }
+
     /// Notices from now on; every key that is on the board already counts as changed.
     #[must_use]
     pub fn subscribe(&self) -> Changes<K> {
         let mut inner = lock(&self.inner);
         let dirty = inner.values.keys().cloned().collect();
-        let reader = Arc::new(Reader { dirty: Mutex::new(dirty), notify: Notify::new() });
+        let reader =
+            Arc::new(Reader { dirty: Mutex::new(dirty), is_reading: AtomicBool::new(false), notify: Notify::new() });
         reader.notify.notify_one();
         inner.readers.push(Arc::downgrade(&reader));
         Changes { reader }
@@ -119,9 +136,12 @@ impl<K: Clone + Ord> Changes<K> {
     /// Waits until at least one key changed; gives every key that did since the last call. Cancel-safe.
     pub async fn next(&mut self) -> BTreeSet<K> {
         loop {
-            let dirty = self.take();
-            if !dirty.is_empty() {
-                return dirty;
+            {
+                let mut dirty = lock(&self.reader.dirty);
+                self.reader.is_reading.store(!dirty.is_empty(), Ordering::Relaxed);
+                if !dirty.is_empty() {
+                    return std::mem::take(&mut *dirty);
+                }
             }
             self.reader.notify.notified().await;
         }
@@ -150,6 +170,30 @@ mod tests {
         assert_eq!(changes.next().await, BTreeSet::from(["a", "b"]));
         assert_eq!((board.get(&"a"), board.get(&"b")), (None, Some(2)));
         assert!(changes.take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn it_is_known_whether_all_have_read() {
+        let board = Board::default();
+        assert!(board.is_read(), "nobody reads");
+        let mut changes = board.subscribe();
+        assert!(board.is_read());
+        board.set("a", 1);
+        assert!(!board.is_read());
+        assert_eq!(changes.next().await, BTreeSet::from(["a"]));
+        assert!(!board.is_read(), "it is still at it");
+        {
+            let waiting = std::pin::pin!(changes.next());
+            assert!(poll_once(waiting).is_pending());
+        }
+        assert!(board.is_read());
+        drop(changes);
+        board.set("a", 2);
+        assert!(board.is_read(), "who is gone does not count");
+    }
+
+    fn poll_once<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> std::task::Poll<T> {
+        future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
     }
 
     #[tokio::test]

@@ -1,15 +1,24 @@
 //! Time for the shell: real, or virtual and moved by hand (`cove serve --clock virtual`, `cove clock advance 5m`).
 //!
-//! **Invariant:** a virtual clock never moves by itself; advancing it wakes every sleeper whose time has come.
+//! Whoever moves a virtual clock wants to know two things: which instant somebody waits for next, and whether everybody has
+//! done what the present instant asks. So a virtual clock knows its sleepers, and those who work: a loop waits through a
+//! [`Worker`], a task that is under way holds a [`Busy`]. On the real clock both cost nothing.
+//!
+//! **Invariant:** a virtual clock never moves by itself and never goes back; moving it wakes every sleeper whose time has
+//! come.
+//! **Invariant:** a sleeper whose time has come counts as unrest until its task has seen it, so no instant looks quiet
+//! before its work has begun.
 
-use std::{
-    future::Future,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod moves;
+mod rest;
+
+use std::{future::Future, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::watch;
+
+pub use rest::{Busy, Worker};
+
+use moves::Virtual;
 
 /// Where services get `now` and sleeps from; cheap to clone.
 #[derive(Clone, Debug)]
@@ -18,7 +27,7 @@ pub struct Clock(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Real,
-    Virtual(Arc<Mutex<watch::Sender<Timestamp>>>),
+    Virtual(Arc<Virtual>),
 }
 
 impl Clock {
@@ -28,10 +37,10 @@ impl Clock {
         Self(Kind::Real)
     }
 
-    /// A clock that stands at `start` until advanced.
+    /// A clock that stands at `start` until it is moved.
     #[must_use]
     pub fn virtual_at(start: Timestamp) -> Self {
-        Self(Kind::Virtual(Arc::new(Mutex::new(watch::Sender::new(start)))))
+        Self(Kind::Virtual(Arc::new(Virtual::new(start))))
     }
 
     /// Whether it is moved by hand.
@@ -45,17 +54,70 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Kind::Real => Timestamp::now(),
-            Kind::Virtual(sender) => *sender.lock().unwrap_or_else(PoisonError::into_inner).borrow(),
+            Kind::Virtual(clock) => clock.now(),
+        }
+    }
+
+    /// What this clock showed when the machine's clock showed `machine`: for stamps that another process took. An instant
+    /// before the first move that is remembered gives the time before it.
+    #[must_use]
+    pub fn at_machine_time(&self, machine: Timestamp) -> Timestamp {
+        match &self.0 {
+            Kind::Real => machine,
+            Kind::Virtual(clock) => clock.at_machine_time(machine),
         }
     }
 
     /// Moves a virtual clock forward and gives its new time; `None` for the real one, which nobody moves.
     pub fn advance(&self, by: SignedDuration) -> Option<Timestamp> {
-        let Kind::Virtual(sender) = &self.0 else { return None };
-        let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = sender.borrow().saturating_add(by.max(SignedDuration::ZERO)).unwrap_or(Timestamp::MAX);
-        sender.send_replace(now);
-        Some(now)
+        self.advance_to(self.now().saturating_add(by.max(SignedDuration::ZERO)).unwrap_or(Timestamp::MAX))
+    }
+
+    /// Moves a virtual clock to an instant, unless that is past, and gives its new time; `None` for the real one.
+    pub fn advance_to(&self, to: Timestamp) -> Option<Timestamp> {
+        match &self.0 {
+            Kind::Real => None,
+            Kind::Virtual(clock) => Some(clock.advance_to(to)),
+        }
+    }
+
+    /// The next instant that somebody waits for on a virtual clock.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Timestamp> {
+        match &self.0 {
+            Kind::Real => None,
+            Kind::Virtual(clock) => clock.next_due(),
+        }
+    }
+
+    /// What is not at rest on a virtual clock: workers and tasks by name, each once, and sleepers that were not seen to
+    /// wake. Empty = quiet.
+    #[must_use]
+    pub fn unrest(&self) -> Vec<&'static str> {
+        match &self.0 {
+            Kind::Real => Vec::new(),
+            Kind::Virtual(clock) => clock.unrest(),
+        }
+    }
+
+    /// Waits until something may have come to rest; for one waiter. Cancel-safe.
+    pub async fn rested(&self) {
+        match &self.0 {
+            Kind::Real => std::future::pending().await,
+            Kind::Virtual(clock) => clock.rested().await,
+        }
+    }
+
+    /// A loop that waits for notices and timers: see [`Worker`].
+    #[must_use]
+    pub fn worker(&self, name: &'static str) -> Worker {
+        Worker::new(self, name)
+    }
+
+    /// Work that has begun and is over when the guard is dropped: a virtual clock is not moved on meanwhile.
+    #[must_use]
+    pub fn busy(&self, name: &'static str) -> Busy {
+        Busy::new(self, name)
     }
 
     /// Waits until `at`; at once when that is past. Cancel-safe.
@@ -63,18 +125,8 @@ impl Clock {
         let kind = self.0.clone();
         async move {
             match kind {
-                Kind::Real => loop {
-                    // the wall clock may be set while we sleep: look again at least once a minute
-                    let left = at.duration_since(Timestamp::now());
-                    if left <= SignedDuration::ZERO {
-                        return;
-                    }
-                    tokio::time::sleep(left.unsigned_abs().min(Duration::from_secs(60))).await;
-                },
-                Kind::Virtual(sender) => {
-                    let mut now = sender.lock().unwrap_or_else(PoisonError::into_inner).subscribe();
-                    let _closed_means_no_more_time = now.wait_for(|now| *now >= at).await;
-                }
+                Kind::Real => sleep_really_until(at).await,
+                Kind::Virtual(clock) => moves::Sleep::new(clock, at).await,
             }
         }
     }
@@ -86,19 +138,16 @@ impl Clock {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_virtual_clock_moves_only_by_hand() {
-        let clock = Clock::virtual_at(Timestamp::UNIX_EPOCH);
-        let sleeper = tokio::spawn(clock.sleep(Duration::from_secs(300)));
-        clock.advance(SignedDuration::from_secs(299));
-        tokio::task::yield_now().await;
-        assert!(!sleeper.is_finished());
-        clock.advance(SignedDuration::from_secs(1));
-        sleeper.await.unwrap();
-        assert_eq!(clock.now().as_second(), 300);
+async fn sleep_really_until(at: Timestamp) {
+    loop {
+        // the wall clock may be set while we sleep: look again at least once a minute
+        let left = at.duration_since(Timestamp::now());
+        if left <= SignedDuration::ZERO {
+            return;
+        }
+        tokio::time::sleep(left.unsigned_abs().min(Duration::from_secs(60))).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,6 @@ mod text_units;
 
 pub use backoff::Backoff;
 pub use board::{Board, Changes};
-pub use clock::Clock;
+pub use clock::{Busy, Clock, Worker};
 pub use tasks::{OnCancel, OnError, TaskKind, Tasks};
 pub use text_units::{parse_duration, parse_size};
