@@ -29,12 +29,14 @@ mod probes;
 mod properties;
 mod render;
 mod scale;
+mod scale_settings;
 mod template;
 #[cfg(test)]
 mod tests;
 
 pub use labels::{forget_label, label_history, record_labels, settle_labels};
 pub use later::warnings;
+pub(crate) use render::show_effective;
 pub use render::{View, host, label_host, render, render_stored_template, render_template};
 pub use template::check_resources;
 

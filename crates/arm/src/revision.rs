@@ -1,6 +1,7 @@
 //! `containerApps/revisions`.
 
 use cove_model::{Revision, RevisionStatus};
+use cove_scaling::ScaleDefaults;
 use serde_json::{Value, json};
 
 /// A revision with what is known of it.
@@ -18,12 +19,17 @@ pub struct RevisionView<'a> {
     pub labels: &'a [String],
     /// When a request reached it last, if known.
     pub last_active_at: Option<jiff::Timestamp>,
+    /// What the server gives to apps that set no mode and no constants of the autoscaler.
+    pub scale_defaults: &'a ScaleDefaults,
 }
 
 /// A revision as Azure shows it.
 #[must_use]
 pub fn render(view: &RevisionView<'_>) -> Value {
     let RevisionView { revision, status, .. } = view;
+    let mut template = crate::container_app::render_stored_template(view.template, &revision.template);
+    let has_ingress = revision.ingress.is_some();
+    crate::container_app::show_effective(&mut template, &revision.template.scale, has_ingress, view.scale_defaults);
     let mut properties = json!({
         "active": revision.is_active,
         "createdTime": revision.created_at.to_string(),
@@ -32,7 +38,7 @@ pub fn render(view: &RevisionView<'_>) -> Value {
         "provisioningState": status.provisioning.as_arm(),
         "runningState": status.running.as_arm(),
         "replicas": status.replicas,
-        "template": crate::container_app::render_stored_template(view.template, &revision.template),
+        "template": template,
     });
     if let Some(last_active_at) = view.last_active_at {
         properties["lastActiveTime"] = json!(last_active_at.to_string());
@@ -104,6 +110,7 @@ mod tests {
             default_domain: "e.localhost",
             labels: &labels,
             last_active_at: None,
+            scale_defaults: &ScaleDefaults::default(),
         };
         let shown = render(&view);
         let properties = &shown["properties"];

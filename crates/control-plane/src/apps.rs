@@ -112,6 +112,7 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
         outbound_ips: std::slice::from_ref(&plane.config().static_ip),
         custom_domain_verification_id: plane.verification_id(),
         system_data: Some(&environments::system_data(row)),
+        scale_defaults: &plane.config().scale_defaults,
     };
     let mut value = container_app::render(&row.doc, &view);
     identities::complete(plane, &mut value, row)?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cove_scaling::ScaleDefaults;
+
 /// Settings of the API.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -30,6 +32,9 @@ pub struct Config {
     pub exec_max: Duration,
     /// Longest that a request (not a stream) may take, its body included. Default 60 s; then 408.
     pub request_timeout: Duration,
+    /// What the autoscaler gives to apps that set no mode and no constants: shown, and never decided by here. Default
+    /// Azure's.
+    pub scale_defaults: ScaleDefaults,
 }
 
 impl Default for Config {
@@ -47,6 +52,7 @@ impl Default for Config {
             exec_idle: Duration::from_secs(3600),
             exec_max: Duration::from_secs(12 * 3600),
             request_timeout: Duration::from_secs(60),
+            scale_defaults: ScaleDefaults::default(),
         }
     }
 }

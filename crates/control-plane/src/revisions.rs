@@ -61,7 +61,7 @@ fn check_mode(plane: &ControlPlane, call: &Call, activates: bool) -> Result<(), 
     Err(ArmError::new(400, "LabelsDecideActivity", message).into())
 }
 
-fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
+fn render(plane: &ControlPlane, app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
     let labels = labels_of(app, row.revision.name.as_str());
     let view = revision::RevisionView {
         revision: &row.revision,
@@ -70,6 +70,7 @@ fn render(app: &ContainerApp, domain: &str, row: &RevisionRow) -> Value {
         default_domain: domain,
         labels: &labels,
         last_active_at: None,
+        scale_defaults: &plane.config().scale_defaults,
     };
     revision::render(&view)
 }
@@ -81,7 +82,7 @@ pub(crate) async fn list_all(plane: ControlPlane, call: Call) -> Answer {
     let wants = call.query("$filter").map(only_active).transpose()?.flatten();
     let rows = plane.store().revisions(&row.id)?;
     let shown = rows.iter().filter(|row| wants.is_none_or(|active| row.revision.is_active == active));
-    Ok(answer::json(200, &list::render(shown.map(|row| render(&app, &domain, row)).collect(), None)))
+    Ok(answer::json(200, &list::render(shown.map(|row| render(&plane, &app, &domain, row)).collect(), None)))
 }
 
 /// `properties/active eq true`, the one filter that clients send; none when the text is empty.
@@ -103,7 +104,7 @@ pub(crate) async fn get(plane: ControlPlane, call: Call) -> Answer {
     let revision = require(&plane, &call, &row)?;
     let app = apps::model(&row)?;
     let domain = apps::domain(&plane, &app)?;
-    Ok(answer::json(200, &render(&app, &domain, &revision)))
+    Ok(answer::json(200, &render(&plane, &app, &domain, &revision)))
 }
 
 async fn activate(plane: ControlPlane, call: Call) -> Answer {

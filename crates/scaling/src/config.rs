@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use cove_model::{Scale, ScaleRule, ScaleRuleKind};
-use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::effective::{EffectiveScale, ScaleDefaults, effective};
@@ -184,6 +183,8 @@ impl Rule {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     #[test]

@@ -203,6 +203,9 @@ static SCALE: Schema = Object(&[
     ("pollingInterval", &Int),
     ("allowScalingRuleOverride", &Bool),
     ("coveMode", &Word(&["aca", "fast"])),
+    ("coveIdle", &Word(&["zero", "frozen"])),
+    ("coveSettings", &super::scale_settings::SETTINGS),
+    ("coveEffective", &Any),
     (
         "rules",
         &List(&Object(&[
@@ -255,6 +258,7 @@ pub(super) fn strip_read_only(doc: &mut Value) {
         ],
     );
     strip("/properties/configuration/ingress", &["fqdn"]);
+    strip("/properties/template/scale", &["coveEffective"]);
     for list in ["containers", "initContainers"] {
         let containers = doc.pointer_mut(&format!("/properties/template/{list}")).and_then(Value::as_array_mut);
         for container in containers.into_iter().flatten() {

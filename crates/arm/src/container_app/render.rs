@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 
 use cove_model::{
-    ActiveRevisionsMode, Bytes, Container, ContainerApp, EnvValue, Ingress, Probe, ProbeAction, ResourceId, Scale,
-    ScaleRule, ScaleRuleAuth, ScaleRuleKind, Template, TrafficWeight, Transport, VolumeKind,
+    ActiveRevisionsMode, Bytes, Container, ContainerApp, EnvValue, IdleState, Ingress, Probe, ProbeAction, ResourceId,
+    Scale, ScaleMode, ScaleRule, ScaleRuleAuth, ScaleRuleKind, Template, TrafficWeight, Transport, VolumeKind,
 };
+use cove_scaling::ScaleDefaults;
 use serde_json::{Map, Value, json};
 
-use super::{PutContext, check};
+use super::{PutContext, check, scale_settings};
 use crate::{Errors, SystemData};
 
 /// What is known of an app when it is shown.
@@ -36,6 +37,8 @@ pub struct View<'a> {
     pub custom_domain_verification_id: &'a str,
     /// Who made and changed it.
     pub system_data: Option<&'a SystemData>,
+    /// What the server gives to apps that set no mode and no constants of the autoscaler.
+    pub scale_defaults: &'a ScaleDefaults,
 }
 
 /// Host name of an app or revision: `NAME.DOMAIN`, or `NAME.internal.DOMAIN` when it is not external.
@@ -63,6 +66,7 @@ pub fn render(doc: &Value, view: &View<'_>) -> Value {
     if template.get("revisionSuffix").is_none() {
         template["revisionSuffix"] = json!("");
     }
+    show_effective(&mut template, &app.template.scale, app.ingress.is_some(), view.scale_defaults);
     let environment = app.environment.as_str();
     let facts = json!({
         "provisioningState": view.provisioning_state,
@@ -206,6 +210,11 @@ pub fn render_stored_template(doc: &Value, template: &Template) -> Value {
     value
 }
 
+/// Adds `scale.coveEffective` to a shown template: the mode and the constants in force.
+pub(crate) fn show_effective(template: &mut Value, scale: &Scale, has_ingress: bool, defaults: &ScaleDefaults) {
+    template["scale"]["coveEffective"] = scale_settings::render_effective(scale, has_ingress, defaults);
+}
+
 /// A template as Azure shows it, with all defaults; without a suffix.
 #[must_use]
 pub fn render_template(template: &Template) -> Value {
@@ -322,6 +331,17 @@ fn render_scale(scale: &Scale) -> Value {
         "cooldownPeriod": scale.cooldown_period_secs,
         "pollingInterval": scale.polling_interval_secs,
     });
+    match scale.mode {
+        Some(ScaleMode::Fast) => value["coveMode"] = json!("fast"),
+        Some(ScaleMode::Aca) => value["coveMode"] = json!("aca"),
+        None => {}
+    }
+    if scale.idle == IdleState::Frozen {
+        value["coveIdle"] = json!("frozen");
+    }
+    if let Some(settings) = scale_settings::render(&scale.settings) {
+        value["coveSettings"] = settings;
+    }
     if !scale.rules.is_empty() {
         value["rules"] = scale.rules.iter().map(render_rule).collect();
     }

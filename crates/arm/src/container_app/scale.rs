@@ -2,12 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{Scale, ScaleMode, ScaleRule, ScaleRuleAuth, ScaleRuleKind};
+use cove_model::{IdleState, Scale, ScaleMode, ScaleRule, ScaleRuleAuth, ScaleRuleKind};
 
-use super::{
-    check::{Scope, range},
-    later,
-};
+use super::{check::Scope, later, scale_settings};
 use crate::{ArmError, Errors, node::Node};
 
 /// Most replicas that may be asked for.
@@ -26,30 +23,34 @@ pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> S
         );
         errors.push(options_error("MinGreaterThanMax", scope, &message).at(&node.path));
     }
-    let mode = node.get("coveMode");
-    if mode.text() == Some("fast") {
-        let instead = "leave coveMode out or set it to 'aca'";
-        errors.push(ArmError::not_implemented(&mode.path, "The scale mode 'fast'", instead));
-    }
     later::check_custom_rules(node, scope, errors);
     Scale {
         min_replicas,
         max_replicas,
-        cooldown_period_secs: range(
-            &node.get("cooldownPeriod"),
+        cooldown_period_secs: limit(
+            node,
+            "cooldownPeriod",
             0..=SECONDS_MAX,
             defaults.cooldown_period_secs,
+            scope,
             errors,
         ),
-        polling_interval_secs: range(
-            &node.get("pollingInterval"),
+        polling_interval_secs: limit(
+            node,
+            "pollingInterval",
             1..=SECONDS_MAX,
             defaults.polling_interval_secs,
+            scope,
             errors,
         ),
         rules: rules(&node.get("rules"), scope, errors),
-        mode: Some(ScaleMode::Aca),
-        ..defaults
+        mode: match node.get("coveMode").text() {
+            Some("fast") => Some(ScaleMode::Fast),
+            Some(_) => Some(ScaleMode::Aca),
+            None => None,
+        },
+        idle: if node.get("coveIdle").text() == Some("frozen") { IdleState::Frozen } else { IdleState::Zero },
+        settings: scale_settings::read(&node.get("coveSettings"), errors),
     }
 }
 
@@ -66,8 +67,14 @@ fn limit(
     if let Some(number) = u32::try_from(number).ok().filter(|number| allowed.contains(number)) {
         return number;
     }
-    let code = if name == "minReplicas" { "MinReplicasOutOfRange" } else { "MaxReplicasOutOfRange" };
-    let message = format!("{name} is {number}; expected {} to {}.", allowed.start(), allowed.end());
+    let code = match name {
+        "minReplicas" => "MinReplicasOutOfRange",
+        "maxReplicas" => "MaxReplicasOutOfRange",
+        "cooldownPeriod" => "CooldownPeriodInvalid",
+        _ => "PollingIntervalInvalid",
+    };
+    let unit = if name.ends_with("Replicas") { "" } else { " seconds" };
+    let message = format!("{name} is {number}; expected {} to {}{unit}.", allowed.start(), allowed.end());
     errors.push(options_error(code, scope, &message).at(&node.path));
     // kept, so that "min above max" is told as well; with an error nothing of it is used
     u32::try_from(number.max(0)).unwrap_or(u32::MAX)
@@ -131,10 +138,15 @@ fn rule(name: &str, kind: &str, node: &Node<'_>, scope: &Scope<'_>, errors: &mut
             if queue.text().is_none_or(str::is_empty) {
                 errors.push(rule_error("MetadataInvalid", name, &queue, "azureQueue needs a queueName."));
             }
+            let given = length.int().map(|number| u32::try_from(number).unwrap_or(0));
+            if given == Some(0) {
+                let message = "queueLength must be a whole number of at least 1.";
+                errors.push(rule_error("MetadataInvalid", name, &length, message));
+            }
             Some(ScaleRuleKind::AzureQueue {
                 account_name: node.get("accountName").text().map(str::to_owned),
                 queue_name: queue.text().unwrap_or("").to_owned(),
-                queue_length: range(&length, 1..=u32::MAX, 5, errors),
+                queue_length: given.unwrap_or(5),
                 auth,
                 identity,
             })

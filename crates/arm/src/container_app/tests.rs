@@ -37,6 +37,7 @@ fn show(doc: &Value) -> Value {
         outbound_ips: &["10.0.0.1".to_owned()],
         custom_domain_verification_id: "C0FE",
         system_data: None,
+        scale_defaults: &cove_scaling::ScaleDefaults::default(),
     };
     render(doc, &view)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use cove_model::{IdleState, ScaleMode};
 use expect_test::expect;
 use serde_json::{Value, json};
 
@@ -55,6 +56,116 @@ fn what_has_no_effect_is_kept_and_said() {
     assert_eq!((&again.app, &again.doc.get("coveWarnings")), (&parsed.app, &None));
     assert_eq!(show(&again.doc), shown);
     assert!(show(&put(&az_create()).unwrap().doc)["properties"].get("coveWarnings").is_none());
+}
+
+#[test]
+fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
+    let mut body = az_create();
+    let plain = show(&put(&body).unwrap().doc);
+    expect![[r#"
+        {
+          "cooldownPeriodSeconds": 300,
+          "cpuInitialisationSeconds": 300,
+          "cpuReadinessDelaySeconds": 30,
+          "headroomPercent": 0,
+          "loadSamplingSeconds": 15,
+          "mode": "aca",
+          "pollingIntervalSeconds": 30,
+          "readDeadlineSeconds": 3,
+          "resourceSamplingSeconds": 15,
+          "rules": [
+            {
+              "kind": "http",
+              "name": "http-scaling",
+              "target": 25
+            }
+          ],
+          "scaleDownWindowSeconds": 300,
+          "scaleUpWindowSeconds": 0,
+          "stepFactor": 2,
+          "stepFloor": 4,
+          "tolerancePercent": 10
+        }"#]].assert_eq(&format!("{:#}", plain["properties"]["template"]["scale"]["coveEffective"]));
+
+    let settings = json!({ "scaleDownWindowSeconds": "60", "FallBack": { "failureThreshold": 3, "replicas": 2 } });
+    body["properties"]["template"]["scale"] = json!({ "coveMode": "Fast", "COVEIDLE": "frozen", "coveSettings": settings,
+        "rules": [{ "name": "q", "custom": { "type": "redis", "metadata": { "listName": "l", "address": "r:1",
+            "listLength": "2.5", "activationListLength": "7" } } }] });
+    let parsed = put(&body).unwrap();
+    let scale = &parsed.app.template.scale;
+    assert_eq!((scale.mode, scale.idle), (Some(ScaleMode::Fast), IdleState::Frozen));
+    let shown = show(&parsed.doc);
+    expect![[r#"
+        {
+          "cooldownPeriod": 300,
+          "coveEffective": {
+            "cooldownPeriodSeconds": 300,
+            "cpuInitialisationSeconds": 300,
+            "cpuReadinessDelaySeconds": 30,
+            "fallback": {
+              "behavior": "static",
+              "failureThreshold": 3,
+              "replicas": 2
+            },
+            "headroomPercent": 20,
+            "loadSamplingSeconds": 1,
+            "mode": "fast",
+            "pollingIntervalSeconds": 30,
+            "readDeadlineSeconds": 3,
+            "resourceSamplingSeconds": 15,
+            "rules": [
+              {
+                "kind": "event",
+                "name": "q",
+                "target": 2.5
+              }
+            ],
+            "scaleDownWindowSeconds": 60,
+            "scaleUpWindowSeconds": 0,
+            "stepFactor": 4,
+            "stepFloor": 8,
+            "tolerancePercent": 0
+          },
+          "coveIdle": "frozen",
+          "coveMode": "fast",
+          "coveSettings": {
+            "fallback": {
+              "behavior": "static",
+              "failureThreshold": 3,
+              "replicas": 2
+            },
+            "scaleDownWindowSeconds": 60
+          },
+          "maxReplicas": 10,
+          "minReplicas": 0,
+          "pollingInterval": 30,
+          "rules": [
+            {
+              "custom": {
+                "metadata": {
+                  "activationListLength": "7",
+                  "address": "r:1",
+                  "listLength": "2.5",
+                  "listName": "l"
+                },
+                "type": "redis"
+              },
+              "name": "q"
+            }
+          ]
+        }"#]].assert_eq(&format!("{:#}", shown["properties"]["template"]["scale"]));
+    let again = put_with(&shown, &["s"]).unwrap();
+    assert_eq!((&again.app, show(&again.doc)), (&parsed.app, shown));
+    assert!(again.doc.pointer("/properties/template/scale/coveEffective").is_none());
+    let patched = parse_patch(
+        &parsed.doc,
+        &json!({ "properties": { "template": { "scale": { "maxReplicas": 7,
+        "coveEffective": { "mode": "aca" } } } } }),
+        &PutContext { id: &id(), known_secrets: &BTreeSet::from(["s".to_owned()]) },
+    );
+    let patched = patched.unwrap();
+    assert_eq!(patched.app.template.scale, cove_model::Scale { max_replicas: 7, ..scale.clone() });
+    assert!(patched.doc.pointer("/properties/template/scale/coveEffective").is_none());
 }
 
 #[test]

@@ -193,13 +193,29 @@ fn scale_is_checked() {
             400 InvalidRequestParameterWithDetails
             400 InvalidParameterValue [properties.template.scale.maxReplicas] the value is 'x'; expected a whole number.
             400 InvalidParameterValue [properties.template.scale.minReplicas] the value is 1.5; expected a whole number.
-            400 InvalidParameterValue [properties.template.scale.pollingInterval] The value 0 is not valid; expected 1 to 604800.
+            400 PollingIntervalInvalid [properties.template.scale.pollingInterval] The scale options provided for Container App 'web' are incorrect. pollingInterval is 0; expected 1 to 604800 seconds.
         "#]],
     );
     check(
-        &[(scale, json!({ "coveMode": "FAST" }))],
+        &[(
+            scale,
+            json!({ "coveMode": "quick", "coveIdle": "asleep", "cooldownPeriod": -1, "coveSettings": {
+            "stepFloor": 0, "tolerancePercent": 101, "readDeadlineSeconds": "x", "scaleUpWindowSeconds": 5,
+            "fallback": { "behavior": "best", "replicas": 1001 },
+        } }),
+        )],
         &expect![[r#"
-            501 NotImplemented [properties.template.scale.coveMode] properties.template.scale.coveMode: The scale mode 'fast': not implemented yet; leave coveMode out or set it to 'aca'.
+            400 InvalidRequestParameterWithDetails
+            400 InvalidParameterValue [properties.template.scale.coveIdle] the value is 'asleep'; expected one of zero, frozen.
+            400 InvalidParameterValue [properties.template.scale.coveMode] the value is 'quick'; expected one of aca, fast.
+            400 InvalidParameterValue [properties.template.scale.coveSettings.fallback.behavior] the value is 'best'; expected one of static, currentReplicas, currentReplicasIfHigher, currentReplicasIfLower.
+            400 InvalidParameterValue [properties.template.scale.coveSettings.readDeadlineSeconds] the value is 'x'; expected a whole number.
+            400 CooldownPeriodInvalid [properties.template.scale.cooldownPeriod] The scale options provided for Container App 'web' are incorrect. cooldownPeriod is -1; expected 0 to 604800 seconds.
+            400 InvalidParameterValue [properties.template.scale.coveSettings] 'scaleUpWindowSeconds' is not a setting; expected loadSamplingSeconds, resourceSamplingSeconds, scaleDownWindowSeconds, stepFloor, stepFactor, tolerancePercent, cpuInitia
+            400 InvalidParameterValue [properties.template.scale.coveSettings.stepFloor] The value 0 is not valid; expected 1 to 1000.
+            400 InvalidParameterValue [properties.template.scale.coveSettings.tolerancePercent] The value 101 is not valid; expected 0 to 100.
+            400 InvalidParameterValue [properties.template.scale.coveSettings.fallback] A fallback needs failureThreshold.
+            400 InvalidParameterValue [properties.template.scale.coveSettings.fallback.replicas] The value 1001 is not valid; expected 0 to 1000.
         "#]],
     );
 }
@@ -260,10 +276,10 @@ fn scale_rules_are_checked() {
     check(
         &rules(json!([{ "name": "a", "azureQueue": { "queueLength": 0 } }])),
         &expect![[r#"
-        400 InvalidRequestParameterWithDetails
-        400 MetadataInvalid [properties.template.scale.rules[0].azureQueue.queueName] The scale rule 'a' is invalid. azureQueue needs a queueName.
-        400 InvalidParameterValue [properties.template.scale.rules[0].azureQueue.queueLength] The value 0 is not valid; expected 1 to 4294967295.
-    "#]],
+            400 InvalidRequestParameterWithDetails
+            400 MetadataInvalid [properties.template.scale.rules[0].azureQueue.queueName] The scale rule 'a' is invalid. azureQueue needs a queueName.
+            400 MetadataInvalid [properties.template.scale.rules[0].azureQueue.queueLength] The scale rule 'a' is invalid. queueLength must be a whole number of at least 1.
+        "#]],
     );
 }
 
