@@ -131,10 +131,17 @@ impl Clock {
         }
     }
 
-    /// Waits for a span of this clock's time. Cancel-safe.
+    /// Waits for a span of this clock's time; setting the machine's clock does not change it. Cancel-safe.
     pub fn sleep(&self, span: Duration) -> impl Future<Output = ()> + Send + 'static {
-        let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
-        self.sleep_until(self.now().saturating_add(span).unwrap_or(Timestamp::MAX))
+        let kind = self.0.clone();
+        let signed = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+        let until = self.now().saturating_add(signed).unwrap_or(Timestamp::MAX);
+        async move {
+            match kind {
+                Kind::Real => tokio::time::sleep(span).await,
+                Kind::Virtual(clock) => moves::Sleep::new(clock, until).await,
+            }
+        }
     }
 }
 

@@ -161,7 +161,7 @@ impl Gate {
     /// Counts an arrival; it is open until the ticket is dropped.
     pub(crate) fn admit(self: &Arc<Self>, accepted_at: Timestamp) -> Ticket {
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.lock().arrivals.record(accepted_at);
+        self.lock().arrivals.record(self.shared.clock.now());
         Ticket::new(Arc::clone(self), accepted_at)
     }
 
@@ -367,7 +367,7 @@ impl State {
                 continue;
             }
             let mut lease = self.grant(index, gate);
-            lease.woken_at = std::mem::take(&mut self.is_waking).then(|| gate.shared.clock.now());
+            lease.woken_at = std::mem::take(&mut self.is_waking).then(Timestamp::now);
             grants.push((waiter, Ok(lease)));
         }
         Grants(grants)

@@ -93,7 +93,7 @@ struct Exchange<'a> {
 impl Proxy {
     /// Answers one request.
     pub(crate) async fn serve(self: Arc<Self>, client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
-        let accepted_at = self.shared.clock.now();
+        let accepted_at = Timestamp::now();
         let host = match self.check(&request) {
             Ok(host) => host,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
@@ -308,7 +308,7 @@ impl Proxy {
             replica: replica.clone(),
             accepted_at: ticket.accepted_at(),
             released_at,
-            first_byte_at: self.shared.clock.now(),
+            first_byte_at: Timestamp::now(),
         };
         if self.wakes.try_send(wake).is_err() {
             tracing::warn!(revision = ?ticket.gate().key(), "a wake's times were dropped: nobody reads them fast enough");

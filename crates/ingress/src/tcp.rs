@@ -15,6 +15,7 @@ use std::{
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
 use cove_model::ReplicaName;
 use cove_traffic::{AppRouteState, RouteTable};
+use jiff::Timestamp;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -148,7 +149,8 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: IpAddr, port: u1
 }
 
 async fn pass(proxy: &Proxy, mut client: TcpStream, peer: IpAddr, port: u16) -> Result<(), Refusal> {
-    let accepted_at = proxy.shared.clock.now();
+    // a wake is measured by the machine's clock, also beside a virtual one
+    let accepted_at = Timestamp::now();
     let deadline = Instant::now() + proxy.shared.config.request_timeout;
     let is_inside = client.local_addr().is_ok_and(|local| Some(local.ip()) == proxy.shared.config.tcp_internal);
     let find = || find(proxy, peer, port, is_inside);
