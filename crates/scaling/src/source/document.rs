@@ -88,6 +88,14 @@ impl MetricsApi {
     }
 }
 
+/// XML as a tree whose only member is the root element: attributes are `-name`, text beside them `#text`.
+///
+/// # Errors
+/// It is no XML, is nested too deep, or has a document type.
+pub fn xml_tree(text: &str) -> Result<Value, Unreadable> {
+    xml::read(text)
+}
+
 /// The number at `path`.
 pub fn number_at(tree: &Value, path: &str) -> Result<f64, Unreadable> {
     let mut at = tree;
