@@ -90,6 +90,15 @@ impl<K: Eq + Hash + Clone, V: Clone> Pool<K, V> {
         slot.state.lock().await.value = None;
     }
 
+    /// Closes the connection of `key` if it still is the one that `is_it` means: another reader may have made a new one.
+    pub async fn forget_if(&self, key: &K, is_it: impl FnOnce(&V) -> bool) {
+        let slot = self.slot(key);
+        let mut state = slot.state.lock().await;
+        if state.value.as_ref().is_some_and(is_it) {
+            state.value = None;
+        }
+    }
+
     fn slot(&self, key: &K) -> Arc<Slot<V>> {
         let now = Instant::now();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
