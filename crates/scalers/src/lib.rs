@@ -9,8 +9,11 @@
 //! **Invariant:** no error names a password, a key or a token.
 
 mod clock;
+mod external;
 mod net;
 mod pool;
+#[cfg(test)]
+mod python;
 mod source;
 
 pub use pool::Pool;

@@ -14,6 +14,7 @@ use cove_scaling::source::{Answer, MetadataError};
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::external;
 
 /// One rule, ready to be read.
 #[derive(Clone, PartialEq, Eq)]
@@ -129,24 +130,26 @@ impl fmt::Debug for Context {
 #[derive(Debug)]
 pub struct Scalers {
     clock: Clock,
+    externals: Arc<external::Channels>,
 }
 
 impl Scalers {
     /// Trigger types that [`Scalers::open`] knows, sorted. `cpu` and `memory` are measured by the autoscaler itself.
-    pub const KINDS: &[&str] = &["cron"];
+    pub const KINDS: &[&str] = &["cron", "external", "external-push"];
 
     /// Without any connection yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock }
+        Self { clock, externals: Arc::default() }
     }
 
     /// The source of a rule.
     ///
     /// # Errors
     /// A scaler that is not built, or metadata that it cannot use.
-    pub fn open(&self, trigger: &Trigger, _context: &Context) -> Result<Arc<dyn Source>, OpenError> {
+    pub fn open(&self, trigger: &Trigger, context: &Context) -> Result<Arc<dyn Source>, OpenError> {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
+            "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
             other => Err(OpenError::Unknown(other.to_owned())),
         }
     }
