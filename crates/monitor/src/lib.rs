@@ -12,11 +12,18 @@ mod ingest;
 mod query;
 mod rows;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cove_base::Board;
 use cove_model::{SystemEvent, WakeRecord};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use query::{ConsoleQuery, SystemQuery};
@@ -60,6 +67,14 @@ pub struct Monitor {
     days: Days,
     events: mpsc::Sender<SystemEvent>,
     arrivals: Board<String, u64>,
+    told: Told,
+}
+
+/// Events that were written down, for those in this process who listen.
+#[derive(Clone, Debug)]
+struct Told {
+    sender: broadcast::Sender<SystemEvent>,
+    is_writing: Arc<AtomicBool>,
 }
 
 /// The part that runs: ingester, writer of events, retention.
@@ -68,12 +83,15 @@ pub struct MonitorService {
     config: MonitorConfig,
     days: Days,
     events: mpsc::Receiver<SystemEvent>,
+    told: Told,
 }
 
 /// Events that may wait for the writer; beyond that senders wait.
 const EVENTS_QUEUED_MAX: usize = 1024;
 /// Events written in one go.
 const EVENTS_BATCH_MAX: usize = 256;
+/// Events that a listener may be behind; beyond that it loses the oldest and is told how many.
+const LISTENER_BEHIND_MAX: usize = 4096;
 
 impl Monitor {
     /// Opens the directory of day files; run the service to fill it.
@@ -88,14 +106,27 @@ impl Monitor {
         let arrivals = Board::default();
         let days = Days::open(&config.dir, arrivals.clone())?;
         let (events, received) = mpsc::channel(EVENTS_QUEUED_MAX);
-        let service = MonitorService { config, days: days.clone(), events: received };
-        Ok((Self { days, events, arrivals }, service))
+        let told = Told { sender: broadcast::Sender::new(LISTENER_BEHIND_MAX), is_writing: Arc::default() };
+        let service = MonitorService { config, days: days.clone(), events: received, told: told.clone() };
+        Ok((Self { days, events, arrivals, told }, service))
     }
 
     /// Where parts of the server send system events.
     #[must_use]
     pub fn events(&self) -> mpsc::Sender<SystemEvent> {
         self.events.clone()
+    }
+
+    /// System events of all apps from now on, each once it is written down.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<SystemEvent> {
+        self.told.sender.subscribe()
+    }
+
+    /// Whether every system event that was sent is written down.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.events.capacity() == self.events.max_capacity() && !self.told.is_writing.load(Ordering::Acquire)
     }
 
     /// Keeps the record of a wake.
@@ -121,7 +152,7 @@ impl MonitorService {
     /// # Errors
     /// When the log files cannot be watched.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), MonitorError> {
-        let Self { config, days, mut events } = self;
+        let Self { config, days, mut events, told } = self;
         let ingester = ingest::Ingester::open(&config.source_dir, days.clone())?;
         let ingested = tokio::spawn(ingester.run(shutdown.clone()));
         let mut sweep = tokio::time::interval(Duration::from_secs(3600));
@@ -134,22 +165,29 @@ impl MonitorService {
                     if received == 0 {
                         break;
                     }
-                    write_events(&days, batch).await;
+                    told.is_writing.store(true, Ordering::Release);
+                    write_events(&days, &told, batch).await;
+                    told.is_writing.store(false, Ordering::Release);
                 }
             }
         }
         events.close();
         let mut rest = Vec::new();
         while events.recv_many(&mut rest, EVENTS_BATCH_MAX).await > 0 {
-            write_events(&days, std::mem::take(&mut rest)).await;
+            write_events(&days, &told, std::mem::take(&mut rest)).await;
         }
         ingested.await.unwrap_or(Err(MonitorError::Closed))
     }
 }
 
-async fn write_events(days: &Days, batch: Vec<SystemEvent>) {
+async fn write_events(days: &Days, told: &Told, batch: Vec<SystemEvent>) {
+    let heard = if told.sender.receiver_count() > 0 { batch.clone() } else { Vec::new() };
     if let Err(error) = days.write(Write::Events(batch)).await {
         tracing::error!(error = &error as &dyn std::error::Error, "system events were not kept");
+    }
+    for event in heard {
+        // nobody listens any more
+        let _gone = told.sender.send(event);
     }
 }
 
