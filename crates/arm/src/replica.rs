@@ -70,6 +70,7 @@ fn running_state(replica: &ReplicaObservation) -> (&'static str, String) {
         ReplicaPhase::Running => ("NotRunning", "Not ready yet".to_owned()),
         ReplicaPhase::Preparing => ("NotRunning", "Being prepared".to_owned()),
         ReplicaPhase::Prepared => ("NotRunning", "Prepared, not started".to_owned()),
+        ReplicaPhase::Frozen => ("NotRunning", "Frozen; the next request thaws it".to_owned()),
         ReplicaPhase::Stopping => ("NotRunning", "Stopping".to_owned()),
         ReplicaPhase::Stopped => ("NotRunning", "Stopped".to_owned()),
         ReplicaPhase::Failed => ("NotRunning", "Failed".to_owned()),

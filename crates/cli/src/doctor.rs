@@ -14,7 +14,7 @@ use crate::{
 /// Free space below which images will not fit.
 const FREE_MIN_BYTES: u64 = 1 << 30;
 /// Without these the server runs and says what it cannot do.
-const OPTIONAL: [&str; 3] = ["port notices", "nftables", "IPv4 forwarding"];
+const OPTIONAL: [&str; 5] = ["port notices", "freezing", "swap", "nftables", "IPv4 forwarding"];
 
 /// One answer.
 struct Check {

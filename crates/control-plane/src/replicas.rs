@@ -22,7 +22,7 @@ pub(crate) fn routes() -> Vec<Route> {
 fn is_shown(replica: &ReplicaObservation) -> bool {
     match replica.phase {
         ReplicaPhase::Preparing => replica.started_at.is_some(),
-        ReplicaPhase::Running | ReplicaPhase::Stopping => true,
+        ReplicaPhase::Running | ReplicaPhase::Frozen | ReplicaPhase::Stopping => true,
         ReplicaPhase::Prepared | ReplicaPhase::Stopped | ReplicaPhase::Failed => false,
     }
 }

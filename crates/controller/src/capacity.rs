@@ -3,9 +3,9 @@
 //! **Invariant:** an app's share is what its last plan left running or starting; it is replaced as a whole, so that no
 //! share is counted twice or forgotten. **Invariant:** whoever waits is planned anew when anything is given back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use cove_model::{ResourceId, RevisionName, WorkloadProfile};
+use cove_model::{MilliCpu, ResourceId, RevisionName, WorkloadProfile};
 use cove_reconcile::{Amount, Plan, Pool, Room};
 
 use crate::{entry::Entry, events::About, service::Brain};
@@ -21,6 +21,10 @@ pub(crate) struct Ledger {
     shares: HashMap<ResourceId, (ProfileKey, Amount)>,
     /// Apps that wait, in the order in which they began to.
     waiting: Vec<ResourceId>,
+    /// Those among them that wait for memory.
+    hungry: BTreeSet<ResourceId>,
+    /// Apps that hold frozen replicas.
+    frozen: BTreeSet<ResourceId>,
 }
 
 impl Ledger {
@@ -61,6 +65,24 @@ impl Ledger {
         amount
     }
 
+    /// Some app waits for memory that frozen replicas hold.
+    pub(crate) fn is_memory_short(&self) -> bool {
+        !self.hungry.is_empty()
+    }
+
+    /// Notes who waits for memory and who holds frozen replicas; gives who must give theirs back.
+    fn note_frozen(&mut self, app: &ResourceId, is_hungry: bool, has_frozen: bool) -> Vec<ResourceId> {
+        let was_short = self.is_memory_short();
+        for (set, is_in) in [(&mut self.hungry, is_hungry), (&mut self.frozen, has_frozen)] {
+            if is_in {
+                set.insert(app.clone());
+            } else {
+                set.remove(app);
+            }
+        }
+        if self.is_memory_short() && !was_short { self.frozen.iter().cloned().collect() } else { Vec::new() }
+    }
+
     fn wait(&mut self, app: &ResourceId, waits: bool) {
         let at = self.waiting.iter().position(|waiting| waiting == app);
         match (at, waits) {
@@ -87,7 +109,15 @@ impl Brain {
             let count = existing.saturating_add(u32::try_from(draining).unwrap_or(u32::MAX));
             taken = taken.plus(Amount::of(&known.revision.template), count);
         }
+        for (revision, frozen) in &plan.frozen {
+            let Some(known) = entry.known(&revision.name) else { continue };
+            let memory = Amount { cpu: MilliCpu(0), ..Amount::of(&known.revision.template) };
+            taken = taken.plus(memory, *frozen);
+        }
         let id = entry.id().clone();
+        let is_hungry = plan.short.iter().any(|short| short.lacks_memory);
+        let holders = self.ledger.note_frozen(&id, is_hungry, !plan.frozen.is_empty());
+        self.dirty.extend(holders);
         let profile = match &entry.data.profile {
             Some(profile) => key(entry, profile),
             None => (entry.data.app.environment.clone(), String::new()),
@@ -103,6 +133,7 @@ impl Brain {
     /// Something was given back outside a plan.
     pub(crate) fn release(&mut self, app: &ResourceId) {
         let amount = self.ledger.forget(app);
+        self.ledger.note_frozen(app, false, false);
         self.ledger.wait(app, false);
         if amount != Amount::default() {
             self.dirty.extend(self.ledger.waiting.iter().cloned());

@@ -18,6 +18,7 @@ use crate::{
     edge,
     entry::{Entry, images},
     events::About,
+    frozen,
     service::Brain,
     slots::note_candidates,
     spec::replica_spec,
@@ -42,6 +43,7 @@ impl Brain {
         let open = self.open_requests(&looked);
         let mut memory = std::mem::take(&mut entry.memory);
         let room = self.ledger.room(self.config.capacity, &entry);
+        let cannot_freeze = self.cannot_freeze(&entry);
         let mut plan = {
             let views: Vec<RevisionView<'_>> = looked
                 .iter()
@@ -66,6 +68,7 @@ impl Brain {
                 revisions: &views,
                 open: &open,
                 room: &room,
+                cannot_freeze,
                 settings: &self.config.settings,
             };
             plan(&view, &mut memory, now)
@@ -148,6 +151,18 @@ impl Brain {
                     let Some(known) = entry.known(revision) else { continue };
                     runtime.ensure_images(&known.key, &known.images(), &entry.data.logins);
                 }
+                Action::Freeze { revision, replica } => {
+                    if let Err(error) = runtime.freeze(replica) {
+                        entry.memory.freeze_refused(revision, replica);
+                        tracing::warn!(%replica, %error, "failed to freeze a replica; it is ended instead");
+                    }
+                }
+                Action::Thaw { revision, replica } => {
+                    if let Err(error) = runtime.thaw(replica) {
+                        entry.memory.order_refused(revision, replica, error.to_string(), now);
+                        tracing::warn!(%replica, %error, "failed to thaw a replica");
+                    }
+                }
                 Action::Stop { replica, grace } => runtime.stop(replica, *grace),
                 Action::Remove { replica } => runtime.remove(replica),
                 Action::Start { .. }
@@ -195,6 +210,9 @@ impl Brain {
             }
             self.writer.status(known.key.clone(), status.clone());
             self.tell_status(&entry.data.app, name, &old, status);
+            if status.provisioning == RevisionProvisioning::Provisioned && old.provisioning != status.provisioning {
+                frozen::tell_impossible(self, entry, name);
+            }
         }
         for looked in looked {
             let key = &entry.revisions[looked.at].key;
@@ -244,6 +262,16 @@ impl Brain {
                     let about = About { revision: Some(revision), replica: Some(replica) };
                     let message = format!("Starting replica '{replica}': {}", step.reason);
                     self.teller.normal(&entry.data.app, about, "ReplicaStarting", message);
+                }
+                Action::Freeze { revision, replica } => {
+                    let about = About { revision: Some(revision), replica: Some(replica) };
+                    let message = format!("Freezing replica '{replica}': {}", step.reason);
+                    self.teller.normal(&entry.data.app, about, "ReplicaFreezing", message);
+                }
+                Action::Thaw { revision, replica } => {
+                    let about = About { revision: Some(revision), replica: Some(replica) };
+                    let message = format!("Thawing replica '{replica}': {}", step.reason);
+                    self.teller.normal(&entry.data.app, about, "ReplicaThawing", message);
                 }
                 Action::EnsureImages { .. }
                 | Action::Prepare { .. }

@@ -13,6 +13,7 @@ mod edge;
 mod entry;
 mod events;
 mod execute;
+mod frozen;
 mod loader;
 mod orphans;
 mod ports;

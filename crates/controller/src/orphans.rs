@@ -20,7 +20,7 @@ impl Brain {
             match replica.phase {
                 ReplicaPhase::Stopped | ReplicaPhase::Failed => runtime.remove(&replica.name),
                 ReplicaPhase::Stopping => {}
-                ReplicaPhase::Preparing | ReplicaPhase::Prepared | ReplicaPhase::Running => {
+                ReplicaPhase::Preparing | ReplicaPhase::Prepared | ReplicaPhase::Running | ReplicaPhase::Frozen => {
                     tracing::info!(revision = %key, replica = %replica.name, "ending a replica of no known revision");
                     runtime.stop(&replica.name, ORPHAN_GRACE);
                 }

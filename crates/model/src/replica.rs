@@ -41,6 +41,8 @@ pub enum ReplicaPhase {
     Prepared,
     /// Started, containers run or restart.
     Running,
+    /// Its processes are there with all they know, and the kernel lets none of them run until it is thawed.
+    Frozen,
     /// SIGTERM was sent.
     Stopping,
     /// Nothing runs any more; will not come back.

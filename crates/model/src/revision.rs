@@ -44,6 +44,9 @@ pub struct RevisionStatus {
     /// Created-not-started slots.
     #[serde(default)]
     pub slots: u32,
+    /// Frozen replicas: they hold memory and wake with what they know.
+    #[serde(default)]
+    pub frozen: u32,
     /// Percent of the app's traffic.
     pub traffic_weight: u32,
     /// Why it failed or waits, in words.

@@ -14,6 +14,9 @@ pub struct WakeRecord {
     pub replica: ReplicaName,
     /// Whether a prepared slot was used.
     pub from_slot: bool,
+    /// A frozen replica ran again; then no other phase of a start occurred.
+    #[serde(default)]
+    pub thawed_us: Option<u64>,
     /// When the first held request had been read.
     pub accepted_at: Timestamp,
     /// The planner chose a replica to start.
@@ -47,4 +50,7 @@ pub struct ReplicaPhases {
     pub listening_at: Option<Timestamp>,
     /// Ready.
     pub ready_at: Option<Timestamp>,
+    /// Seen running again after it had been frozen; `asked_at` is then when that was asked.
+    #[serde(default)]
+    pub thawed_at: Option<Timestamp>,
 }

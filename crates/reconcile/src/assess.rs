@@ -206,6 +206,7 @@ pub(crate) fn end_text(replica: &ReplicaObservation) -> String {
                 ReplicaPhase::Preparing
                 | ReplicaPhase::Prepared
                 | ReplicaPhase::Running
+                | ReplicaPhase::Frozen
                 | ReplicaPhase::Stopping
                 | ReplicaPhase::Stopped => format!("replica `{}` ended unexpectedly", replica.name),
             },

@@ -9,6 +9,7 @@
 //! **Invariant:** a plan whose steps were executed and observed is followed by one without steps.
 
 mod assess;
+mod freezing;
 mod labels;
 mod memory;
 mod names;
@@ -23,6 +24,7 @@ mod status;
 mod traffic;
 mod view;
 
+pub use freezing::{NeedsLife, needs_life};
 pub use memory::AppMemory;
 pub use plan::{Action, Outcome, Plan, Short, Step, Traffic};
 pub use planner::plan;

@@ -60,6 +60,10 @@ pub(crate) struct Note {
     pub(crate) start_ordered_at: Option<Timestamp>,
     pub(crate) drain_since: Option<Timestamp>,
     pub(crate) stop_ordered_at: Option<Timestamp>,
+    pub(crate) freeze_ordered_at: Option<Timestamp>,
+    pub(crate) thaw_ordered_at: Option<Timestamp>,
+    /// It cannot be frozen: it is ended instead.
+    pub(crate) no_freeze: bool,
     pub(crate) end_counted: bool,
     pub(crate) remove_ordered_at: Option<Timestamp>,
     /// To be ended whatever the count.
@@ -83,6 +87,14 @@ impl AppMemory {
             note.condemned = true;
         }
         memory.failed(why, now);
+    }
+
+    /// An order to freeze this replica was refused: it is ended instead.
+    pub fn freeze_refused(&mut self, revision: &RevisionName, replica: &ReplicaName) {
+        if let Some(note) = self.revisions.get_mut(revision).and_then(|memory| memory.notes.get_mut(replica)) {
+            note.freeze_ordered_at = None;
+            note.no_freeze = true;
+        }
     }
 
     pub(crate) fn new_name(&mut self, revision: &RevisionName) -> ReplicaName {

@@ -42,6 +42,20 @@ pub enum Action {
         /// Which.
         replica: ReplicaName,
     },
+    /// Let nothing of it run, but keep it with all it knows. It has drained.
+    Freeze {
+        /// Of this revision.
+        revision: RevisionName,
+        /// Which.
+        replica: ReplicaName,
+    },
+    /// Let a frozen one run again.
+    Thaw {
+        /// Of this revision.
+        revision: RevisionName,
+        /// Which.
+        replica: ReplicaName,
+    },
     /// End it.
     Stop {
         /// Which.
@@ -127,6 +141,8 @@ pub struct Plan {
     pub endpoints: Vec<(RevisionKey, Endpoints)>,
     /// Replicas per revision that exist and are not on their way out, starting ones included.
     pub existing: Vec<(RevisionKey, u32)>,
+    /// Frozen replicas per revision that are to stay: they hold memory, but no CPU.
+    pub frozen: Vec<(RevisionKey, u32)>,
     /// In single mode: the newest revision and the one that it replaces.
     pub replaces: Option<(RevisionName, RevisionName)>,
     /// Revisions that should have more replicas than there is room for.
@@ -142,6 +158,8 @@ pub struct Short {
     pub revision: RevisionName,
     /// Replicas that wait.
     pub missing: u32,
+    /// Memory is short, with or without CPU.
+    pub lacks_memory: bool,
     /// What is short, in words.
     pub message: String,
 }
@@ -164,6 +182,8 @@ impl fmt::Display for Action {
             Self::Start { replica, .. } => write!(f, "start {replica}"),
             Self::Drain { replica } => write!(f, "drain {replica}"),
             Self::Undrain { replica } => write!(f, "undrain {replica}"),
+            Self::Freeze { replica, .. } => write!(f, "freeze {replica}"),
+            Self::Thaw { replica, .. } => write!(f, "thaw {replica}"),
             Self::Stop { replica, grace } => write!(f, "stop {replica} within {} s", grace.as_secs()),
             Self::Remove { replica } => write!(f, "remove {replica}"),
             Self::SetActive { active } => {

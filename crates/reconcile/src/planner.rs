@@ -8,13 +8,14 @@
 
 use std::collections::BTreeSet;
 
-use cove_model::{ActiveRevisionsMode, ReplicaPhase, RevisionName, RevisionProvisioning};
+use cove_model::{ActiveRevisionsMode, IdleState, ReplicaPhase, RevisionName, RevisionProvisioning};
 use cove_traffic::{EndpointState, Endpoints};
 use jiff::Timestamp;
 
 use crate::{
     AppMemory, AppPhase, AppView, Outcome, Plan, RevisionView,
     assess::{Assessment, Port, assess},
+    freezing::needs_life,
     labels::{self, Place},
     memory::RevisionMemory,
     outcome::outcome,
@@ -78,6 +79,7 @@ fn take_down(view: &AppView<'_>, memory: &mut AppMemory, now: Timestamp, plan: &
     let want = Want {
         count: 0,
         slots: 0,
+        keep_frozen: false,
         keep_serving: false,
         at_once: true,
         port: Port::None,
@@ -272,7 +274,11 @@ fn want(
     let room = scale.max_replicas.saturating_sub(count);
     let slots = if may_have_slots { revision.slots_wanted.min(room) } else { 0 };
     let has_failed = assessment.provisioning == RevisionProvisioning::Failed;
-    Want { count, slots, keep_serving: false, at_once: false, port: assessment.port.clone(), has_failed, reason }
+    let is_asked = scale.idle == IdleState::Frozen && count == 0 && may_have_slots;
+    let keep_frozen =
+        is_asked && view.cannot_freeze.is_none() && needs_life(view.app, &revision.revision.template).is_none();
+    let port = assessment.port.clone();
+    Want { count, slots, keep_frozen, keep_serving: false, at_once: false, port, has_failed, reason }
 }
 
 /// What a revision should have that was replaced, deactivated or stopped with its app: nothing, after a moment.
@@ -298,7 +304,7 @@ fn want_nothing(
         (false, false) => "the revision is inactive",
     };
     let port = Port::of(view, revision);
-    Want { count: 0, slots: 0, keep_serving, at_once: false, port, has_failed: false, reason }
+    Want { count: 0, slots: 0, keep_frozen: false, keep_serving, at_once: false, port, has_failed: false, reason }
 }
 
 fn role_serves(view: &AppView<'_>, role: &Role) -> bool {

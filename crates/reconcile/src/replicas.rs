@@ -1,11 +1,13 @@
 //! Brings one revision to its number of replicas and slots: start, make, drain, stop, remove.
 //!
-//! More are wanted: take back what still drains, start slots, make new ones, in this order. Fewer are wanted: drain those
-//! that are not ready, then the least busy, then the newest. A replica of an older restart generation goes when newer
-//! ones are ready in its place.
+//! More are wanted: take back what still drains, thaw, start slots, make new ones, in this order. Fewer are wanted: drain
+//! those that are not ready, then the least busy, then the newest; the last one may be frozen instead of ended. A replica
+//! of an older restart generation goes when newer ones are ready in its place.
 //!
 //! **Invariant:** a replica that was ready is stopped only after a drain. **Invariant:** what was ordered and not yet
 //! seen counts as there, so a plan made too early never doubles anything.
+
+mod frozen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,6 +27,8 @@ use crate::{
 pub(crate) struct Want {
     pub(crate) count: u32,
     pub(crate) slots: u32,
+    /// Keep one replica frozen: none is wanted, and the next request should find it warm.
+    pub(crate) keep_frozen: bool,
     /// Change nothing that serves yet: requests may still be on their way.
     pub(crate) keep_serving: bool,
     /// End what runs without a drain.
@@ -44,6 +48,7 @@ struct Lists<'a> {
     outdated: Vec<&'a ReplicaObservation>,
     draining: Vec<&'a ReplicaObservation>,
     slots: Vec<&'a ReplicaObservation>,
+    frozen: Vec<&'a ReplicaObservation>,
     /// Ordered, not seen yet, started.
     pending_live: u32,
     /// Ordered, not seen yet, slots.
@@ -66,15 +71,17 @@ pub(crate) fn control(
     let mut lists = work.sort();
     let mut have = u32::try_from(lists.live.len()).unwrap_or(u32::MAX).saturating_add(lists.pending_live);
     if have < want.count {
-        let fitting = work.admit(want.count - have);
+        let fitting = work.admit(&lists, want.count - have);
         have += work.grow(&mut lists, fitting);
     } else if have > want.count && !want.keep_serving {
         have -= work.shrink(&mut lists, have - want.count);
     }
     work.replace_outdated(&mut lists);
+    work.settle_frozen(&mut lists);
     for replica in std::mem::take(&mut lists.draining) {
-        work.finish_drain(replica);
+        work.finish_drain(replica, &mut lists);
     }
+    work.count_frozen(&lists);
     work.slots(&mut lists);
     if want.port == Port::Unknown && !(lists.live.is_empty() && lists.slots.is_empty()) {
         work.ensure_images("their ports must be known");
@@ -145,6 +152,7 @@ impl<'a> Work<'a, '_> {
                     self.remove(replica);
                 }
                 ReplicaPhase::Stopping => {}
+                ReplicaPhase::Frozen => self.sort_frozen(replica, &mut lists),
                 ReplicaPhase::Preparing | ReplicaPhase::Prepared | ReplicaPhase::Running => {
                     if note.stop_ordered_at.is_some() || note.condemned {
                         self.stop(replica, "it belongs to an earlier try");
@@ -192,21 +200,22 @@ impl<'a> Work<'a, '_> {
     }
 
     /// How many of the missing replicas there is room for; notes what is short.
-    fn admit(&mut self, missing: u32) -> u32 {
+    fn admit(&mut self, lists: &Lists<'a>, missing: u32) -> u32 {
         let need = Amount::of(&self.revision.revision.template);
+        let warm = self.admit_frozen(lists, need, missing);
+        let missing = missing - warm;
         let fitting = self.plan.room.fits(need).min(missing);
         if fitting < missing {
-            let message = self.plan.room.shortage(need).unwrap_or_else(|| {
-                let mut room = self.plan.room.clone();
-                room.take(need, fitting);
-                room.shortage(need).unwrap_or_default()
-            });
+            let mut room = self.plan.room.clone();
+            room.take(need, fitting);
+            let message = room.shortage(need).unwrap_or_default();
             let revision = self.revision.revision.name.clone();
-            self.plan.short.push(Short { revision, missing: missing - fitting, message });
+            let lacks_memory = room.lacks_memory(need);
+            self.plan.short.push(Short { revision, missing: missing - fitting, lacks_memory, message });
             self.ensure_images("they are needed as soon as there is room");
         }
         self.plan.room.take(need, fitting);
-        fitting
+        warm + fitting
     }
 
     /// Gets up to `missing` more replicas going; gives how many.
@@ -216,11 +225,17 @@ impl<'a> Work<'a, '_> {
             && let Some(at) = lists.draining.iter().position(|replica| self.may_return(replica))
         {
             let replica = lists.draining.remove(at);
-            self.memory.notes.entry(replica.name.clone()).or_default().drain_since = None;
+            let note = self.memory.notes.entry(replica.name.clone()).or_default();
+            note.drain_since = None;
+            let was_to_freeze = note.freeze_ordered_at.take().is_some();
             self.plan.step(Action::Undrain { replica: replica.name.clone() }, self.want.reason);
+            if was_to_freeze {
+                self.thaw(replica);
+            }
             lists.live.push(replica);
             left -= 1;
         }
+        left -= self.thaw_some(lists, left);
         lists.slots.sort_by_key(|slot| (slot.phase != ReplicaPhase::Prepared, slot.created_at));
         while left > 0
             && let Some(at) = lists.slots.iter().position(|slot| self.is_usable(slot))
@@ -346,7 +361,7 @@ impl<'a> Work<'a, '_> {
     }
 
     /// Stops a draining replica when nothing is open any more or its time is over.
-    fn finish_drain(&mut self, replica: &ReplicaObservation) {
+    fn finish_drain(&mut self, replica: &'a ReplicaObservation, lists: &mut Lists<'a>) {
         let settings = self.view.settings;
         let since = self.memory.notes.get(&replica.name).and_then(|note| note.drain_since).unwrap_or(self.now);
         let could_serve = replica.ready_at.is_some() && self.view.app.ingress.is_some() && !self.want.at_once;
@@ -356,10 +371,15 @@ impl<'a> Work<'a, '_> {
         }
         let (settled, ends) = (after(since, settings.drain_settle), after(since, settings.drain_period));
         let is_idle = self.view.open.get(&replica.name) == Some(&0);
-        if self.now >= ends {
+        if self.is_being_frozen(replica, lists) {
+        } else if self.now >= ends {
             self.stop(replica, "its open requests had their time");
         } else if is_idle && self.now >= settled {
-            self.stop(replica, "its last request has ended");
+            if self.may_be_frozen(replica, lists) {
+                self.freeze(replica, lists);
+            } else {
+                self.stop(replica, "its last request has ended");
+            }
         } else {
             self.plan.wake(if is_idle { settled } else { ends });
         }
@@ -367,7 +387,7 @@ impl<'a> Work<'a, '_> {
 
     fn stop(&mut self, replica: &ReplicaObservation, reason: &'static str) {
         let grace_secs = u64::from(self.revision.revision.template.termination_grace_period_secs);
-        let was_started = replica.phase == ReplicaPhase::Running;
+        let was_started = matches!(replica.phase, ReplicaPhase::Running | ReplicaPhase::Frozen);
         let grace = if was_started { Duration::from_secs(grace_secs) } else { Duration::ZERO };
         let note = self.memory.notes.entry(replica.name.clone()).or_default();
         if let Some(ordered_at) = note.stop_ordered_at {

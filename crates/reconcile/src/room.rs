@@ -90,6 +90,11 @@ impl Room {
         }
     }
 
+    /// Not one more fits, because of memory.
+    pub(crate) fn lacks_memory(&self, need: Amount) -> bool {
+        self.pools.iter().any(|pool| pool.free().memory < need.memory)
+    }
+
     /// What is short when not one more fits, in words.
     #[must_use]
     pub fn shortage(&self, need: Amount) -> Option<String> {

@@ -19,6 +19,7 @@ pub(crate) fn status(
     };
     let replicas = count(&[ReplicaPhase::Running, ReplicaPhase::Stopping]);
     let slots = count(&[ReplicaPhase::Prepared]);
+    let frozen = count(&[ReplicaPhase::Frozen]);
     let Some(assessment) = role.assessment.as_ref().filter(|_| role.is_kept) else {
         let is_stopped_app = view.app.is_stopped && revision.revision.is_active;
         return RevisionStatus {
@@ -32,6 +33,7 @@ pub(crate) fn status(
             replicas,
             ready: 0,
             slots,
+            frozen,
             traffic_weight,
             message: None,
             ready_at: revision.status.ready_at,
@@ -46,6 +48,7 @@ pub(crate) fn status(
         replicas,
         ready,
         slots,
+        frozen,
         traffic_weight,
         message: assessment.message.clone(),
         ready_at: assessment.ready_at,

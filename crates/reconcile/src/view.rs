@@ -26,6 +26,8 @@ pub struct AppView<'a> {
     pub open: &'a BTreeMap<ReplicaName, u64>,
     /// What the machine and the app's workload profile can still take; what runs of this app is counted as taken.
     pub room: &'a Room,
+    /// Why no replica of this app can be frozen now, whatever its template asks: the host, or others that wait for memory.
+    pub cannot_freeze: Option<&'a str>,
     /// Waiting times and limits.
     pub settings: &'a Settings,
 }

@@ -8,6 +8,8 @@
 //! the list of enabled controllers above it.
 //! **Invariant:** [`Cgroups::remove`] ends whatever still runs inside.
 
+mod freezer;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -20,6 +22,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use freezer::Freezer;
 
 /// Processes and threads a container may have.
 pub(crate) const PIDS_MAX: u32 = 4096;
@@ -49,6 +53,7 @@ const DEVICES_ALLOWED: [&str; 10] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
     kind: Kind,
+    freezer: Option<Freezer>,
     /// Controllers that cannot be used.
     pub(crate) missing: Vec<Missing>,
 }
@@ -77,7 +82,7 @@ impl Cgroups {
     pub(crate) fn detect(root: &Path) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let mut v1 = BTreeMap::new();
-        let mut v2 = None;
+        let (mut v2, mut v2_beside, mut v1_freezer) = (None, None, None);
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
@@ -89,7 +94,12 @@ impl Cgroups {
             let options = right.nth(1).unwrap_or("");
             if kind == Some("cgroup2") && point == root {
                 v2 = Some(point);
+            } else if kind == Some("cgroup2") {
+                v2_beside = Some(point);
             } else if kind == Some("cgroup") {
+                if options.split(',').any(|option| option == "freezer") {
+                    v1_freezer = Some(point.clone());
+                }
                 for name in V1_CONTROLLERS {
                     if options.split(',').any(|option| option == name) {
                         v1.entry(name).or_insert_with(|| point.clone());
@@ -99,7 +109,7 @@ impl Cgroups {
         }
         if let Some(root) = v2 {
             let missing = missing_v2(&root)?;
-            return Ok(Self { kind: Kind::V2(root), missing });
+            return Ok(Self { kind: Kind::V2(root), freezer: Some(Freezer::Own), missing });
         }
         if v1.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cgroup is mounted at {}", root.display())));
@@ -109,7 +119,8 @@ impl Cgroups {
             .filter(|name| !v1.contains_key(name))
             .map(|controller| Missing { controller, why: NOT_ENABLED.to_owned() })
             .collect();
-        Ok(Self { kind: Kind::V1(v1), missing })
+        let freezer = v2_beside.map(Freezer::Beside).or(v1_freezer.map(Freezer::V1));
+        Ok(Self { kind: Kind::V1(v1), freezer, missing })
     }
 
     /// Mounts the same hierarchies below `dir` and gives them as found there.
@@ -136,7 +147,13 @@ impl Cgroups {
                 Kind::V1(all)
             }
         };
-        Ok(Self { kind, missing: self.missing.clone() })
+        let freezer = match &self.freezer {
+            None => None,
+            Some(Freezer::Own) => Some(Freezer::Own),
+            Some(Freezer::Beside(point)) => Some(Freezer::Beside(bind(point, "freezer")?)),
+            Some(Freezer::V1(point)) => Some(Freezer::V1(bind(point, "freezer")?)),
+        };
+        Ok(Self { kind, freezer, missing: self.missing.clone() })
     }
 
     /// `v1` or `v2`.
@@ -172,6 +189,13 @@ impl Cgroups {
             }
             Kind::V2(root) => vec![root],
         }
+    }
+
+    /// The mounts of the limits, and that of the freezer.
+    fn all_mounts(&self) -> Vec<&PathBuf> {
+        let mut all = self.mounts();
+        all.extend(self.freezer.as_ref().and_then(Freezer::mount));
+        all
     }
 
     fn controller(&self, name: &str, path: &str) -> Option<PathBuf> {
@@ -286,6 +310,7 @@ impl Cgroups {
 
     /// Ends every process in a group and below it.
     pub(crate) fn kill(&self, path: &str) {
+        self.thaw_to_kill(path);
         for mount in self.mounts() {
             let folder = mount.join(path);
             if let Kind::V2(_) = self.kind
@@ -321,7 +346,7 @@ impl Cgroups {
 
     fn remove_once(&self, path: &str) -> io::Result<()> {
         let mut result = Ok(());
-        for mount in self.mounts() {
+        for mount in self.all_mounts() {
             for folder in subtree(&mount.join(path)) {
                 match fs::remove_dir(&folder) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(at(&folder, &error)),
@@ -334,7 +359,7 @@ impl Cgroups {
 
     /// Removes a group that holds nothing; one that does stays.
     pub(crate) fn remove_if_empty(&self, path: &str) {
-        for mount in self.mounts() {
+        for mount in self.all_mounts() {
             let _ = fs::remove_dir(mount.join(path));
         }
     }
@@ -342,7 +367,7 @@ impl Cgroups {
     /// Names of the groups right below `path`.
     pub(crate) fn children(&self, path: &str) -> Vec<String> {
         let mut names: Vec<_> = self
-            .mounts()
+            .all_mounts()
             .into_iter()
             .filter_map(|mount| fs::read_dir(mount.join(path)).ok())
             .flat_map(|entries| entries.flatten())
@@ -432,7 +457,7 @@ mod tests {
         let waiter = std::thread::spawn(move || child.wait().unwrap());
         cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
         assert!(!waiter.join().unwrap().success());
-        assert!(cgroups.mounts().iter().all(|mount| !mount.join(&group.1).exists()));
+        assert!(cgroups.all_mounts().iter().all(|mount| !mount.join(&group.1).exists()));
     }
 
     #[test]
@@ -459,7 +484,7 @@ mod tests {
         cgroups.attach(&inner, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
         let missing = missing_v2(&root.join(&inner)).unwrap();
         assert_eq!(missing.iter().map(|missing| missing.controller).collect::<Vec<_>>(), V2_CONTROLLERS);
-        let inside = Cgroups { kind: Kind::V2(root.join(&inner)), missing };
+        let inside = Cgroups { kind: Kind::V2(root.join(&inner)), freezer: Some(Freezer::Own), missing };
         assert!(inside.missing_words().starts_with("memory, cpu, pids ("), "{}", inside.missing_words());
         // Without limits, but it works.
         inside.create("c0").unwrap();
@@ -467,5 +492,61 @@ mod tests {
         inside.attach("c0", Pid::from_raw(child.id().try_into().unwrap())).unwrap();
         inside.kill("c0");
         assert!(!child.wait().unwrap().success());
+    }
+
+    /// What version 1's freezer and version 2's do alike, with whatever this machine has.
+    #[test]
+    fn a_group_is_frozen_with_all_it_starts_and_killed() {
+        let all = Cgroups::detect(Path::new("/sys/fs/cgroup")).unwrap();
+        assert!(all.can_freeze(), "this machine has no freezer at /sys/fs/cgroup");
+        let mut kinds = vec![all.clone()];
+        let v1 = Path::new("/sys/fs/cgroup/freezer");
+        if let (Kind::V1(_), true) = (&all.kind, v1.join("cgroup.procs").exists()) {
+            kinds.push(Cgroups { freezer: Some(Freezer::V1(v1.to_owned())), ..all });
+        }
+        for (number, cgroups) in kinds.iter().enumerate() {
+            let group = Group(cgroups, format!("cove-test-freezer-{}-{number}", std::process::id()));
+            let leaf = format!("{}/c0", group.1);
+            cgroups.create(&leaf).unwrap();
+            // counts in a file, each time with a new process
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let script = format!("while :; do /bin/echo x >> {}; done", file.path().display());
+            let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+            cgroups.attach(&leaf, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
+            let length = || file.as_file().metadata().unwrap().len();
+            let grows_from = |from: u64| {
+                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                while length() <= from {
+                    assert!(std::time::Instant::now() < deadline, "it does not run");
+                    std::thread::yield_now();
+                }
+            };
+            grows_from(0);
+            for _ in 0..2 {
+                cgroups.freeze(&group.1).unwrap();
+                let pid = child.id();
+                let stands_still = || {
+                    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+                    let ticks = |stat: &str| stat.rsplit(')').next().unwrap().split(' ').nth(12).map(str::to_owned);
+                    let before = (length(), ticks(&stat));
+                    let begun = std::time::Instant::now();
+                    while begun.elapsed() < Duration::from_millis(50) {
+                        std::thread::yield_now();
+                    }
+                    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+                    before == (length(), ticks(&stat))
+                };
+                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                while !stands_still() {
+                    assert!(std::time::Instant::now() < deadline, "it still runs");
+                }
+                let before = length();
+                cgroups.thaw(&group.1).unwrap();
+                grows_from(before);
+            }
+            cgroups.freeze(&group.1).unwrap();
+            cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
+            assert!(!child.wait().unwrap().success());
+        }
     }
 }

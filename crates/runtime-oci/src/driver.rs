@@ -10,6 +10,7 @@
 mod adopt;
 mod conn;
 mod exec;
+mod freeze;
 mod health;
 mod helpers;
 mod images;
@@ -141,6 +142,8 @@ struct Inner {
     images: ImageStore,
     /// Revisions whose images are looked for at the same time: after a restart there may be thousands.
     looks: tokio::sync::Semaphore,
+    /// Replicas whose memory is moved to swap at the same time: the disk is the same.
+    page_outs: tokio::sync::Semaphore,
     network: Arc<Network>,
     events: mpsc::Sender<SystemEvent>,
     board: Board<RevisionKey, Arc<Vec<ReplicaObservation>>>,
@@ -187,6 +190,7 @@ struct Replica {
     /// Why it ended without its helper saying so.
     failure: Option<(String, String)>,
     health: Vec<Health>,
+    freezing: freeze::Freezing,
     is_ready: bool,
     ready_at: Option<Timestamp>,
     /// Told when the helper has left `Preparing`.
@@ -218,6 +222,7 @@ impl Replica {
             ended: None,
             failure: None,
             health: (0..containers).map(|_| Health::default()).collect(),
+            freezing: freeze::Freezing::default(),
             is_ready: false,
             ready_at: None,
             prepared: Arc::new(Notify::new()),
@@ -234,7 +239,9 @@ impl Replica {
         match self.shim.as_ref().map(|shim| shim.phase) {
             // The helper ends now; what is left is being cleared away.
             Some(ReplicaPhase::Stopped | ReplicaPhase::Failed) => ReplicaPhase::Stopping,
-            Some(ReplicaPhase::Prepared | ReplicaPhase::Running) if self.stop.is_some() => ReplicaPhase::Stopping,
+            Some(ReplicaPhase::Prepared | ReplicaPhase::Running | ReplicaPhase::Frozen) if self.stop.is_some() => {
+                ReplicaPhase::Stopping
+            }
             Some(phase) => phase,
             None => ReplicaPhase::Preparing,
         }
@@ -372,6 +379,7 @@ impl OciRuntime {
             config,
             images,
             looks: tokio::sync::Semaphore::new(images::LOOKS_MAX),
+            page_outs: tokio::sync::Semaphore::new(1),
             network,
             events,
             board: Board::default(),
@@ -433,6 +441,7 @@ fn capabilities(cgroups: &Cgroups, network: &Network) -> Capabilities {
         slot_bytes: SLOT_BYTES,
         limits: cgroups.has("memory") && cgroups.has("cpu"),
         egress: network.capabilities().nat,
+        freezes: cgroups.can_freeze(),
         warnings,
     }
 }
@@ -475,6 +484,14 @@ impl Runtime for OciRuntime {
         Ok(())
     }
 
+    fn freeze(&self, name: &ReplicaName) -> Result<(), RuntimeError> {
+        freeze::freeze(&self.inner, name)
+    }
+
+    fn thaw(&self, name: &ReplicaName) -> Result<(), RuntimeError> {
+        freeze::thaw(&self.inner, name)
+    }
+
     fn stop(&self, name: &ReplicaName, grace: Duration) {
         let grace = self.inner.update(name, |replica| {
             if replica.ended.is_some() {
@@ -507,6 +524,10 @@ impl Runtime for OciRuntime {
         let mut phases = replica.shim.as_ref().map(|shim| shim.phases.clone()).unwrap_or_default();
         phases.asked_at = phases.asked_at.or(replica.asked_at);
         phases.ready_at = phases.ready_at.or(replica.ready_at);
+        if let Some(thaw_asked_at) = replica.freezing.thaw_asked_at {
+            phases.asked_at = Some(thaw_asked_at);
+            phases.thawed_at = replica.freezing.thawed_at;
+        }
         Some(phases)
     }
 

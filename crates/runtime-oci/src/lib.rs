@@ -13,6 +13,7 @@
 
 mod cgroup;
 mod driver;
+mod page_out;
 mod probe;
 mod protocol;
 mod seccomp;

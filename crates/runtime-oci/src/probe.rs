@@ -10,7 +10,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::{cgroup::Cgroups, seccomp, shim::CGROUP_ROOT};
+use crate::{cgroup::Cgroups, page_out, seccomp, shim::CGROUP_ROOT};
 
 /// Answer about one need.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,12 @@ pub fn probe() -> Vec<Probe> {
             },
             "use Linux 5.5 or newer",
         ),
+        answer(
+            "freezing",
+            freezing(),
+            "mount cgroup v2, or the freezer of version 1; without it `coveIdle: frozen` scales to zero",
+        ),
+        answer("swap", swap(), "add swap or zram, if apps with `coveIdle: frozen` need more memory than there is"),
     ];
     // Mounts are tried on a thread with a mount namespace of its own, which ends with it.
     let tried = std::thread::Builder::new().name("cove-probe".to_owned()).spawn(overlay);
@@ -94,6 +100,23 @@ fn cgroups() -> Result<String, String> {
         return Ok(format!("version {}", cgroups.version()));
     }
     Err(format!("version {}, without {}", cgroups.version(), cgroups.missing_words()))
+}
+
+fn freezing() -> Result<String, String> {
+    let cgroups = Cgroups::detect(Path::new(CGROUP_ROOT)).map_err(|error| error.to_string())?;
+    match cgroups.freezer_words() {
+        "" => Err("these control groups have no freezer".to_owned()),
+        words => Ok(format!("control groups {words}")),
+    }
+}
+
+fn swap() -> Result<String, String> {
+    let free = page_out::swap_free() >> 20;
+    match (free, page_out::is_possible()) {
+        (0, _) => Err("none: what frozen replicas know stays in memory".to_owned()),
+        (_, false) => Err(format!("{free} MiB free, but this kernel moves nothing there on demand")),
+        (_, true) => Ok(format!("{free} MiB free for what frozen replicas know")),
+    }
 }
 
 fn seccomp_filter() -> Result<String, String> {

@@ -63,6 +63,10 @@ pub(crate) enum ToShim {
         /// When that was found.
         at: Timestamp,
     },
+    /// Freeze the replica if all its containers run.
+    Freeze,
+    /// Let it go on.
+    Thaw,
     /// End it: SIGTERM now, SIGKILL after the grace.
     Stop {
         /// Milliseconds between the two.
@@ -223,6 +227,12 @@ pub(crate) struct ShimState {
     pub(crate) phases: ReplicaPhases,
     /// Start was asked.
     pub(crate) is_start_asked: bool,
+    /// It understands orders to freeze; helpers of older versions do not.
+    #[serde(default)]
+    pub(crate) freezes: bool,
+    /// Why the last order to freeze it was not carried out.
+    #[serde(default)]
+    pub(crate) freeze_error: Option<String>,
 }
 
 /// All that a helper knows of a container.

@@ -12,6 +12,7 @@ mod bundle;
 mod carrier;
 mod container;
 mod exec;
+mod freeze;
 mod helper;
 mod log;
 mod supervisor;

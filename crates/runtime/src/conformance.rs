@@ -55,6 +55,10 @@ impl Suite<'_> {
         self.a_start_before_the_slot_counts().await?;
         self.a_slot_is_dismantled().await?;
         self.orders_may_be_given_twice().await?;
+        if self.runtime.capabilities().freezes {
+            self.what_is_frozen_is_thawed().await?;
+            self.what_is_frozen_is_stopped().await?;
+        }
         self.a_missing_image_fails_the_replica().await?;
         self.unknown_names_are_told().await
     }
@@ -135,6 +139,48 @@ impl Suite<'_> {
         self.finish(CASE, &name).await
     }
 
+    async fn what_is_frozen_is_thawed(&self) -> Result<(), Violation> {
+        const CASE: &str = "what is frozen is thawed";
+        let name = self.ready(CASE, "frozen").await?;
+        let before = self.wait(CASE, &name, |seen| seen.is_ready).await?;
+        for _ in 0..2 {
+            self.take(CASE, self.runtime.freeze(&name))?;
+            self.take(CASE, self.runtime.freeze(&name))?;
+            let seen = self.wait(CASE, &name, |seen| seen.phase == ReplicaPhase::Frozen).await?;
+            ensure(CASE, !seen.is_ready, || format!("frozen and ready: {seen:?}"))?;
+            self.take(CASE, self.runtime.thaw(&name))?;
+            self.take(CASE, self.runtime.thaw(&name))?;
+            let seen = self.wait(CASE, &name, |seen| seen.is_ready).await?;
+            let is_same = seen.started_at == before.started_at && seen.ready_at == before.ready_at;
+            ensure(CASE, is_same && seen.address == before.address, || format!("thawed as another: {seen:?}"))?;
+        }
+        // the last order counts, whatever was seen in between
+        self.take(CASE, self.runtime.freeze(&name))?;
+        self.take(CASE, self.runtime.thaw(&name))?;
+        self.wait(CASE, &name, |seen| seen.is_ready).await?;
+        self.finish(CASE, &name).await?;
+        let gone = self.runtime.thaw(&name);
+        ensure(CASE, gone == Err(RuntimeError::NotFound(name.clone())), || format!("thaw after all gave {gone:?}"))
+    }
+
+    async fn what_is_frozen_is_stopped(&self) -> Result<(), Violation> {
+        const CASE: &str = "what is frozen is stopped";
+        let name = self.ready(CASE, "cold").await?;
+        self.take(CASE, self.runtime.freeze(&name))?;
+        self.wait(CASE, &name, |seen| seen.phase == ReplicaPhase::Frozen).await?;
+        self.finish(CASE, &name).await
+    }
+
+    /// A replica that is ready.
+    async fn ready(&self, case: &'static str, what: &str) -> Result<ReplicaName, Violation> {
+        let spec = self.spec(what, self.image);
+        let name = spec.name.clone();
+        self.take(case, self.runtime.prepare(spec))?;
+        self.take(case, self.runtime.start(&name))?;
+        self.wait(case, &name, |seen| seen.is_ready).await?;
+        Ok(name)
+    }
+
     async fn a_missing_image_fails_the_replica(&self) -> Result<(), Violation> {
         const CASE: &str = "a missing image fails the replica";
         let spec = self.spec("missing", self.missing_image);
@@ -162,6 +208,9 @@ impl Suite<'_> {
             is_debug: false,
         };
         let is_told = |error: &ExecError| matches!(error, ExecError::NotRunning { .. } | ExecError::Unsupported);
+        let answer = self.runtime.thaw(&name);
+        let is_not_found = matches!(answer, Err(RuntimeError::NotFound(_) | RuntimeError::Unsupported(_)));
+        ensure(CASE, is_not_found, || format!("thaw gave {answer:?}"))?;
         let ran = self.runtime.exec(request).await;
         ensure(CASE, ran.as_ref().is_err_and(is_told), || format!("a command ran nowhere: {ran:?}"))?;
         let root = self.runtime.root(&name, "main").await;

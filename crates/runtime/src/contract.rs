@@ -33,7 +33,28 @@ pub trait Runtime: Send + Sync + Debug + 'static {
     /// [`RuntimeError::NotFound`] for a name that was never prepared, [`RuntimeError::Gone`] for one that ended.
     fn start(&self, replica: &ReplicaName) -> Result<(), RuntimeError>;
 
-    /// Ends a replica: SIGTERM now, SIGKILL after `grace`; a slot is simply dismantled. Unknown names are fine.
+    /// Freezes a running replica: none of its processes runs until [`Runtime::thaw`], its memory and its connections stay.
+    /// What is in its memory is moved to swap in the background where the host has some. It is asked nothing meanwhile.
+    /// Ends in phase `Frozen`; one whose process ends while it is frozen ends as a whole.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Gone`], or [`RuntimeError::Unsupported`] with what the host lacks.
+    fn freeze(&self, replica: &ReplicaName) -> Result<(), RuntimeError> {
+        let _ = replica;
+        Err(RuntimeError::Unsupported("this driver cannot freeze".to_owned()))
+    }
+
+    /// Lets a frozen replica run again; it is ready at once if it was before. The wake path: must not block. One that is
+    /// not frozen goes on as it is.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] or [`RuntimeError::Gone`].
+    fn thaw(&self, replica: &ReplicaName) -> Result<(), RuntimeError> {
+        let _ = replica;
+        Err(RuntimeError::Unsupported("this driver cannot freeze".to_owned()))
+    }
+
+    /// Ends a replica, a frozen one too: SIGTERM now, SIGKILL after `grace`; a slot is simply dismantled. Unknown names are fine.
     fn stop(&self, replica: &ReplicaName, grace: Duration);
 
     /// Forgets an ended replica and frees what is left of it (not its logs). Unknown names are fine.
@@ -69,6 +90,9 @@ pub struct Capabilities {
     pub limits: bool,
     /// Replicas reach the outside.
     pub egress: bool,
+    /// Replicas can be frozen.
+    #[serde(default)]
+    pub freezes: bool,
     /// What is missing on this host, in words with a remedy.
     pub warnings: Vec<String>,
 }

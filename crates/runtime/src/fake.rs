@@ -146,6 +146,20 @@ impl FakeRuntime {
         self.inner.lock().used.clone()
     }
 
+    fn turn(&self, name: &ReplicaName, from: ReplicaPhase, to: ReplicaPhase) -> Result<(), RuntimeError> {
+        let turned = self.inner.update(name, |fake| {
+            if fake.has_ended() || fake.seen.phase == ReplicaPhase::Stopping {
+                return Err(RuntimeError::Gone(name.clone()));
+            }
+            if fake.seen.phase == from {
+                fake.seen.phase = to;
+                fake.seen.is_ready = to == ReplicaPhase::Running && fake.seen.ready_at.is_some();
+            }
+            Ok(())
+        });
+        turned.unwrap_or_else(|| Err(RuntimeError::NotFound(name.clone())))
+    }
+
     fn script_of(state: &State, spec: &ReplicaSpec) -> FakeImage {
         let image = spec.template.containers.first().map_or("", |container| &container.image);
         state.scripts.get(image).cloned().unwrap_or_default()
@@ -242,6 +256,7 @@ impl Runtime for FakeRuntime {
             slot_bytes: 4 << 20,
             limits: false,
             egress: false,
+            freezes: true,
             warnings: Vec::new(),
         }
     }
@@ -313,6 +328,14 @@ impl Runtime for FakeRuntime {
             tokio::spawn(start(Arc::clone(&self.inner), name.clone()));
         }
         Ok(())
+    }
+
+    fn freeze(&self, name: &ReplicaName) -> Result<(), RuntimeError> {
+        self.turn(name, ReplicaPhase::Running, ReplicaPhase::Frozen)
+    }
+
+    fn thaw(&self, name: &ReplicaName) -> Result<(), RuntimeError> {
+        self.turn(name, ReplicaPhase::Frozen, ReplicaPhase::Running)
     }
 
     fn stop(&self, name: &ReplicaName, grace: Duration) {

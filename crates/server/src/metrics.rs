@@ -95,6 +95,7 @@ mod tests {
             revision: RevisionKey { app, name: RevisionName::new("web--1").unwrap() },
             replica: ReplicaName::new("web--1-a").unwrap(),
             from_slot: true,
+            thawed_us: None,
             accepted_at: jiff::Timestamp::UNIX_EPOCH,
             planned_us: Some(90),
             network_us: None,

@@ -35,10 +35,12 @@ fn record(wake: &WakeObservation, phases: &ReplicaPhases) -> WakeRecord {
         u64::try_from(passed.as_micros()).ok()
     };
     let root_us = since(phases.root_at);
+    let thawed_us = since(phases.thawed_at);
     WakeRecord {
         revision: wake.revision.clone(),
         replica: wake.replica.clone(),
-        from_slot: phases.root_at.is_some() && root_us.is_none(),
+        from_slot: phases.root_at.is_some() && root_us.is_none() && thawed_us.is_none(),
+        thawed_us,
         accepted_at: wake.accepted_at,
         planned_us: since(phases.asked_at),
         network_us: since(phases.network_at),

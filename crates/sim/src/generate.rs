@@ -1,6 +1,6 @@
 //! Random worlds from a seed: apps, loads, faults, writers and chaos.
 
-use cove_model::{ActiveRevisionsMode, ReplicaPhase, Scale, ScaleRule, ScaleRuleKind, TrafficWeight};
+use cove_model::{ActiveRevisionsMode, IdleState, ReplicaPhase, Scale, ScaleRule, ScaleRuleKind, TrafficWeight};
 use cove_reconcile::{AppMemory, AppPhase, Images, Traffic};
 use cove_traffic::Endpoints;
 
@@ -44,7 +44,10 @@ pub fn generate(seed: u64, size: Size) -> Sim {
     };
     for index in 0..apps {
         let mode = if sim.random.chance(0.2) { ActiveRevisionsMode::Multiple } else { ActiveRevisionsMode::Single };
-        let scale = sim.random_scale(size);
+        let mut scale = sim.random_scale(size);
+        if size == Size::Small && index % 2 == 1 {
+            scale.idle = IdleState::Frozen;
+        }
         let curve = sim.random_curve(size);
         let app = sim.add_app(&format!("app{index}"), mode, "good", scale);
         sim.set_load(app, curve, u64::MAX);

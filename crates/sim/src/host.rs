@@ -114,6 +114,8 @@ impl Sim {
             (HostEvent::Crash, ReplicaPhase::Running) => {
                 self.crash(app, rev, epoch);
             }
+            // a frozen replica ends as a whole
+            (HostEvent::Crash, ReplicaPhase::Frozen) => self.end(app, rev, epoch),
             (HostEvent::StopEnds, ReplicaPhase::Stopping) => {
                 let open = replica.open;
                 self.stats.cut_after_grace += open;
@@ -173,7 +175,7 @@ impl Sim {
                 return;
             }
             ReplicaPhase::Stopping | ReplicaPhase::Stopped | ReplicaPhase::Failed => return,
-            ReplicaPhase::Running => {}
+            ReplicaPhase::Running | ReplicaPhase::Frozen => {}
         }
         replica.seen.phase = ReplicaPhase::Stopping;
         replica.seen.is_ready = false;
@@ -185,6 +187,32 @@ impl Sim {
         let span = if open == 0 { 5 } else { GRACE_MS };
         self.after(span, Event::Host { app, rev, epoch, what: HostEvent::StopEnds });
         self.changed(app, rev);
+    }
+
+    pub(crate) fn freeze(&mut self, app: usize, rev: usize, name: &ReplicaName) {
+        let Some(replica) = self.apps[app].revisions[rev].replica(name) else { return };
+        if replica.seen.phase != ReplicaPhase::Running {
+            return;
+        }
+        let open = replica.open;
+        replica.seen.phase = ReplicaPhase::Frozen;
+        replica.seen.is_ready = false;
+        replica.drain_since_ms = None;
+        self.stats.freezes += 1;
+        if open > 0 {
+            let what = format!("{name} was frozen with {open} open requests");
+            self.violated(Invariant::NoRequestDroppedWhileReady, what);
+        }
+        self.changed(app, rev);
+    }
+
+    pub(crate) fn thaw(&mut self, app: usize, rev: usize, name: &ReplicaName) {
+        let Some(replica) = self.apps[app].revisions[rev].replica(name) else { return };
+        if replica.seen.phase == ReplicaPhase::Frozen {
+            replica.seen.phase = ReplicaPhase::Running;
+            replica.seen.is_ready = replica.seen.ready_at.is_some();
+            self.changed(app, rev);
+        }
     }
 
     /// Nothing runs any more.

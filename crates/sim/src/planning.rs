@@ -106,6 +106,7 @@ impl Sim {
             revisions: &revisions,
             open: &open,
             room: &Room::default(),
+            cannot_freeze: None,
             settings: &self.settings,
         };
         plan(&view, memory, timestamp(self.now_ms))
@@ -233,6 +234,16 @@ impl Sim {
                         && let Some(replica) = self.apps[app].revisions[rev].replica(replica)
                     {
                         replica.drain_since_ms = None;
+                    }
+                }
+                Action::Freeze { replica, .. } => {
+                    if let Some(rev) = self.owner(app, replica) {
+                        self.freeze(app, rev, replica);
+                    }
+                }
+                Action::Thaw { replica, .. } => {
+                    if let Some(rev) = self.owner(app, replica) {
+                        self.thaw(app, rev, replica);
                     }
                 }
                 Action::Stop { replica, .. } => {

@@ -60,6 +60,8 @@ pub struct Stats {
     pub cut_after_grace: u64,
     /// Replicas started.
     pub starts: u64,
+    /// Replicas frozen.
+    pub freezes: u64,
 }
 
 /// Something that happens at an instant.

@@ -93,6 +93,7 @@ impl Runtime for Fake {
             slot_bytes: 4 << 20,
             limits: true,
             egress: false,
+            freezes: true,
             warnings: vec![],
         }
     }

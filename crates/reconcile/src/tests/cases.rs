@@ -8,7 +8,7 @@ use super::world::World;
 use crate::{Amount, AppPhase, Images, hosts};
 
 /// Replica names carry no meaning: they become `#1`, `#2`, … in the order of their appearance.
-fn check(text: &str, expected: &Expect) {
+pub(super) fn check(text: &str, expected: &Expect) {
     let mut names: Vec<&str> = Vec::new();
     let is_replica = |word: &&str| word.matches('-').count() >= 4 && word.contains("--");
     let words = text.split([' ', '\n', ':']).filter(is_replica);

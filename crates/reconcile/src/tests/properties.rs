@@ -1,6 +1,6 @@
 //! Whatever happens, in whatever order.
 
-use cove_model::{ReplicaPhase, Scale};
+use cove_model::{IdleState, ReplicaObservation, ReplicaPhase, Scale};
 use jiff::SignedDuration;
 use proptest::prelude::*;
 
@@ -10,7 +10,12 @@ use crate::{Action, AppMemory};
 #[derive(Clone, Debug)]
 enum Event {
     Want(u32),
-    Deploy { image: u8, min: u32, max: u32 },
+    Deploy {
+        image: u8,
+        min: u32,
+        max: u32,
+        frozen: bool,
+    },
     Kill(usize),
     Idle(usize),
     Pass(u64),
@@ -18,12 +23,15 @@ enum Event {
     Restart,
     Slots(u32),
     StopApp(bool),
+    /// Others wait for memory, or do not any more.
+    Crowd(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0_u32..6).prop_map(Event::Want),
-        2 => (0_u8..4, 0_u32..3, 1_u32..5).prop_map(|(image, min, more)| Event::Deploy { image, min, max: min + more }),
+        2 => (0_u8..4, 0_u32..3, 1_u32..5, any::<bool>())
+            .prop_map(|(image, min, more, frozen)| Event::Deploy { image, min, max: min + more, frozen }),
         2 => (0_usize..8).prop_map(Event::Kill),
         2 => (0_usize..8).prop_map(Event::Idle),
         4 => (0_u64..100_000).prop_map(Event::Pass),
@@ -31,6 +39,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Restart),
         1 => (0_u32..3).prop_map(Event::Slots),
         1 => any::<bool>().prop_map(Event::StopApp),
+        1 => any::<bool>().prop_map(Event::Crowd),
     ]
 }
 
@@ -42,10 +51,11 @@ fn happen(world: &mut World, event: &Event) {
                 world.want(&suffix, *count);
             }
         }
-        Event::Deploy { image, min, max } => {
+        Event::Deploy { image, min, max, frozen } => {
             let suffix = format!("r{}", world.generation);
             let image = ["good", "better", "deaf", "crash"][usize::from(*image)];
-            let scale = Scale { min_replicas: *min, max_replicas: *max, ..Scale::default() };
+            let idle = if *frozen { IdleState::Frozen } else { IdleState::Zero };
+            let scale = Scale { min_replicas: *min, max_replicas: *max, idle, ..Scale::default() };
             world.deploy_scaled(&suffix, image, scale);
         }
         Event::Kill(at) => {
@@ -71,6 +81,7 @@ fn happen(world: &mut World, event: &Event) {
         }
         Event::Slots(slots) => world.slots = *slots,
         Event::StopApp(is_stopped) => world.app.is_stopped = *is_stopped,
+        Event::Crowd(is_crowded) => world.cannot_freeze = is_crowded.then_some("others wait for memory"),
     }
 }
 
@@ -91,7 +102,25 @@ fn check(world: &World, before: &World) {
     {
         assert!(world.ready(&is) > 0, "old-revision-serves-until-new-ready: {was} gave way to {is}");
     }
+    for (_, endpoints) in &world.last.endpoints {
+        for endpoint in &endpoints.ready {
+            let seen = before.replicas.iter().find(|seen| seen.name == endpoint.replica).unwrap();
+            assert!(
+                seen.phase == ReplicaPhase::Running,
+                "requests are sent to {}, which is {:?}",
+                seen.name,
+                seen.phase
+            );
+        }
+    }
     for step in &world.last.steps {
+        if let Action::Freeze { replica, .. } = &step.action {
+            let was_draining = before.last.endpoints.iter().any(|(_, e)| e.draining.contains(replica));
+            assert!(
+                was_draining && before.open.get(replica) == Some(&0),
+                "{replica} was frozen in the middle of something"
+            );
+        }
         if let Action::Stop { replica, .. } = &step.action {
             let seen = before.replicas.iter().find(|seen| seen.name == *replica).unwrap();
             let was_draining = before.last.endpoints.iter().any(|(_, e)| e.draining.contains(replica));
@@ -120,6 +149,12 @@ proptest! {
                 }
             }
             prop_assert!(world.last.steps.is_empty(), "plan-settles: {:?}", world.last.steps);
+            for (revision, _) in &world.revisions {
+                let is_frozen = |seen: &&ReplicaObservation| seen.revision.name == revision.name && seen.phase == ReplicaPhase::Frozen;
+                let frozen = world.replicas.iter().filter(is_frozen).count();
+                let most = usize::from(revision.template.scale.idle == IdleState::Frozen && world.cannot_freeze.is_none());
+                prop_assert!(frozen <= most, "{} has {frozen} frozen replicas, {most} may be", revision.name);
+            }
         }
     }
 

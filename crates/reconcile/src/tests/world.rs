@@ -39,6 +39,7 @@ pub(super) struct World {
     /// What the machine has; `None` is without end.
     pub(super) capacity: Option<Amount>,
     pub(super) settings: Settings,
+    pub(super) cannot_freeze: Option<&'static str>,
 }
 
 pub(super) fn template(image: &str) -> Template {
@@ -107,6 +108,7 @@ impl World {
             last: Plan::default(),
             capacity: None,
             settings: Settings::default(),
+            cannot_freeze: None,
         }
     }
 
@@ -149,7 +151,9 @@ impl World {
         let Some(total) = self.capacity else { return Room::default() };
         let need = Amount::of(&template("sample"));
         let running = seen.iter().filter(|replica| replica.phase == ReplicaPhase::Running).count();
+        let frozen = seen.iter().filter(|replica| replica.phase == ReplicaPhase::Frozen).count();
         let used = Amount::default().plus(need, u32::try_from(running).unwrap());
+        let used = used.plus(Amount { cpu: MilliCpu(0), ..need }, u32::try_from(frozen).unwrap());
         Room { pools: vec![Pool { name: "this machine".to_owned(), total, used }] }
     }
 
@@ -183,6 +187,7 @@ impl World {
             revisions: &views,
             open: &self.open,
             room: &self.room(seen),
+            cannot_freeze: self.cannot_freeze,
             settings: &self.settings,
         };
         plan(&view, memory, self.now)
@@ -266,6 +271,8 @@ impl World {
                     seen.containers[0].is_ready = true;
                 }
             }
+            Action::Freeze { replica, .. } => self.turn(replica, ReplicaPhase::Running, ReplicaPhase::Frozen),
+            Action::Thaw { replica, .. } => self.turn(replica, ReplicaPhase::Frozen, ReplicaPhase::Running),
             Action::Stop { replica, .. } => {
                 if let Some(seen) = self.replicas.iter_mut().find(|seen| seen.name == *replica) {
                     seen.phase = ReplicaPhase::Stopped;
@@ -280,6 +287,14 @@ impl World {
             }
             Action::DeleteRevision { revision } => self.revisions.retain(|(found, _)| found.name != *revision),
             Action::Drain { .. } | Action::Undrain { .. } => {}
+        }
+    }
+
+    /// Freezes or thaws what is in the phase for it; who was ready is ready again.
+    fn turn(&mut self, replica: &ReplicaName, from: ReplicaPhase, to: ReplicaPhase) {
+        if let Some(seen) = self.replicas.iter_mut().find(|seen| seen.name == *replica && seen.phase == from) {
+            seen.phase = to;
+            seen.is_ready = to == ReplicaPhase::Running && seen.ready_at.is_some();
         }
     }
 

@@ -10,7 +10,14 @@
 
 mod ask;
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cove_model::{ContainerState, EventKind, Probe, ProbeAction, ProbeKind, ReplicaName};
 use cove_runtime::ReplicaSpec;
@@ -66,6 +73,8 @@ struct Run {
     address: Ipv4Addr,
     since: Timestamp,
     listening: Arc<Notify>,
+    /// The replica is frozen or about to be: nothing is asked of it, and no answer counts.
+    rests: Arc<AtomicBool>,
     checks: Checks,
 }
 
@@ -137,6 +146,7 @@ pub(super) fn follow(inner: &Arc<Inner>, replica: &mut super::Replica, state: &S
                 address,
                 since,
                 listening: Arc::clone(&health.listening),
+                rests: Arc::clone(&replica.freezing.rests),
                 checks: Checks::of(&replica.spec, index),
             };
             due.push(Due(run, stop));
@@ -244,7 +254,11 @@ impl Run {
         let (mut successes, mut failures, mut is_ready) = (0, 0, true);
         loop {
             sleep(Duration::from_secs(u64::from(probe.period_secs.max(1)))).await;
+            if self.rests() {
+                continue;
+            }
             match self.ask(probe).await {
+                _ if self.rests() => {}
                 Ok(()) => {
                     failures = 0;
                     successes += 1;
@@ -271,6 +285,7 @@ impl Run {
         let mut failures = 0;
         loop {
             match self.ask(probe).await {
+                _ if self.rests() => failures = 0,
                 Ok(()) => failures = 0,
                 Err(message) => {
                     failures += 1;
@@ -283,6 +298,10 @@ impl Run {
             }
             sleep(Duration::from_secs(u64::from(probe.period_secs.max(1)))).await;
         }
+    }
+
+    fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
     }
 
     async fn ask(&self, probe: &Probe) -> Result<(), String> {

@@ -9,7 +9,7 @@ use cove_model::{ContainerExit, ContainerState, EventKind, ReplicaName, ReplicaP
 use cove_runtime::logs::ENDED_MARK;
 use jiff::Timestamp;
 
-use super::{Inner, Replica, adopt::CGROUP_LIMIT, conn::Conn, exec, health, lock};
+use super::{Inner, Replica, adopt::CGROUP_LIMIT, conn::Conn, exec, freeze, health, lock};
 use crate::protocol::{FromShim, ShimState, ToShim, connect};
 
 /// Takes a connection into use: gives the standing orders and listens.
@@ -33,6 +33,9 @@ fn give_orders(replica: &Replica, conn: &Conn) {
     // A send that fails shows in the loop that listens.
     if let Some(asked_at) = replica.asked_at {
         let _ = conn.send(&ToShim::Start { asked_at }, &[]);
+    }
+    if let Some(order) = freeze::standing_order(replica) {
+        let _ = conn.send(&order, &[]);
     }
     if let Some(grace) = replica.stop {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
@@ -95,11 +98,15 @@ fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
         if new.phase != ReplicaPhase::Preparing {
             replica.prepared.notify_one();
         }
+        let is_frozen_now = freeze::follow(replica, old.as_ref(), &new);
         // In the same step, so that nobody sees a new run with the readiness of the old one.
-        (old, Arc::clone(&replica.spec), health::follow(inner, replica, &new))
+        (old, Arc::clone(&replica.spec), health::follow(inner, replica, &new), is_frozen_now)
     });
-    let Some((old, spec, due)) = told else { return };
+    let Some((old, spec, due, is_frozen_now)) = told else { return };
     health::begin(due);
+    if is_frozen_now {
+        freeze::settle(inner, name);
+    }
     tell_changes(inner, &spec, old.as_ref(), &new);
 }
 
@@ -126,6 +133,10 @@ fn tell_changes(inner: &Inner, spec: &cove_runtime::ReplicaSpec, old: Option<&Sh
         {
             tell_exit(inner, spec, &now.name, now.restarts, exit, new.phase);
         }
+    }
+    if let Some(error) = new.freeze_error.as_ref().filter(|_| old.freeze_error != new.freeze_error) {
+        let message = format!("Replica '{}' could not be frozen: {error}", spec.name);
+        inner.event(spec, None, EventKind::Warning, "ReplicaFreezeFailed", message);
     }
     if let (None, Some((reason, message))) = (&old.failure, &new.failure) {
         inner.event(spec, None, EventKind::Warning, reason, message.clone());
@@ -177,7 +188,8 @@ pub(super) fn end(inner: &Arc<Inner>, name: &ReplicaName, failure: Option<(Strin
         replica.execs.clear();
         replica.prepared.notify_one();
         let was_prepared = replica.shim.as_ref().is_some_and(|shim| {
-            matches!(shim.phase, ReplicaPhase::Prepared | ReplicaPhase::Running | ReplicaPhase::Stopping)
+            use ReplicaPhase::{Frozen, Prepared, Running, Stopping};
+            matches!(shim.phase, Prepared | Running | Frozen | Stopping)
         });
         let shim_failure = replica.shim.as_ref().and_then(|shim| shim.failure.clone());
         if let Some(failure) = failure.or(shim_failure) {

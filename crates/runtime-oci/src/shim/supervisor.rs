@@ -55,22 +55,23 @@ const RESTART_GRACE: Duration = Duration::from_secs(30);
 const STRAYS_MAX: usize = 64;
 
 pub(super) struct Supervisor {
-    env: Rc<Env>,
+    pub(super) env: Rc<Env>,
     dir: Utf8PathBuf,
-    spec: ShimSpec,
+    pub(super) spec: ShimSpec,
     network: OwnedFd,
     signals: SignalFd,
     socket: OwnedFd,
     peers: Vec<OwnedFd>,
-    containers: Vec<Container>,
-    execs: Vec<Exec>,
+    pub(super) containers: Vec<Container>,
+    pub(super) execs: Vec<Exec>,
     strays: VecDeque<(Pid, i32)>,
-    phase: ReplicaPhase,
+    pub(super) phase: ReplicaPhase,
     phases: ReplicaPhases,
     failure: Option<(String, String)>,
     is_start_asked: bool,
     boost_until: Option<Instant>,
     is_limited: bool,
+    pub(super) freeze_error: Option<String>,
     kill_at: Option<Instant>,
     last: Option<ShimState>,
     is_unsaved: bool,
@@ -123,6 +124,7 @@ impl Supervisor {
             is_start_asked: false,
             boost_until: None,
             is_limited: false,
+            freeze_error: None,
             kill_at: None,
             last: None,
             is_unsaved: false,
@@ -357,6 +359,7 @@ impl Supervisor {
         if matches!(self.phase, ReplicaPhase::Stopping) {
             return;
         }
+        self.let_go_on();
         if self.failure.is_none() {
             self.phase = ReplicaPhase::Stopping;
         }
@@ -392,6 +395,10 @@ impl Supervisor {
     fn child_ended(&mut self, pid: Pid, code: i32) {
         if let Some(container) = self.containers.iter_mut().find(|container| container.pid() == Some(pid)) {
             container.exited(code);
+            if self.phase == ReplicaPhase::Frozen {
+                // nobody waits for it, and a start anew is cheaper than a restart of half of it
+                self.stop(RESTART_GRACE);
+            }
         } else if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
             let exec = self.execs.remove(index);
             self.broadcast(&FromShim::ExecEnded { id: exec.id, code, error: None });
@@ -445,13 +452,15 @@ impl Supervisor {
                     self.limit_cpu();
                 }
             }
+            ToShim::Freeze => self.freeze(),
+            ToShim::Thaw => self.thaw(),
             ToShim::Stop { grace_ms } => {
                 let is_slot = matches!(self.phase, ReplicaPhase::Preparing | ReplicaPhase::Prepared);
                 self.stop(if is_slot { Duration::ZERO } else { Duration::from_millis(grace_ms) });
             }
             ToShim::Restart { container, restarts, reason, message } => {
                 let running = self.containers.iter_mut().find(|c| c.spec.name == container);
-                if let Some(running) = running
+                if let Some(running) = running.filter(|_| self.phase != ReplicaPhase::Frozen)
                     && running.status.restarts == restarts
                     && running.kill_at.is_none()
                     && matches!(running.run, Run::Running { .. })
@@ -493,6 +502,9 @@ impl Supervisor {
             _ if self.execs.len() >= EXECS_MAX => {
                 Err(format!("{EXECS_MAX} commands run in this replica; end one first"))
             }
+            Some(_) if self.phase == ReplicaPhase::Frozen => {
+                Err("the replica is frozen; a request to the app thaws it".to_owned())
+            }
             None => Err(format!("container `{name}` is not running")),
             Some(container) => Exec::begin(&self.env, &self.dir, container, id, command, stdio),
         };
@@ -530,6 +542,8 @@ impl Supervisor {
             containers: self.containers.iter().map(|container| container.status.clone()).collect(),
             phases: self.phases.clone(),
             is_start_asked: self.is_start_asked,
+            freezes: self.env.cgroups.can_freeze(),
+            freeze_error: self.freeze_error.clone(),
         }
     }
 
