@@ -8,15 +8,26 @@
 //! is tried by one rule at a time, with a growing wait, and the others get its error at once.
 //! **Invariant:** no error names a password, a key or a token.
 
+mod azure;
 mod clock;
+mod dial;
 mod external;
+mod http;
+mod keys;
 mod net;
+mod pipe;
 mod pool;
 #[cfg(test)]
 mod python;
+mod redis;
+#[cfg(test)]
+mod rig;
 mod source;
+mod tls;
+mod xml;
 
 pub use pool::Pool;
 pub use source::{
     Context, HostResolver, OpenError, ReadError, ReadFuture, Scalers, Source, TokenFuture, Tokens, Trigger,
 };
+pub use tls::Roots;

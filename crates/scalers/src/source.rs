@@ -13,8 +13,12 @@ use cove_base::Clock;
 use cove_scaling::source::{Answer, MetadataError};
 use tokio::sync::watch;
 
+use crate::azure;
 use crate::clock;
 use crate::external;
+use crate::http::{self, Http};
+use crate::redis;
+use crate::tls::Roots;
 
 /// One rule, ready to be read.
 #[derive(Clone, PartialEq, Eq)]
@@ -131,15 +135,40 @@ impl fmt::Debug for Context {
 pub struct Scalers {
     clock: Clock,
     externals: Arc<external::Channels>,
+    http: Http,
+    redis: Arc<redis::Servers>,
 }
 
 impl Scalers {
     /// Trigger types that [`Scalers::open`] knows, sorted. `cpu` and `memory` are measured by the autoscaler itself.
-    pub const KINDS: &[&str] = &["cron", "external", "external-push"];
+    pub const KINDS: &[&str] = &[
+        "azure-blob",
+        "azure-queue",
+        "azure-servicebus",
+        "cron",
+        "external",
+        "external-push",
+        "metrics-api",
+        "prometheus",
+        "redis",
+        "redis-cluster",
+        "redis-cluster-streams",
+        "redis-sentinel",
+        "redis-sentinel-streams",
+        "redis-streams",
+    ];
 
     /// Without any connection yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, externals: Arc::default() }
+        Self { clock, externals: Arc::default(), http: Http::default(), redis: Arc::default() }
+    }
+
+    /// Trusts further certificates, beside the system's.
+    #[must_use]
+    pub fn with_roots(mut self, roots: Roots) -> Self {
+        self.redis = Arc::new(redis::Servers::new(roots.clone()));
+        self.http = Http::new(roots);
+        self
     }
 
     /// The source of a rule.
@@ -150,7 +179,11 @@ impl Scalers {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
-            other => Err(OpenError::Unknown(other.to_owned())),
+            "redis" | "redis-cluster" | "redis-cluster-streams" | "redis-sentinel" | "redis-sentinel-streams"
+            | "redis-streams" => Ok(Arc::new(redis::open(&self.redis, trigger, context)?)),
+            other => azure::open(&self.http, trigger, context)
+                .or_else(|| http::open(&self.http, trigger, context))
+                .unwrap_or_else(|| Err(OpenError::Unknown(other.to_owned()))),
         }
     }
 }
