@@ -6,12 +6,15 @@
 //! **Invariant:** total: any JSON gives findings, never a panic.
 
 mod catalogue;
+mod hints;
 mod rules;
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::Value;
+
+pub use catalogue::{Key, keys_of, scalers};
 
 use crate::config::DEFAULT_RULE_NAME;
 
@@ -40,6 +43,8 @@ pub struct Findings {
     pub errors: BTreeSet<Finding<ErrorCode>>,
     /// Accepted, but worth saying.
     pub warnings: BTreeSet<Finding<WarningCode>>,
+    /// Why a rule that is accepted will never be read: place and reason.
+    pub hints: BTreeSet<(String, String)>,
     /// Limits after defaults; `None` for jobs and where they are wrong.
     pub limits: Option<(i64, i64)>,
     /// Names of the rules in force, the default rule included.
@@ -123,9 +128,15 @@ pub enum WarningCode {
     DaprActorsScaleToZero,
 }
 
-/// Whether a scaler reads a metadata key; no for a scaler that is not in the catalogue.
+/// Whether a scaler reads a key; no for a scaler that is not in the catalogue.
 pub fn reads(scaler: &str, key: &str) -> bool {
-    catalogue::keys_of(scaler).is_some_and(|mut keys| keys.any(|known| known.name == key))
+    keys_of(scaler).is_some_and(|mut keys| keys.any(|known| known.name == key && known.has_effect))
+}
+
+/// Whether a scaler reads a key from metadata itself, not only from a variable or a secret; yes for a key that it does
+/// not know.
+pub fn reads_in_metadata(scaler: &str, key: &str) -> bool {
+    keys_of(scaler).is_none_or(|mut keys| keys.find(|known| known.name == key).is_none_or(|known| known.in_metadata))
 }
 
 /// Looks at scale properties; `scale` may be null.

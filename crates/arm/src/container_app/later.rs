@@ -176,9 +176,19 @@ fn scale(root: &Node<'_>) -> Vec<String> {
         secrets: BTreeSet::new(),
     };
     let scale = root.get("properties").get("template").get("scale");
-    let found = scaling::validate(scale.value().unwrap_or(&Value::Null), &around).warnings;
-    let surprising = found.into_iter().filter(|finding| finding.code != scaling::WarningCode::DefaultRuleApplied);
-    surprising.map(|finding| format!("template.scale.{}: {}.", finding.place, finding.message)).collect()
+    let found = scaling::validate(scale.value().unwrap_or(&Value::Null), &around);
+    let surprising = found.warnings.iter().filter(|finding| finding.code != scaling::WarningCode::DefaultRuleApplied);
+    let mut all: Vec<(&str, &str)> =
+        surprising.map(|finding| (finding.place.as_str(), finding.message.as_str())).collect();
+    all.extend(found.hints.iter().map(|(place, message)| (place.as_str(), message.as_str())));
+    let settings = scale.get("coveSettings");
+    if settings.get("headroomPercent").exists() && scale.get("coveMode").text() == Some("aca") {
+        all.push(("coveSettings", "headroomPercent has no effect in the mode aca, which counts arrivals"));
+    }
+    if scale.get("coveIdle").text() == Some("frozen") && scale.get("minReplicas").int().is_some_and(|min| min > 0) {
+        all.push(("coveIdle", "frozen has no effect with minReplicas above 0: a replica always runs"));
+    }
+    all.into_iter().map(|(place, message)| format!("template.scale.{place}: {message}.")).collect()
 }
 
 /// Notes what the catalogue of scalers knows to be wrong with custom rules; the rest of the rules is read elsewhere.

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::catalogue::{Key, keys_of};
-use super::{ErrorCode, Findings, Seen, Surroundings, WarningCode, present};
+use super::catalogue::{Key, keys_of, scalers};
+use super::{ErrorCode, Findings, Seen, Surroundings, WarningCode, hints, present};
 
 const TYPES: [&str; 4] = ["http", "tcp", "custom", "azureQueue"];
 
@@ -71,6 +71,8 @@ fn app_rule(kind: &str, rule: &Value, place: &str, around: &Surroundings, seen: 
             if present(rule, "queueLength").is_some_and(|length| !is_count(length)) {
                 findings.error(ErrorCode::MetadataInvalid, place, "queueLength must be a whole number, at least 1");
             }
+            let given = |key: &str| !text(rule, key).is_empty() || has_auth(rule, key);
+            hints::check("azure-queue", &given, place, findings);
         }
     }
 }
@@ -113,26 +115,67 @@ fn custom(scaler: &str, rule: &Value, place: &str, findings: &mut Findings) {
         _ => {}
     }
     let Some(keys) = keys_of(scaler) else {
-        findings.error(ErrorCode::CustomTypeUnknown, place, &format!("`{scaler}` is not a known scaler"));
+        let known: Vec<&str> = scalers().collect();
+        let message = format!("`{scaler}` is not a known scaler; known: {}", known.join(", "));
+        findings.error(ErrorCode::CustomTypeUnknown, place, &message);
         return;
     };
     let keys: Vec<Key<'_>> = keys.collect();
     let empty = Map::new();
     let metadata = metadata(rule).unwrap_or(&empty);
     for key in &keys {
-        key_value(key, metadata, rule, place, findings);
+        key_value(key, &keys, metadata, rule, place, findings);
     }
     for name in metadata.keys() {
-        let known = keys.iter().any(|key| {
-            (!key.auth_only && key.name == name)
-                || (key.from_env && name.strip_suffix("FromEnv").is_some_and(|name| name == key.name))
-        });
-        if !known {
-            findings.warn(WarningCode::UnknownMetadataKey, place, &format!("`{name}` is not read by `{scaler}`"));
-        }
+        metadata_key(name, scaler, &keys, place, findings);
+    }
+    for entry in auth_entries(rule) {
+        auth_parameter(text(entry, "triggerParameter"), scaler, &keys, place, findings);
     }
     whole_rule(scaler, metadata, place, findings);
     values(scaler, &keys, metadata, place, findings);
+    let given = |key: &str| is_given(key, &keys, metadata, rule);
+    hints::check(scaler, &given, place, findings);
+}
+
+/// Says that a metadata key is not read, or is not read here, or not from metadata.
+fn metadata_key(name: &str, scaler: &str, keys: &[Key<'_>], place: &str, findings: &mut Findings) {
+    let key = keys.iter().find(|key| key.name == name);
+    let by_env = || keys.iter().find(|key| key.from_env && name.strip_suffix("FromEnv") == Some(key.name));
+    let message = match key.or_else(by_env) {
+        Some(key) if !key.has_effect => format!("`{name}` of `{scaler}` has no effect here"),
+        Some(key) if key.name == name && !key.in_metadata => {
+            let from_env = if key.from_env { format!(", or name a variable in {name}FromEnv") } else { String::new() };
+            format!("`{name}` is not read from metadata; give it by auth{from_env}")
+        }
+        Some(_) => return,
+        None => format!("`{name}` is not read by `{scaler}`"),
+    };
+    findings.warn(WarningCode::UnknownMetadataKey, place, &message);
+}
+
+/// Says that an auth parameter is not read, or not here.
+fn auth_parameter(name: &str, scaler: &str, keys: &[Key<'_>], place: &str, findings: &mut Findings) {
+    let message = match keys.iter().find(|key| key.name == name) {
+        _ if name.is_empty() => return,
+        Some(key) if !key.has_effect => format!("`{name}` of `{scaler}` has no effect here"),
+        Some(key) if key.from_auth => return,
+        Some(_) => format!("`{name}` of `{scaler}` is metadata, not an auth parameter"),
+        None => format!("auth parameter `{name}` is not read by `{scaler}`"),
+    };
+    findings.warn(WarningCode::UnknownMetadataKey, place, &message);
+}
+
+/// Whether a key has a value, wherever it may come from; `identity` is the rule's own property.
+fn is_given(name: &str, keys: &[Key<'_>], metadata: &Map<String, Value>, rule: &Value) -> bool {
+    if name == "identity" {
+        return present(rule, "identity").is_some();
+    }
+    let Some(key) = keys.iter().find(|key| key.name == name) else { return false };
+    let is_full = |name: &str| metadata.get(name).map(plain).is_some_and(|value| !value.is_empty());
+    (key.in_metadata && is_full(name))
+        || (key.from_env && is_full(&format!("{name}FromEnv")))
+        || (key.from_auth && has_auth(rule, name))
 }
 
 /// Values that the scaler cannot use. A key that comes from the environment or a secret is not known yet.
@@ -157,7 +200,14 @@ fn values(scaler: &str, keys: &[Key<'_>], metadata: &Map<String, Value>, place: 
     }
 }
 
-fn key_value(key: &Key<'_>, metadata: &Map<String, Value>, rule: &Value, place: &str, findings: &mut Findings) {
+fn key_value(
+    key: &Key<'_>,
+    keys: &[Key<'_>],
+    metadata: &Map<String, Value>,
+    rule: &Value,
+    place: &str,
+    findings: &mut Findings,
+) {
     let given = metadata.get(key.name).map(plain).filter(|value| !value.is_empty());
     if let Some(value) = &given
         && !key.allowed.is_empty()
@@ -166,9 +216,8 @@ fn key_value(key: &Key<'_>, metadata: &Map<String, Value>, rule: &Value, place: 
         let message = format!("{} is `{value}`; expected one of {}", key.name, key.allowed.replace('|', ", "));
         findings.error(ErrorCode::MetadataInvalid, place, &message);
     }
-    let from_env = || key.from_env && metadata.contains_key(&format!("{}FromEnv", key.name));
-    let from_auth = || key.from_auth && (has_auth(rule, key.name) || present(rule, "identity").is_some());
-    if key.required && given.is_none() && !from_env() && !from_auth() {
+    let by_identity = || key.from_auth && present(rule, "identity").is_some();
+    if key.required && !is_given(key.name, keys, metadata, rule) && !by_identity() {
         findings.error(ErrorCode::MetadataInvalid, place, &format!("{} is missing", key.name));
     }
 }
@@ -188,7 +237,7 @@ fn whole_rule(scaler: &str, metadata: &Map<String, Value>, place: &str, findings
 }
 
 fn auth(rule: &Value, place: &str, around: &Surroundings, findings: &mut Findings) {
-    for entry in present(rule, "auth").and_then(Value::as_array).map_or(&[][..], Vec::as_slice) {
+    for entry in auth_entries(rule) {
         if text(entry, "triggerParameter").is_empty() {
             let message = "an auth entry needs a triggerParameter";
             findings.error(ErrorCode::AuthTriggerParameterMissing, place, message);
@@ -201,8 +250,11 @@ fn auth(rule: &Value, place: &str, around: &Surroundings, findings: &mut Finding
 }
 
 fn has_auth(rule: &Value, parameter: &str) -> bool {
-    let entries = present(rule, "auth").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    entries.iter().any(|entry| text(entry, "triggerParameter") == parameter)
+    auth_entries(rule).iter().any(|entry| text(entry, "triggerParameter") == parameter)
+}
+
+fn auth_entries(rule: &Value) -> &[Value] {
+    present(rule, "auth").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 fn metadata(rule: &Value) -> Option<&Map<String, Value>> {

@@ -85,7 +85,8 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
           "stepFactor": 2,
           "stepFloor": 4,
           "tolerancePercent": 10
-        }"#]].assert_eq(&format!("{:#}", plain["properties"]["template"]["scale"]["coveEffective"]));
+        }"#]]
+    .assert_eq(&format!("{:#}", plain["properties"]["template"]["scale"]["coveEffective"]));
 
     let settings = json!({ "scaleDownWindowSeconds": "60", "FallBack": { "failureThreshold": 3, "replicas": 2 } });
     body["properties"]["template"]["scale"] = json!({ "coveMode": "Fast", "COVEIDLE": "frozen", "coveSettings": settings,
@@ -153,7 +154,8 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
               "name": "q"
             }
           ]
-        }"#]].assert_eq(&format!("{:#}", shown["properties"]["template"]["scale"]));
+        }"#]]
+    .assert_eq(&format!("{:#}", shown["properties"]["template"]["scale"]));
     let again = put_with(&shown, &["s"]).unwrap();
     assert_eq!((&again.app, show(&again.doc)), (&parsed.app, shown));
     assert!(again.doc.pointer("/properties/template/scale/coveEffective").is_none());
