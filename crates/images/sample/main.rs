@@ -16,7 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const SIG_BLOCK: i32 = 0;
 
 static DRAINING: AtomicBool = AtomicBool::new(false);
 static SERVED: AtomicU64 = AtomicU64::new(0);
+/// What `/alloc?keep=1` took; the container's memory limit is its bound.
+static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 static OPEN: Mutex<usize> = Mutex::new(0);
 static ALL_DONE: Condvar = Condvar::new();
 
@@ -419,6 +421,9 @@ fn route(request: &mut Request, reader: &mut BufReader<&TcpStream>, out: &mut &T
                 page[0] = 1;
             }
             let touched: usize = block.chunks(4096).map(|page| usize::from(std::hint::black_box(page[0]))).sum();
+            if request.amount("keep", 0) > 0 {
+                KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+            }
             text(out, 200, &format!("touched {touched} pages\n"))?;
         }
         "/ws" => return websocket(request, reader, out).map(|()| false),

@@ -2,6 +2,8 @@
 
 #[path = "host/fixture.rs"]
 mod fixture;
+#[path = "host/freezing.rs"]
+mod freezing;
 #[path = "host/limits.rs"]
 mod limits;
 #[path = "host/shell_image.rs"]
