@@ -46,3 +46,13 @@ apt_install() {
     apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; }
 }
+
+# python_env FOLDER REQUIREMENTS: makes a Python environment once; a changed list of requirements makes it anew.
+python_env() {
+    cmp -s "$2" "$1/.requirements" && return
+    may_install || fail "$1 is missing and COVE_TEST_OFFLINE is set"
+    echo "installing $2 into $1"
+    python3 -m venv "$1"
+    "$1/bin/pip" install --quiet --disable-pip-version-check -r "$2"
+    cp "$2" "$1/.requirements"
+}

@@ -14,7 +14,7 @@ use crate::source::{Context, HostResolver, OpenError, ReadError};
 use crate::tls::{Roots, TlsOptions};
 
 /// A host and a port, as a rule names them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     pub(crate) host: String,
     pub(crate) port: u16,

@@ -13,6 +13,7 @@ mod clock;
 mod dial;
 mod external;
 mod http;
+mod kafka;
 mod keys;
 mod net;
 mod pipe;

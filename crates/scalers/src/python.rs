@@ -65,13 +65,18 @@ impl Drop for Script {
     }
 }
 
+/// A file of an installed package.
+pub(crate) fn installed(path: &str) -> PathBuf {
+    let python = python();
+    let libraries = python.with_file_name("../lib");
+    let versions = std::fs::read_dir(libraries).expect("an environment has libraries");
+    let mut found = versions.flatten().map(|version| version.path().join("site-packages").join(path));
+    found.find(|path| path.exists()).unwrap_or_else(|| panic!("{path} is not installed: see requirements.txt"))
+}
+
 fn python() -> PathBuf {
     let venv = std::env::var("COVE_VENV").unwrap_or_else(|_| "/var/cache/cove/venv".to_owned());
     let python = PathBuf::from(format!("{venv}-scalers/bin/python"));
-    assert!(
-        python.exists(),
-        "{} is missing: scripts/test installs it, or scripts/scaler-servers alone",
-        python.display()
-    );
+    assert!(python.exists(), "{} is missing: scripts/test installs it", python.display());
     python
 }

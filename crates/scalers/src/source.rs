@@ -17,6 +17,7 @@ use crate::azure;
 use crate::clock;
 use crate::external;
 use crate::http::{self, Http};
+use crate::kafka;
 use crate::redis;
 use crate::tls::Roots;
 
@@ -136,18 +137,21 @@ pub struct Scalers {
     clock: Clock,
     externals: Arc<external::Channels>,
     http: Http,
+    kafka: Arc<kafka::Brokers>,
     redis: Arc<redis::Servers>,
 }
 
 impl Scalers {
     /// Trigger types that [`Scalers::open`] knows, sorted. `cpu` and `memory` are measured by the autoscaler itself.
     pub const KINDS: &[&str] = &[
+        "apache-kafka",
         "azure-blob",
         "azure-queue",
         "azure-servicebus",
         "cron",
         "external",
         "external-push",
+        "kafka",
         "metrics-api",
         "prometheus",
         "redis",
@@ -160,12 +164,13 @@ impl Scalers {
 
     /// Without any connection yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, externals: Arc::default(), http: Http::default(), redis: Arc::default() }
+        Self { clock, externals: Arc::default(), http: Http::default(), kafka: Arc::default(), redis: Arc::default() }
     }
 
     /// Trusts further certificates, beside the system's.
     #[must_use]
     pub fn with_roots(mut self, roots: Roots) -> Self {
+        self.kafka = Arc::new(kafka::Brokers::new(roots.clone()));
         self.redis = Arc::new(redis::Servers::new(roots.clone()));
         self.http = Http::new(roots);
         self
@@ -179,6 +184,7 @@ impl Scalers {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
+            "apache-kafka" | "kafka" => Ok(Arc::new(kafka::open(&self.kafka, trigger, context)?)),
             "redis" | "redis-cluster" | "redis-cluster-streams" | "redis-sentinel" | "redis-sentinel-streams"
             | "redis-streams" => Ok(Arc::new(redis::open(&self.redis, trigger, context)?)),
             other => azure::open(&self.http, trigger, context)

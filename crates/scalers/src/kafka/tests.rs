@@ -1,0 +1,156 @@
+//! librdkafka's own cluster for what a group's offsets come to, Tansu for logins and TLS.
+
+use expect_test::{Expect, expect};
+
+use crate::python::Script;
+use crate::rig;
+
+/// librdkafka's cluster of three brokers, with messages in `orders` and `bills` and groups at several places.
+fn cluster() -> (Script, String) {
+    let mut client = Script::start("kafka_client.py", &["mock", "3"]);
+    let servers = client.ready.join(",");
+    // Topics have four partitions here.
+    for line in [
+        "produce orders 0 7",
+        "produce orders 1 5",
+        "produce orders 2 1",
+        "produce bills 3 4",
+        "commit workers orders 0 2",
+        "commit workers orders 1 5",
+        "commit workers bills 3 1",
+        "commit others orders 0 7",
+    ] {
+        assert_eq!(client.ask(line), "ok", "{line}");
+    }
+    (client, servers)
+}
+
+async fn check(servers: &str, rules: &[&str], expected: Expect) {
+    let scalers = rig::scalers();
+    let mut text = String::new();
+    for rule in rules {
+        let metadata = format!("bootstrapServers={servers}\n{}", rule.replace(' ', "\n"));
+        let scaler = if rule.contains(',') { "apache-kafka" } else { "kafka" };
+        let mut read = rig::read(&scalers, scaler, &metadata).await;
+        for server in servers.split(',') {
+            read = read.replace(server, "SERVER");
+        }
+        text += &format!("{rule}\n  {read}\n");
+    }
+    expected.assert_eq(&text);
+}
+
+#[tokio::test]
+async fn lag_of_a_group() {
+    let (_client, servers) = cluster();
+    check(
+        &servers,
+        &[
+            "topic=orders consumerGroup=workers",
+            "topic=orders consumerGroup=workers lagThreshold=1",
+            "topic=orders consumerGroup=workers lagThreshold=1 allowIdleConsumers=true",
+            "topic=orders consumerGroup=workers lagThreshold=1 limitToPartitionsWithLag=true",
+            "topic=orders consumerGroup=workers lagThreshold=2 ensureEvenDistributionOfPartitions=true",
+            "topic=orders consumerGroup=workers partitionLimitation=0-1",
+            "topic=orders consumerGroup=workers partitionLimitation=9",
+            "topic=orders consumerGroup=workers activationLagThreshold=7",
+            "topic=orders consumerGroup=nobody",
+            "topic=orders consumerGroup=nobody offsetResetPolicy=earliest",
+            "topic=orders consumerGroup=nobody scaleToZeroOnInvalidOffset=true",
+            "topic=orders,bills consumerGroup=workers allowIdleConsumers=true",
+            "topic=bills consumerGroup=workers",
+        ],
+        expect![[r#"
+            topic=orders consumerGroup=workers
+              7 active
+            topic=orders consumerGroup=workers lagThreshold=1
+              4 active
+            topic=orders consumerGroup=workers lagThreshold=1 allowIdleConsumers=true
+              7 active
+            topic=orders consumerGroup=workers lagThreshold=1 limitToPartitionsWithLag=true
+              3 active
+            topic=orders consumerGroup=workers lagThreshold=2 ensureEvenDistributionOfPartitions=true
+              8 active
+            topic=orders consumerGroup=workers partitionLimitation=0-1
+              5 active
+            topic=orders consumerGroup=workers partitionLimitation=9
+              failed: topic `orders` has no partition that partitionLimitation names
+            topic=orders consumerGroup=workers activationLagThreshold=7
+              7 idle
+            topic=orders consumerGroup=nobody
+              4 active
+            topic=orders consumerGroup=nobody offsetResetPolicy=earliest
+              13 active
+            topic=orders consumerGroup=nobody scaleToZeroOnInvalidOffset=true
+              0 idle
+            topic=orders,bills consumerGroup=workers allowIdleConsumers=true
+              13 active
+            topic=bills consumerGroup=workers
+              6 active
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_lag_that_nobody_moves_is_left_out() {
+    let (mut client, servers) = cluster();
+    let scalers = rig::scalers();
+    let metadata = format!(
+        "bootstrapServers={servers}\ntopic=orders\nconsumerGroup=workers\nexcludePersistentLag=true\n\
+         scaleToZeroOnInvalidOffset=true"
+    );
+    let trigger = rig::trigger("kafka", &metadata);
+    let source = rig::open(&scalers, "kafka", &metadata);
+    assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "5 active");
+    assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "0 active");
+    assert_eq!(client.ask("commit workers orders 0 3"), "ok");
+    assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "4 active");
+    // A rule of its own remembers by itself.
+    assert_eq!(rig::read(&scalers, "kafka", &metadata).await, "4 active");
+}
+
+#[tokio::test]
+async fn brokers_that_are_not_there() {
+    let scalers = rig::scalers();
+    let silent = rig::Silent::start();
+    let nobody = rig::free_port();
+    let (_client, servers) = cluster();
+    let rule = |servers: &str| format!("bootstrapServers={servers}\ntopic=orders\nconsumerGroup=workers");
+    let refused = rig::read(&scalers, "kafka", &rule(&format!("inside:{nobody}"))).await;
+    assert_eq!(refused, format!("failed: cannot connect to inside:{nobody}: Connection refused (os error 111)"));
+    assert_eq!(rig::read(&scalers, "kafka", &rule(&silent.address())).await, "late");
+    // The next in the list is tried, and one that hangs costs one reading.
+    assert_eq!(rig::read(&scalers, "kafka", &rule(&format!("inside:{nobody},{servers}"))).await, "7 active");
+    let metadata = rule(&format!("{},{servers}", silent.address()));
+    let (trigger, source) = (rig::trigger("kafka", &metadata), rig::open(&scalers, "kafka", &metadata));
+    rig::read_source(&source, &trigger, rig::DEADLINE).await;
+    assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "7 active");
+    // A cluster that is gone.
+    drop(_client);
+    let gone = rig::read_source(&source, &trigger, rig::DEADLINE).await;
+    assert!(gone.starts_with("failed: "), "{gone}");
+}
+
+#[test]
+fn metadata_that_cannot_be_used() {
+    let wrong = |more: &str| rig::wrong("kafka", &format!("consumerGroup=g\nbootstrapServers=h:1\n{more}"));
+    for (more, expected) in [
+        ("bootstrapServers=,", "bootstrapServers names no server; expected host:port, with commas between"),
+        ("bootstrapServers=http://h:1", "`http://h:1` is no address; expected host:port"),
+        ("consumerGroup=", "consumerGroup is missing"),
+        ("partitionLimitation=1-x", "partitionLimitation is `1-x`; expected partitions such as 0-3,7"),
+        ("partitionLimitation=3-1", "partitionLimitation is `3-1`; expected partitions such as 0-3,7"),
+        (
+            "partitionLimitation=0-2000000000",
+            "partitionLimitation is `0-2000000000`; expected partitions such as 0-3,7",
+        ),
+        ("sasl=gssapi", "sasl is `gssapi`; Cove can log in by none, plaintext, scram_sha256, scram_sha512"),
+        ("sasl=plaintext\nusername=u", "password is missing"),
+        ("tls=yes", "tls is `yes`; expected enable or disable"),
+    ] {
+        assert_eq!(wrong(more), expected);
+    }
+    assert!(wrong("partitionLimitation=0-3,7").starts_with("opened"));
+    assert!(!wrong("sasl=plaintext\nusername=u\npassword=hunter2").contains("hunter2"));
+}
