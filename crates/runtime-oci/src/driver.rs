@@ -16,6 +16,7 @@ mod helpers;
 mod images;
 mod link;
 mod prepare;
+mod stamps;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -30,7 +31,7 @@ use std::{
 };
 
 use camino::Utf8PathBuf;
-use cove_base::Board;
+use cove_base::{Board, Clock};
 use cove_images::{Image, ImageStore};
 use cove_model::{
     ContainerObservation, ContainerState, EventKind, ReplicaName, ReplicaObservation, ReplicaPhase, ReplicaPhases,
@@ -77,6 +78,8 @@ pub struct OciConfig {
     pub replicas_max: usize,
     /// Where the shares of storages are. Default: in folders beside the driver's.
     pub shares: SharesConfig,
+    /// Whose time observations and events carry and which probes follow. Default: the machine's.
+    pub clock: Clock,
 }
 
 impl OciConfig {
@@ -94,6 +97,7 @@ impl OciConfig {
             helpers_spare: 4,
             prepares_max: 2 * cores,
             replicas_max: 2000,
+            clock: Clock::real(),
         }
     }
 }
@@ -331,14 +335,17 @@ impl Inner {
             self.board.remove(revision);
             return;
         };
-        let all = names.iter().filter_map(|name| state.replicas.get(name)).map(Replica::observe).collect();
+        let mut all: Vec<_> = names.iter().filter_map(|name| state.replicas.get(name)).map(Replica::observe).collect();
+        if self.config.clock.is_virtual() {
+            all.iter_mut().for_each(|replica| stamps::translate(replica, &self.config.clock));
+        }
         self.board.set(revision.clone(), Arc::new(all));
     }
 
     /// A row of the system log. When nobody takes them they are dropped: orders never wait for readers.
     fn event(&self, spec: &ReplicaSpec, container: Option<&str>, kind: EventKind, reason: &str, message: String) {
         let event = SystemEvent {
-            at: Timestamp::now(),
+            at: self.config.clock.now(),
             kind,
             reason: reason.to_owned(),
             message,

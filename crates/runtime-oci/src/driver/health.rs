@@ -4,6 +4,9 @@
 //! made then. Where the kernel cannot tell, or a container listens in a way that is not seen, a schedule of growing waits
 //! takes over. After that the probes' own periods apply.
 //!
+//! The first answers belong to the start of a process, which takes real time: delays and thresholds until then are over
+//! when either the machine's clock or a virtual one has passed them. Later probes follow the platform's clock alone.
+//!
 //! **Invariant:** a probe belongs to one run of one container: it ends with it and its findings are dropped after it.
 //! **Invariant:** a container without any probe is ready when it runs; with ingress the first container is ready only
 //! when the target port answers.
@@ -39,6 +42,9 @@ const FIRST_WAITS_MS: [u64; 14] = [1, 1, 1, 2, 2, 5, 5, 10, 10, 20, 20, 50, 50, 
 
 /// The same where the kernel tells of `listen`: only a safety net.
 const FIRST_WAITS_TOLD_MS: [u64; 4] = [100, 200, 400, 500];
+
+/// Longest that the restart of a container keeps a virtual clock from being moved on.
+const RESTART_SEEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is known of one container's health.
 #[derive(Debug, Default)]
@@ -199,12 +205,15 @@ impl Run {
 
     /// Waits for the first success; the probe's own period and threshold say when that is hopeless.
     async fn first_success(&self, probe: &Probe, is_default: bool) -> Result<(), String> {
+        let clock = &self.inner.config.clock;
         if !is_default {
-            sleep(Duration::from_secs(u64::from(probe.initial_delay_secs))).await;
+            let delay = Duration::from_secs(u64::from(probe.initial_delay_secs));
+            tokio::select! { () = sleep(delay) => {}, () = clock.sleep(delay) => {} }
         }
         let limit =
             Duration::from_secs(u64::from(probe.period_secs.max(1)) * u64::from(probe.failure_threshold.max(1)));
         let deadline = Instant::now() + limit;
+        let virtual_deadline = clock.is_virtual().then(|| clock.now() + limit);
         let waits = if crate::seccomp::has_notices() { &FIRST_WAITS_TOLD_MS[..] } else { &FIRST_WAITS_MS[..] };
         let mut round = 0;
         loop {
@@ -212,7 +221,7 @@ impl Run {
                 Ok(()) => return Ok(()),
                 Err(message) => message,
             };
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || virtual_deadline.is_some_and(|deadline| clock.now() >= deadline) {
                 return Err(message);
             }
             let wait = Duration::from_millis(waits[round.min(waits.len() - 1)]);
@@ -252,8 +261,10 @@ impl Run {
             self.found(|health| health.is_ready = true);
         }
         let (mut successes, mut failures, mut is_ready) = (0, 0, true);
+        let clock = &self.inner.config.clock;
+        let mut worker = clock.worker("a readiness probe");
         loop {
-            sleep(Duration::from_secs(u64::from(probe.period_secs.max(1)))).await;
+            worker.wait(clock.sleep(Duration::from_secs(u64::from(probe.period_secs.max(1))))).await;
             if self.rests() {
                 continue;
             }
@@ -281,7 +292,9 @@ impl Run {
     }
 
     async fn watch_liveness(&self, probe: &Probe) {
-        sleep(Duration::from_secs(u64::from(probe.initial_delay_secs))).await;
+        let clock = &self.inner.config.clock;
+        let mut worker = clock.worker("a liveness probe");
+        worker.wait(clock.sleep(Duration::from_secs(u64::from(probe.initial_delay_secs)))).await;
         let mut failures = 0;
         loop {
             match self.ask(probe).await {
@@ -292,11 +305,13 @@ impl Run {
                     self.tell_failure(probe, &message);
                     if failures >= probe.failure_threshold {
                         self.restart(probe, &message);
+                        // at work until the helper tells of the end, which drops this
+                        sleep(RESTART_SEEN_LIMIT).await;
                         return;
                     }
                 }
             }
-            sleep(Duration::from_secs(u64::from(probe.period_secs.max(1)))).await;
+            worker.wait(clock.sleep(Duration::from_secs(u64::from(probe.period_secs.max(1))))).await;
         }
     }
 

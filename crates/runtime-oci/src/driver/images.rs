@@ -14,7 +14,6 @@ use cove_images::{Credentials, Image, ImageError, ImageRef, PullPolicy, PullProg
 use cove_model::{EventKind, RevisionKey, SystemEvent};
 use cove_runtime::{ImagesState, RegistryLogin};
 use futures_util::future::try_join_all;
-use jiff::Timestamp;
 
 use super::{Inner, lock};
 
@@ -175,7 +174,7 @@ fn set(inner: &Inner, revision: &RevisionKey, new: ImagesState) {
 
 fn event(inner: &Inner, revision: &RevisionKey, kind: EventKind, reason: &str, message: String) {
     let event = SystemEvent {
-        at: Timestamp::now(),
+        at: inner.config.clock.now(),
         kind,
         reason: reason.to_owned(),
         message,
