@@ -57,6 +57,11 @@ impl Peer {
         Self { address, at }
     }
 
+    /// Where the environment says that the name leads.
+    pub(crate) fn at(&self) -> Option<IpAddr> {
+        self.at
+    }
+
     /// A TCP connection.
     ///
     /// # Errors

@@ -9,6 +9,8 @@
 //! **Invariant:** no error names a password, a key or a token.
 
 mod azure;
+#[cfg(test)]
+mod azurite;
 mod clock;
 mod dial;
 mod external;
@@ -24,6 +26,7 @@ mod redis;
 #[cfg(test)]
 mod rig;
 mod source;
+mod sql;
 mod tls;
 mod xml;
 

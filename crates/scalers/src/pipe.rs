@@ -107,11 +107,7 @@ impl<R: Send + 'static> Pipe<R> {
 }
 
 /// Sends and receives until nobody asks any more; dropping what is owed tells those who wait.
-async fn run<R, D>(
-    mut wire: Box<dyn Wire>,
-    mut decoder: D,
-    mut asked: mpsc::Receiver<Question<R>>,
-) -> io::Result<()>
+async fn run<R, D>(mut wire: Box<dyn Wire>, mut decoder: D, mut asked: mpsc::Receiver<Question<R>>) -> io::Result<()>
 where
     D: Decoder<Item = R, Error = io::Error>,
 {

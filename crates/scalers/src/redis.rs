@@ -20,8 +20,8 @@ use cove_scaling::source::{Answer, StreamAnswer, StreamGroup, StreamMode};
 use crate::dial::Address;
 use crate::keys;
 use crate::source::{Context, OpenError, ReadError, ReadFuture, Source, Trigger};
-use connection::{Form, Login, Nodes};
 pub(crate) use connection::Servers;
+use connection::{Form, Login, Nodes};
 use wire::Reply;
 
 /// Redis' usual port.
@@ -139,9 +139,7 @@ impl Redis {
             "none" => return Ok(Answer::Number(0.0)),
             other => {
                 let key = &self.key;
-                return Err(ReadError::new(format!(
-                    "`{key}` is a {other}; expected a list, set, hash or sorted set"
-                )));
+                return Err(ReadError::new(format!("`{key}` is a {other}; expected a list, set, hash or sorted set")));
             }
         };
         match self.ask(&[command, &self.key]).await? {

@@ -178,10 +178,7 @@ pub(crate) fn scalers() -> Scalers {
 
 /// An environment in which the name `inside` leads to loopback.
 pub(crate) fn context() -> Context {
-    Context {
-        hosts: Arc::new(|name| (name == "inside").then_some(Ipv4Addr::LOCALHOST.into())),
-        tokens: None,
-    }
+    Context { hosts: Arc::new(|name| (name == "inside").then_some(Ipv4Addr::LOCALHOST.into())), tokens: None }
 }
 
 /// A rule: `key=value` per line.

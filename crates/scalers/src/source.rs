@@ -19,6 +19,7 @@ use crate::external;
 use crate::http::{self, Http};
 use crate::kafka;
 use crate::redis;
+use crate::sql;
 use crate::tls::Roots;
 
 /// One rule, ready to be read.
@@ -139,6 +140,7 @@ pub struct Scalers {
     http: Http,
     kafka: Arc<kafka::Brokers>,
     redis: Arc<redis::Servers>,
+    sql: Arc<sql::Databases>,
 }
 
 impl Scalers {
@@ -153,6 +155,8 @@ impl Scalers {
         "external-push",
         "kafka",
         "metrics-api",
+        "mysql",
+        "postgresql",
         "prometheus",
         "redis",
         "redis-cluster",
@@ -164,12 +168,13 @@ impl Scalers {
 
     /// Without any connection yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, externals: Arc::default(), http: Http::default(), kafka: Arc::default(), redis: Arc::default() }
+        Self { clock, externals: Arc::default(), http: Http::default(), kafka: Arc::default(), redis: Arc::default(), sql: Arc::default() }
     }
 
     /// Trusts further certificates, beside the system's.
     #[must_use]
     pub fn with_roots(mut self, roots: Roots) -> Self {
+        self.sql = Arc::new(sql::Databases::new(roots.clone()));
         self.kafka = Arc::new(kafka::Brokers::new(roots.clone()));
         self.redis = Arc::new(redis::Servers::new(roots.clone()));
         self.http = Http::new(roots);
@@ -184,6 +189,7 @@ impl Scalers {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
+            "mysql" | "postgresql" => sql::open(&self.sql, trigger, context),
             "apache-kafka" | "kafka" => Ok(Arc::new(kafka::open(&self.kafka, trigger, context)?)),
             "redis" | "redis-cluster" | "redis-cluster-streams" | "redis-sentinel" | "redis-sentinel-streams"
             | "redis-streams" => Ok(Arc::new(redis::open(&self.redis, trigger, context)?)),

@@ -35,6 +35,13 @@ impl Roots {
         Ok(Self(Arc::new(all)))
     }
 
+    /// The system's authorities and these, for a client that keeps its own store.
+    pub(crate) fn store_certificates(&self) -> Vec<CertificateDer<'static>> {
+        let is_usable = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
+        let system = rustls_native_certs::load_native_certs().certs;
+        system.into_iter().chain(self.0.iter().cloned()).filter(is_usable).collect()
+    }
+
     /// The system's authorities and these.
     fn store(&self) -> RootCertStore {
         static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
@@ -165,9 +172,9 @@ impl TlsOptions {
 /// The certificates of a PEM text; at least one.
 pub(crate) fn certificates(key: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, OpenError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    all.ok().filter(|all| !all.is_empty()).ok_or_else(|| {
-        OpenError::metadata(format!("{key} is no certificate in PEM (-----BEGIN CERTIFICATE----- ...)"))
-    })
+    all.ok()
+        .filter(|all| !all.is_empty())
+        .ok_or_else(|| OpenError::metadata(format!("{key} is no certificate in PEM (-----BEGIN CERTIFICATE----- ...)")))
 }
 
 fn private_key(pem: &str, password: Option<&str>) -> Result<PrivateKeyDer<'static>, OpenError> {

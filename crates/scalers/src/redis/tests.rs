@@ -120,7 +120,9 @@ async fn passwords() {
         ("username=cove\npassword=pass", "0 idle".to_owned()),
         (
             "password=s3cret",
-            format!("failed: {address} refused the login: WRONGPASS invalid username-password pair or user is disabled."),
+            format!(
+                "failed: {address} refused the login: WRONGPASS invalid username-password pair or user is disabled."
+            ),
         ),
         ("", "failed: Redis says to TYPE jobs: NOAUTH Authentication required.".to_owned()),
     ] {
@@ -211,14 +213,16 @@ async fn a_cluster_says_where_the_key_is() {
     let mut nodes = Vec::new();
     for _ in 0..3 {
         let bus = rig::free_port().to_string();
-        nodes.push(redis(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"]).await);
+        nodes
+            .push(redis(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"]).await);
     }
     let addresses: Vec<String> = nodes.iter().map(Server::address).collect();
     let mut create = std::process::Command::new(rig::program("redis-cli"));
     create.args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes");
     let created = create.output().unwrap();
     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
-    let is_up = |node: &Server| matches!(tell(node.port(), "CLUSTER INFO"), Reply::Text(t) if t.contains("cluster_state:ok"));
+    let is_up =
+        |node: &Server| matches!(tell(node.port(), "CLUSTER INFO"), Reply::Text(t) if t.contains("cluster_state:ok"));
     until("the cluster is up", || async { nodes.iter().all(is_up) }).await;
 
     let scalers = scalers();
@@ -265,14 +269,12 @@ async fn sentinels_name_the_master() {
     let unknown = format!("addresses={}\nsentinelMaster=other\nlistName=jobs", sentinel.address());
     assert_eq!(read(&scalers, "redis-sentinel", &unknown).await, "failed: the sentinels know no master `other`");
 
-    let is_known = || async { matches!(tell(sentinel.port(), "SENTINEL replicas main"), Reply::Array(r) if !r.is_empty()) };
+    let is_known =
+        || async { matches!(tell(sentinel.port(), "SENTINEL replicas main"), Reply::Array(r) if !r.is_empty()) };
     until("the sentinel knows the replica", is_known).await;
     until("the replica has the data", || async { tell(second.port(), "LLEN jobs") == Reply::Number(2) }).await;
     first.stop();
-    until("the new master took over", || async {
-        tell(second.port(), "RPUSH jobs c") == Reply::Number(3)
-    })
-    .await;
+    until("the new master took over", || async { tell(second.port(), "RPUSH jobs c") == Reply::Number(3) }).await;
     until("the rule follows", || async { read(&scalers, "redis-sentinel", &metadata).await == "3 active" }).await;
 }
 
