@@ -49,6 +49,12 @@ pub fn render(view: &RevisionView<'_>) -> Value {
             properties["provisioningError"] = json!(message);
         }
     }
+    if status.frozen > 0 {
+        properties["coveFrozenReplicas"] = json!(status.frozen);
+        if status.message.is_none() {
+            properties["runningStateDetails"] = json!("Its last replica is frozen; the next request thaws it.");
+        }
+    }
     if let Some(ingress) = &revision.ingress {
         let host = crate::container_app::host(revision.name.as_str(), ingress.external, view.default_domain);
         properties["fqdn"] = json!(host);

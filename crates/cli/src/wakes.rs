@@ -23,8 +23,9 @@ pub(crate) struct WakesArgs {
 }
 
 /// Phases in the order they happen: field of the record and title.
-const PHASES: [(&str, &str); 7] = [
+const PHASES: [(&str, &str); 8] = [
     ("planned_us", "planned"),
+    ("thawed_us", "thawed"),
     ("network_us", "network"),
     ("root_us", "root"),
     ("started_us", "started"),
@@ -86,7 +87,11 @@ fn table(wakes: &Value) -> String {
     for wake in wakes.as_array().map_or(&[][..], Vec::as_slice) {
         let text = |name: &str| wake[name].as_str().unwrap_or_default().to_owned();
         let accepted: String = text("accepted_at").chars().take(23).collect();
-        let from = if wake["from_slot"] == true { "slot" } else { "cold" };
+        let from = match wake["from_slot"] == true {
+            true => "slot",
+            false if wake["thawed_us"].is_u64() => "frozen",
+            false => "cold",
+        };
         let phases = PHASES.iter().map(|(field, _)| wake[*field].as_u64().map(millis).unwrap_or_default());
         table.row([accepted, text("replica"), from.to_owned()].into_iter().chain(phases));
     }
@@ -130,14 +135,17 @@ mod tests {
 
     #[test]
     fn a_table_shows_every_phase() {
+        let thawed = json!({"accepted_at": "2026-01-01T00:00:00.123456789Z", "replica": "web--a-1", "from_slot": false,
+            "planned_us": 590, "thawed_us": 950, "first_byte_us": 1420});
         expect![[r#"
-            Accepted                 Replica   From  planned  network  root  started  listening  ready  first byte
-            -----------------------  --------  ----  -------  -------  ----  -------  ---------  -----  ----------
-            2026-01-01T00:00:00.123  web--a-1  slot  0.5                     1.8      5.8        6.6    7.1
+            Accepted                 Replica   From    planned  thawed  network  root  started  listening  ready  first byte
+            -----------------------  --------  ------  -------  ------  -------  ----  -------  ---------  -----  ----------
+            2026-01-01T00:00:00.123  web--a-1  slot    0.5                             1.8      5.8        6.6    7.1
+            2026-01-01T00:00:00.123  web--a-1  frozen  0.5      0.9                                               1.4
 
             milliseconds after the request was accepted
         "#]]
-        .assert_eq(&table(&json!([wake()])));
+        .assert_eq(&table(&json!([wake(), thawed])));
         expect![[r#"
             no wake was recorded
         "#]]

@@ -3,6 +3,7 @@
 mod capacity;
 mod edge;
 mod fake;
+mod frozen;
 
 use std::{sync::Arc, time::Duration};
 

@@ -103,20 +103,16 @@ struct WakesQuery {
 
 async fn health(State(context): State<Arc<Context>>) -> Json<Value> {
     let capabilities = context.runtime.capabilities();
-    let slots: u32 = context
-        .runtime
-        .observations()
-        .snapshot()
-        .iter()
-        .flat_map(|(_, replicas)| replicas.iter())
-        .map(|replica| u32::from(replica.phase == cove_model::ReplicaPhase::Prepared))
-        .sum();
+    let seen = context.runtime.observations().snapshot();
+    let count = |phase| seen.iter().flat_map(|(_, all)| all.iter()).filter(|replica| replica.phase == phase).count();
+    let (slots, frozen) = (count(cove_model::ReplicaPhase::Prepared), count(cove_model::ReplicaPhase::Frozen));
     Json(json!({
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
         "now": context.clock.now(),
         "virtualClock": context.clock.is_virtual(),
         "slots": slots,
+        "frozen": frozen,
         "runtime": capabilities,
     }))
 }

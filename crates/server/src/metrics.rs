@@ -57,6 +57,7 @@ impl Metrics {
         self.wakes.get_or_create(&Source { from_slot: wake.from_slot.to_string() }).inc();
         let phases = [
             ("planned", wake.planned_us),
+            ("thawed", wake.thawed_us),
             ("network", wake.network_us),
             ("root", wake.root_us),
             ("started", wake.started_us),

@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) crashing: BTreeSet<String>,
     /// Images whose port never answers.
     pub(crate) deaf: BTreeSet<String>,
+    /// Orders to freeze are refused.
+    pub(crate) cannot_freeze: bool,
     /// Every order for a replica, in order.
     pub(crate) log: Vec<String>,
     starts: BTreeMap<ReplicaName, u32>,
@@ -176,6 +178,25 @@ impl Runtime for Fake {
         let key = spec.revision.clone();
         world.log.push(format!("start {key}"));
         self.publish(&world, &key);
+        Ok(())
+    }
+
+    fn freeze(&self, replica: &ReplicaName) -> Result<(), RuntimeError> {
+        if self.world().cannot_freeze {
+            return Err(RuntimeError::Unsupported("its helper is too old".into()));
+        }
+        self.change(replica, |observation| {
+            observation.phase = ReplicaPhase::Frozen;
+            observation.is_ready = false;
+        });
+        Ok(())
+    }
+
+    fn thaw(&self, replica: &ReplicaName) -> Result<(), RuntimeError> {
+        self.change(replica, |observation| {
+            observation.phase = ReplicaPhase::Running;
+            observation.is_ready = true;
+        });
         Ok(())
     }
 
