@@ -12,6 +12,7 @@ pub mod cadence;
 mod config;
 mod decide;
 mod effective;
+pub mod explain;
 pub mod fast;
 pub mod job;
 pub mod measure;
@@ -24,6 +25,7 @@ mod settings;
 pub mod simulate;
 pub mod source;
 mod state;
+pub mod tape;
 pub mod validate;
 pub mod vectors;
 

@@ -101,6 +101,12 @@ impl Proposals {
         self.0.iter().filter(|(at, _)| now.duration_since(*at) <= window).map(|(_, replicas)| *replicas).max()
     }
 
+    /// The highest proposal of `[now - window, now]` with the newest instant at which it was made.
+    pub fn newest_peak(&self, now: Timestamp, window: SignedDuration) -> Option<(Timestamp, u32)> {
+        let inside = self.0.iter().filter(|(at, _)| now.duration_since(*at) <= window);
+        inside.copied().max_by_key(|(at, replicas)| (*replicas, *at))
+    }
+
     /// Proposals held.
     pub fn len(&self) -> usize {
         self.0.len()
