@@ -261,4 +261,6 @@ impl Findings {
 }
 
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod tests;

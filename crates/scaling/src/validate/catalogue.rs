@@ -40,8 +40,14 @@ pub fn keys_of(scaler: &str) -> Option<impl Iterator<Item = Key<'static>>> {
     Some(keys.split(' ').map(parse))
 }
 
+/// Scalers that the table has for later: nothing reads them yet, and a rule that names one is refused.
+#[cfg(test)]
+pub(super) fn later() -> impl Iterator<Item = &'static str> {
+    TABLE.lines().filter_map(|line| line.strip_prefix('?')?.split_once(": ")).map(|(scaler, _)| scaler)
+}
+
 fn lines() -> impl Iterator<Item = (&'static str, &'static str)> {
-    TABLE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(": "))
+    TABLE.lines().filter(|line| !line.starts_with(['#', '?'])).filter_map(|line| line.split_once(": "))
 }
 
 fn parse(text: &str) -> Key<'_> {
@@ -68,7 +74,7 @@ mod tests {
 
     #[test]
     fn every_line_is_a_scaler_with_keys() {
-        assert!(scalers().count() > 40 && scalers().is_sorted());
+        assert!(scalers().count() > 20 && scalers().is_sorted());
         for scaler in scalers() {
             let mut seen = std::collections::BTreeSet::new();
             for key in keys_of(scaler).unwrap() {
