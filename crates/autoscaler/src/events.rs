@@ -3,8 +3,10 @@
 //! **Invariant:** an event says what happened and why in words a user of `az` can act on; it never holds a secret.
 
 use cove_model::{EventKind, ResourceId, RevisionKey, SystemEvent};
-use cove_scaling::{Decision, Reason, RuleKind, ScaleConfig};
+use cove_scaling::{Decision, Reading, Reason, Rule, RuleKind, ScaleConfig};
 use jiff::Timestamp;
+
+use crate::health::News;
 
 /// Who an event is about.
 #[derive(Clone, Debug)]
@@ -41,14 +43,22 @@ impl Subject {
         self.event(at, EventKind::Normal, "KEDAScalersStarted", message)
     }
 
-    /// A rule cannot be read for as long as the revision lives.
-    pub(crate) fn not_built(&self, at: Timestamp, rule: &str, scaler: &str) -> SystemEvent {
-        let message = format!(
-            "Rule `{rule}` of `{}` cannot be read: the scaler `{scaler}` is not built yet. The replica count is held; \
-             use an http or tcp rule, or a fixed number of replicas (minReplicas = maxReplicas)",
-            self.revision.name
-        );
-        self.event(at, EventKind::Warning, "ScaledObjectCheckFailed", message)
+    /// A rule cannot be read any more, or can be read again.
+    pub(crate) fn rule_news(&self, at: Timestamp, rule: &Rule, news: News, reading: &Reading) -> SystemEvent {
+        let (name, revision) = (&rule.name, &self.revision.name);
+        let failed = if rule.kind.is_resource() { "FailedGetResourceMetric" } else { "KEDAScalerFailed" };
+        match (news, reading) {
+            (News::Fails, Reading::Error { reason }) => {
+                let message = format!(
+                    "Rule `{name}` of `{revision}` cannot be read: {reason}. The replica count does not fall until it can"
+                );
+                self.event(at, EventKind::Warning, failed, message)
+            }
+            (News::Fails | News::Recovered, _) => {
+                let message = format!("Rule `{name}` of `{revision}` can be read again");
+                self.event(at, EventKind::Normal, "KEDAScalersStarted", message)
+            }
+        }
     }
 
     /// At zero nothing would ever start it again.

@@ -9,7 +9,9 @@ use cove_base::{Board, Clock};
 use cove_model::{DesiredCount, RevisionKey, SystemEvent};
 use cove_scaling::{DecisionRecord, ScaleState, ScaledRevision};
 use cove_traffic::RevisionLoad;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+
+use crate::sources::RuleSources;
 
 /// Reads one revision's load; a revision that was never asked for has the default load. Must not block.
 pub type LoadSource = Arc<dyn Fn(&RevisionKey) -> RevisionLoad + Send + Sync>;
@@ -53,12 +55,14 @@ pub struct RevisionDecision {
 pub struct Deps {
     /// Time.
     pub clock: Clock,
-    /// Every revision of every app; the whole list each time.
-    pub revisions: watch::Receiver<Arc<Vec<ScaledRevision>>>,
+    /// Every revision whose count is to be decided; one that is taken off is forgotten.
+    pub revisions: Board<RevisionKey, Arc<ScaledRevision>>,
     /// The ingress.
     pub load: LoadSource,
     /// The controller's view of replicas.
     pub existing: ExistingSource,
+    /// Event sources, secrets, use of cpu and memory.
+    pub rules: RuleSources,
     /// Where counts are published.
     pub desired: Board<RevisionKey, DesiredCount>,
     /// What survives a restart; `None` keeps nothing.

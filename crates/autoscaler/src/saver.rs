@@ -41,6 +41,7 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn CountStore>, after: 
             shared.changed.notify_one();
         }
     }
+    shared.table().save_all();
     let mut backoff = Backoff::new(LAST_WAIT, LAST_WAIT * 8);
     for _ in 0..LAST_TRIES {
         if save(&shared, &store).await {

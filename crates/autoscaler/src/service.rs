@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** no lock is held while a source is called or across an await.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,9 +15,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::poll::{Poll, look_again};
 use crate::ports::{BoxError, Deps, ExistingSource, LoadSource};
+use crate::reader::Readers;
 use crate::saver;
-use crate::table::{Activation, Message, RevisionScale, Table};
+use crate::table::{Activation, Listed, Message, RevisionScale, Table};
 
 /// Longest sleep on the machine's clock: one that was set back is noticed after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -38,6 +41,7 @@ pub struct Service {
     config: Config,
     deps: Deps,
     shared: Arc<Shared>,
+    readers: Arc<Readers>,
 }
 
 /// Asks the autoscaler; cheap to clone.
@@ -57,10 +61,11 @@ impl fmt::Debug for Handle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     table: Mutex<Table>,
-    clock: cove_base::Clock,
+    pub(crate) clock: cove_base::Clock,
     desired: Board<RevisionKey, DesiredCount>,
     /// Something was decided outside the loop: timers may have moved, the outbox is not empty.
-    pub(crate) rearm: Notify,
+    rearm: Notify,
+    rearming: Mutex<Option<cove_base::Busy>>,
     /// Something is to be written down.
     pub(crate) changed: Notify,
 }
@@ -68,6 +73,19 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was decided outside the loop. Until the loop has set its timer anew a virtual clock is not at rest.
+    pub(crate) fn rearm(&self) {
+        if self.clock.is_virtual() {
+            let busy = self.clock.busy("autoscaler");
+            *self.rearming.lock().unwrap_or_else(PoisonError::into_inner) = Some(busy);
+        }
+        self.rearm.notify_one();
+    }
+
+    fn rearmed(&self) {
+        *self.rearming.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -79,7 +97,7 @@ impl Handle {
     pub fn activate(&self, revision: &RevisionKey) -> Activation {
         let activation = self.shared.table().activate(revision, self.shared.clock.now(), 1);
         if activation == Activation::Activated {
-            self.shared.rearm.notify_one();
+            self.shared.rearm();
         }
         activation
     }
@@ -91,7 +109,7 @@ impl Handle {
         let existing = (self.existing)(revision);
         let now = self.shared.clock.now();
         let count = self.shared.table().end_cooldown(revision, now, &load, existing);
-        self.shared.rearm.notify_one();
+        self.shared.rearm();
         if count != Some(0) {
             return false;
         }
@@ -120,9 +138,18 @@ impl Service {
             clock: deps.clock.clone(),
             desired: deps.desired.clone(),
             rearm: Notify::new(),
+            rearming: Mutex::new(None),
             changed: Notify::new(),
         };
-        Self { config, deps, shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        let told = Arc::downgrade(&shared);
+        let pushed = move |key: &RevisionKey| {
+            let Some(shared) = told.upgrade() else { return };
+            shared.table().push(key, shared.clock.now());
+            shared.rearm();
+        };
+        let readers = Arc::new(Readers::new(deps.rules.clone(), Box::new(pushed)));
+        Self { config, deps, shared, readers }
     }
 
     /// A handle to it.
@@ -164,40 +191,47 @@ impl Service {
     }
 
     async fn tick_until(&self, shutdown: CancellationToken) {
-        let mut revisions = self.deps.revisions.clone();
-        // An empty list that nobody has sent yet says nothing about the revisions there are.
-        let mut list = Some(Arc::clone(&revisions.borrow_and_update())).filter(|list| !list.is_empty());
-        let mut listing = true;
+        // polls end with the loop
+        let stopped = shutdown.child_token();
+        let _stops = stopped.clone().drop_guard();
+        let mut worker = self.deps.clock.worker("autoscaler");
+        let mut revisions = self.deps.revisions.subscribe();
         let mut sweep_at = self.next_sweep(self.deps.clock.now());
         loop {
-            if let Some(list) = list.take() {
-                self.follow(&list);
-            }
+            self.shared.rearmed();
+            self.follow(&revisions.take());
             let now = self.deps.clock.now();
-            self.round(now);
+            self.round(now, &stopped);
             if now >= sweep_at {
                 self.sweep(now);
                 sweep_at = self.next_sweep(now);
             }
             self.hand_on();
             let wake_at = self.wake_at(sweep_at);
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                changed = revisions.changed(), if listing => {
-                    listing = changed.is_ok();
-                    list = changed.is_ok().then(|| Arc::clone(&revisions.borrow_and_update()));
+            let wake = async {
+                tokio::select! {
+                    () = shutdown.cancelled() => None,
+                    changed = revisions.next() => Some(changed),
+                    () = self.shared.rearm.notified() => Some(BTreeSet::new()),
+                    () = sleep_until(&self.deps.clock, wake_at) => Some(BTreeSet::new()),
                 }
-                () = self.shared.rearm.notified() => {}
-                () = sleep_until(&self.deps.clock, wake_at) => {}
-            }
+            };
+            let Some(changed) = worker.wait(wake).await else { return };
+            self.follow(&changed);
         }
     }
 
-    fn follow(&self, list: &[cove_scaling::ScaledRevision]) {
+    /// Takes over what changed in the list of revisions.
+    fn follow(&self, changed: &BTreeSet<RevisionKey>) {
         let now = self.deps.clock.now();
-        let existing: Vec<Option<u32>> = list.iter().map(|revision| (self.deps.existing)(&revision.revision)).collect();
-        let synced = self.shared.table().sync(list, &existing, now);
-        for key in synced.added {
+        let listed = |key: &RevisionKey| Listed {
+            key: key.clone(),
+            revision: self.deps.revisions.get(key),
+            existing: (self.deps.existing)(key),
+        };
+        let changed: Vec<Listed> = changed.iter().map(listed).collect();
+        let added = self.shared.table().take_changes(&changed, now);
+        for key in added {
             let load = (self.deps.load)(&key);
             let mut table = self.shared.table();
             table.start_counting(&key, &load);
@@ -207,23 +241,27 @@ impl Service {
         }
     }
 
-    /// Decides for every revision whose tick has come.
-    fn round(&self, now: Timestamp) {
+    /// Reads and decides for every revision whose tick has come.
+    fn round(&self, now: Timestamp, stopped: &CancellationToken) {
         let due = self.shared.table().take_due(now);
-        for key in due {
+        for (key, due) in due {
             let (load, existing) = ((self.deps.load)(&key), (self.deps.existing)(&key));
-            let to_zero = self.shared.table().tick(&key, now, &load, existing);
+            let usage = if due.usage { (self.deps.rules.usage)(&key) } else { Vec::new() };
+            let to_zero = self.shared.table().tick(&key, &due, &load, usage, existing);
             if to_zero {
-                self.look_again(&key, now);
+                look_again(&self.shared, &self.deps.load, &key, now);
             }
-        }
-    }
-
-    /// A request that came while a revision went to zero counted itself as open before it asked for activation.
-    fn look_again(&self, key: &RevisionKey, now: Timestamp) {
-        let load = (self.deps.load)(key);
-        if load.open > 0 {
-            self.shared.table().activate(key, now, load.open);
+            if !due.readers.is_empty() {
+                let poll = Poll {
+                    _busy: self.deps.clock.busy("poll of event rules"),
+                    shared: Arc::clone(&self.shared),
+                    readers: Arc::clone(&self.readers),
+                    load: Arc::clone(&self.deps.load),
+                    existing: Arc::clone(&self.deps.existing),
+                    key,
+                };
+                tokio::spawn(poll.run(due, stopped.clone()));
+            }
         }
     }
 
@@ -231,7 +269,7 @@ impl Service {
     fn sweep(&self, now: Timestamp) {
         let sleeping = self.shared.table().sleeping();
         for key in sleeping {
-            self.look_again(&key, now);
+            look_again(&self.shared, &self.deps.load, &key, now);
         }
     }
 

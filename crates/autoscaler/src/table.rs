@@ -6,24 +6,32 @@
 //! **Invariant:** what is published on the board is an entry's `state.current`, in the order of the decisions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use cove_base::Board;
 use cove_model::{DesiredCount, RevisionKey, SystemEvent};
-use cove_scaling::{DecisionRecord, Reason, ScaleConfig, ScaleState, ScaledRevision};
+use cove_scaling::fast::FastSettings;
+use cove_scaling::{DecisionRecord, Reason, RuleKind, ScaleConfig, ScaleState, ScaledRevision, cadence, effective};
 use cove_traffic::RevisionLoad;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::config::Config;
-use crate::entry::Entry;
+use crate::entry::{Due, Entry};
 use crate::history::KeptDecision;
 use crate::ports::{RevisionDecision, SavedCount};
+use crate::reader::{Read, Reader};
+use crate::sources::ReplicaUsage;
 
 /// Most events and decisions that wait to be handed on; the oldest go first.
 const OUTBOX_MAX: usize = 10_000;
 
 /// Saved counts of revisions that nobody listed for this long are forgotten.
 const UNCLAIMED_AFTER: SignedDuration = SignedDuration::from_mins(10);
+
+/// Event rules that are first read in the same second; those of further revisions are spread over the polling interval, so
+/// that thousands that come at once are not polled at once for ever.
+const CROWD_MAX: usize = 50;
 
 /// What a request for a revision did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +68,14 @@ pub(crate) enum Message {
     Decision(RevisionDecision),
 }
 
-/// What a change of the list asks of the caller, outside the lock.
-#[derive(Debug, Default)]
-pub(crate) struct Synced {
-    /// New revisions whose load is to be given to [`Table::start_counting`].
-    pub(crate) added: Vec<RevisionKey>,
+/// A revision of the list that changed.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) key: RevisionKey,
+    /// `None` = it is not listed any more.
+    pub(crate) revision: Option<Arc<ScaledRevision>>,
+    /// How many replicas of it exist; `None` = not known.
+    pub(crate) existing: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -81,6 +92,8 @@ pub(crate) struct Table {
     unsaved: BTreeMap<RevisionKey, Option<ScaleState>>,
     outbox: VecDeque<Message>,
     dropped: u64,
+    /// Event rules by the second of their first reading, where that is still to come.
+    crowds: BTreeMap<i64, usize>,
     started_at: Timestamp,
     seen_at: Timestamp,
 }
@@ -97,6 +110,7 @@ impl Table {
             unsaved: BTreeMap::new(),
             outbox: VecDeque::new(),
             dropped: 0,
+            crowds: BTreeMap::new(),
             started_at: now,
             seen_at: now,
         }
@@ -108,46 +122,46 @@ impl Table {
         self.unclaimed = saved.into_iter().map(unseeded).collect();
     }
 
-    /// Takes the list of revisions: new ones begin, missing and inactive ones end.
-    /// Takes over the list of revisions; `existing` says by position how many replicas of each exist.
-    pub(crate) fn sync(&mut self, list: &[ScaledRevision], existing: &[Option<u32>], now: Timestamp) -> Synced {
+    /// Takes over what changed in the list; gives the new revisions, whose load is to be told to [`Table::start_counting`].
+    pub(crate) fn take_changes(&mut self, changed: &[Listed], now: Timestamp) -> Vec<RevisionKey> {
         self.notice_time(now);
-        let mut synced = Synced::default();
-        let mut listed = BTreeSet::new();
-        for (index, revision) in list.iter().enumerate() {
-            listed.insert(&revision.revision);
-            if !revision.is_active {
-                self.end(&revision.revision);
-                self.stopped.insert(revision.revision.clone());
-                let reason = Reason::Stopped.to_string();
-                self.desired.set(revision.revision.clone(), DesiredCount { replicas: 0, reason });
-            } else if self.entries.contains_key(&revision.revision) {
-                self.update(revision, now);
-            } else {
-                self.begin(revision, existing.get(index).copied().flatten(), now);
-                synced.added.push(revision.revision.clone());
+        let mut added = Vec::new();
+        for Listed { key, revision, existing } in changed {
+            match revision {
+                None => {
+                    self.end(key);
+                    self.stopped.remove(key);
+                    self.desired.remove(key);
+                }
+                Some(revision) if !revision.is_active => {
+                    self.end(key);
+                    self.stopped.insert(key.clone());
+                    let reason = Reason::Stopped.to_string();
+                    self.desired.set(key.clone(), DesiredCount { replicas: 0, reason });
+                }
+                Some(revision) if self.entries.contains_key(key) => self.update(revision, now),
+                Some(revision) => {
+                    self.begin(revision, *existing, now);
+                    added.push(key.clone());
+                }
             }
-        }
-        let gone = |key: &&RevisionKey| !listed.contains(key);
-        let gone: Vec<_> = self.entries.keys().chain(&self.stopped).filter(gone).cloned().collect();
-        for key in gone {
-            self.end(&key);
-            self.stopped.remove(&key);
-            self.desired.remove(&key);
         }
         if now.duration_since(self.started_at) > UNCLAIMED_AFTER {
             let forgotten = std::mem::take(&mut self.unclaimed);
             self.unsaved.extend(forgotten.into_keys().map(|key| (key, None)));
         }
-        synced
+        added
     }
 
-    fn begin(&mut self, revision: &ScaledRevision, existing: Option<u32>, now: Timestamp) {
+    fn begin(&mut self, revision: &Arc<ScaledRevision>, existing: Option<u32>, now: Timestamp) {
         let key = revision.revision.clone();
         self.stopped.remove(&key);
-        let settings = &self.config.settings;
         let saved = self.unclaimed.remove(&key);
-        let config = ScaleConfig::from_scale(&revision.scale, revision.has_ingress, settings);
+        let effective = effective(&revision.scale, &self.config.defaults());
+        let config = ScaleConfig::from_effective(&revision.scale, revision.has_ingress, &effective);
+        // the cadence of a revision goes on over a restart
+        let origin = if saved.is_some() { revision.activated_at.min(now) } else { now };
+        let origin = self.spread(&key, &config, origin, now);
         let (mut state, reason) = match saved {
             Some(state) => (state, "restored"),
             None => {
@@ -161,33 +175,48 @@ impl Table {
             state.current = running;
             state.last_active = state.last_active.max(Some(now));
         }
-        let entry = Box::new(Entry::new(revision, state, settings, now));
-        let mut events = Vec::new();
+        let entry = Box::new(Entry::new(revision, state, &self.config, origin, now));
         if reason == "started" {
-            events.push(entry.subject.started(now, &entry.config));
+            self.tell(Message::Event(Box::new(entry.subject.started(now, &entry.config))));
             if entry.config.rules.is_empty() && entry.config.min_replicas == 0 {
-                events.push(entry.subject.no_way_to_start(now, &entry.config));
+                self.tell(Message::Event(Box::new(entry.subject.no_way_to_start(now, &entry.config))));
             }
         }
-        events.extend(entry.unreadable().map(|(rule, scaler)| entry.subject.not_built(now, rule, scaler)));
-        events.into_iter().for_each(|event| self.tell(Message::Event(Box::new(event))));
         self.desired.set(key.clone(), DesiredCount { replicas: entry.state.current, reason: reason.to_owned() });
         self.unsaved.insert(key.clone(), Some(entry.state.clone()));
         self.arm(None, entry.next, &key);
         self.entries.insert(key, entry);
     }
 
-    fn update(&mut self, revision: &ScaledRevision, now: Timestamp) {
+    /// The origin of a cadence, moved where the second of its first reading is crowded.
+    fn spread(&mut self, key: &RevisionKey, config: &ScaleConfig, origin: Timestamp, now: Timestamp) -> Timestamp {
+        let rules = config.rules.iter().filter(|rule| rule.kind == RuleKind::Event).count();
+        if rules == 0 {
+            return origin;
+        }
+        self.crowds = self.crowds.split_off(&now.as_second());
+        let just_before = now.saturating_sub(SignedDuration::from_nanos(1)).unwrap_or(Timestamp::MIN);
+        let first = cadence::next_due(&config.settings, RuleKind::Event, origin, just_before).unwrap_or(now);
+        let crowd = self.crowds.entry(first.as_second()).or_default();
+        if *crowd + rules <= CROWD_MAX {
+            *crowd += rules;
+            return origin;
+        }
+        let step = cadence::step(&config.settings, RuleKind::Event);
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let step_ms = u64::try_from(step.as_millis()).unwrap_or(u64::MAX).max(1);
+        let later = SignedDuration::from_millis(i64::try_from(hasher.finish() % step_ms).unwrap_or(0));
+        now.saturating_sub(step).and_then(|before| before.saturating_add(later)).unwrap_or(origin)
+    }
+
+    fn update(&mut self, revision: &Arc<ScaledRevision>, now: Timestamp) {
         let Some(entry) = self.entries.get_mut(&revision.revision) else { return };
         let before = entry.next;
-        if !entry.update(revision, &self.config.settings, now) {
-            return;
+        if entry.update(revision, &self.config, now) {
+            let next = entry.next;
+            self.arm(before, next, &revision.revision);
         }
-        let subject = entry.subject.clone();
-        let events: Vec<_> = entry.unreadable().map(|(rule, scaler)| subject.not_built(now, rule, scaler)).collect();
-        let next = entry.next;
-        self.arm(before, next, &revision.revision);
-        events.into_iter().for_each(|event| self.tell(Message::Event(Box::new(event))));
     }
 
     fn end(&mut self, key: &RevisionKey) {
@@ -221,34 +250,81 @@ impl Table {
         Activation::Activated
     }
 
-    /// Revisions whose tick has come; each is asked for once.
-    pub(crate) fn take_due(&mut self, now: Timestamp) -> Vec<RevisionKey> {
+    /// Revisions whose tick has come, with what is to be read; each is asked for once.
+    pub(crate) fn take_due(&mut self, now: Timestamp) -> Vec<(RevisionKey, Due)> {
         self.notice_time(now);
         let mut taken = Vec::new();
         while self.due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = self.due.pop_first() else { break };
             if let Some(entry) = self.entries.get_mut(&key) {
-                entry.next = None;
-                taken.push(key);
+                let due = entry.take_due(now);
+                let next = entry.next;
+                self.arm(None, next, &key);
+                taken.push((key, due));
             }
         }
         taken
     }
 
-    /// Takes one decision; says whether the revision went to zero, where its load must be looked at again.
+    /// A source of the revision says that something changed.
+    pub(crate) fn push(&mut self, key: &RevisionKey, now: Timestamp) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let before = entry.next;
+        entry.push(now);
+        let next = entry.next;
+        self.arm(before, next, key);
+    }
+
+    /// Takes what was read at a tick, and decides unless event rules are to be waited for; says whether the revision went
+    /// to zero, where its load must be looked at again.
     pub(crate) fn tick(
         &mut self,
         key: &RevisionKey,
-        now: Timestamp,
+        due: &Due,
+        load: &RevisionLoad,
+        usage: Vec<ReplicaUsage>,
+        existing: Option<u32>,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
+        let fast = if entry.is_fast() { entry.fast(&self.config) } else { FastSettings::default() };
+        entry.observe(due, load, usage, &fast);
+        due.decides_now && self.decide(key, due.at, load, existing)
+    }
+
+    /// Takes what event rules answered, and decides where the tick asks for it; says what [`Table::tick`] does.
+    pub(crate) fn answer(
+        &mut self,
+        key: &RevisionKey,
+        due: &Due,
+        answers: Vec<(usize, Arc<Reader>, Read)>,
         load: &RevisionLoad,
         existing: Option<u32>,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
+        // another revision of this name may have begun meanwhile
+        entry.take_answers(answers) && due.decides_then && self.decide(key, due.at, load, existing)
+    }
+
+    /// The event rules of a tick were given up.
+    pub(crate) fn end_polling(&mut self, key: &RevisionKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.end_polling();
+        }
+    }
+
+    fn decide(&mut self, key: &RevisionKey, at: Timestamp, load: &RevisionLoad, existing: Option<u32>) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
         let before = entry.next;
-        let record = entry.tick(now, load, existing);
+        let (record, events) = entry.decide(at, load, existing);
+        let slept = record.decision.current == 0 && record.decision.new == 0;
+        if record.decision.changes() || slept {
+            // what fell asleep ticks no more, what woke ticks again
+            entry.schedule(self.seen_at.max(at));
+        }
         let next = entry.next;
         let to_zero = record.decision.current > 0 && record.decision.new == 0;
         self.arm(before, next, key);
+        events.into_iter().for_each(|event| self.tell(Message::Event(Box::new(event))));
         self.note(key, record);
         to_zero
     }
@@ -306,6 +382,13 @@ impl Table {
         !self.unsaved.is_empty()
     }
 
+    /// The server stops: what was not worth writing down while it ran is.
+    pub(crate) fn save_all(&mut self) {
+        for (key, entry) in self.entries.iter().filter(|(_, entry)| entry.is_unsaved()) {
+            self.unsaved.insert(key.clone(), Some(entry.state.clone()));
+        }
+    }
+
     /// A batch could not be written: what did not change since is to be written again.
     pub(crate) fn put_back(&mut self, batch: Vec<SavedCount>) {
         for (key, state) in batch {
@@ -322,7 +405,9 @@ impl Table {
             self.desired.set(key.clone(), DesiredCount { replicas: decision.new, reason });
         }
         let differs = entry.history.push(Arc::clone(&record), self.config.decisions_kept);
-        self.unsaved.insert(key.clone(), Some(entry.state.clone()));
+        if entry.must_save(decision) {
+            self.unsaved.insert(key.clone(), Some(entry.state.clone()));
+        }
         if decision.changes() {
             let event = entry.subject.rescaled(decision, &record.config);
             self.tell(Message::Event(Box::new(event)));

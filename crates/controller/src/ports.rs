@@ -60,7 +60,9 @@ pub struct Deps {
     /// Open requests of replicas that take requests; decides who goes first. `None`: the newest goes.
     pub open: Option<OpenSource>,
     /// Revisions whose counts are to be decided; written here, read by the autoscaler.
-    pub scaled: watch::Sender<Arc<Vec<ScaledRevision>>>,
+    pub scaled: Board<RevisionKey, Arc<ScaledRevision>>,
+    /// `true` once every app of the store is planned: routes and `scaled` are complete from then on.
+    pub loaded: watch::Sender<bool>,
     /// System events; when full, they are dropped.
     pub events: mpsc::Sender<SystemEvent>,
 }

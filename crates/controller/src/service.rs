@@ -3,7 +3,7 @@
 //! **Invariant:** a notice carries no data; what is planned is what the boards say at that moment.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -11,7 +11,6 @@ use std::{
 
 use cove_base::{OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
-use cove_scaling::ScaledRevision;
 use cove_traffic::RouteTable;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -60,8 +59,6 @@ pub(crate) struct Brain {
     pub(crate) table_changed: bool,
     /// Entries of path routing in the table.
     pub(crate) path_routes: HashMap<ResourceId, Published>,
-    pub(crate) scaled: BTreeMap<RevisionKey, ScaledRevision>,
-    pub(crate) scaled_changed: bool,
     /// Who takes what of the machine.
     pub(crate) ledger: Ledger,
     /// When slots are to be divided again.
@@ -69,18 +66,28 @@ pub(crate) struct Brain {
     is_loaded: bool,
 }
 
+/// What the planning task waits for.
+enum Notice {
+    Desired(BTreeSet<RevisionKey>),
+    Observed(BTreeSet<RevisionKey>),
+    Drained(BTreeSet<ReplicaName>),
+    Loaded(Batch),
+    Time,
+}
+
 impl Controller {
     /// A controller that does nothing until it is run.
     #[must_use]
     pub fn new(config: Config, deps: Deps) -> Self {
         let teller = Teller { events: deps.events.clone(), clock: deps.clock.clone() };
+        let writer = Writer::new(deps.clock.clone());
         Self {
             brain: Brain {
                 config,
                 deps,
                 handle: Handle::default(),
                 teller,
-                writer: Writer::default(),
+                writer,
                 entries: HashMap::new(),
                 dirty: BTreeSet::new(),
                 observed: BTreeSet::new(),
@@ -89,8 +96,6 @@ impl Controller {
                 table: RouteTable::default(),
                 table_changed: true,
                 path_routes: HashMap::new(),
-                scaled: BTreeMap::new(),
-                scaled_changed: true,
                 ledger: Ledger::default(),
                 slots_at: None,
                 is_loaded: false,
@@ -112,8 +117,7 @@ impl Controller {
         let (batches, loaded) = mpsc::channel(BATCHES_MAX);
         tasks.spawn(kind("controller-loader"), loader::follow(brain.deps.store.clone(), batches, shutdown.clone()));
         let writer = brain.writer.clone();
-        let (store, clock) = (brain.deps.store.clone(), brain.deps.clock.clone());
-        tasks.spawn(kind("controller-writer"), writer.run(store, clock, shutdown.clone()));
+        tasks.spawn(kind("controller-writer"), writer.run(brain.deps.store.clone(), shutdown.clone()));
         brain.follow(loaded, shutdown).await;
         if !tasks.drain(SHUTDOWN_LIMIT).await {
             tracing::warn!("the last statuses were not written in time; they are found again at the next start");
@@ -123,6 +127,8 @@ impl Controller {
 
 impl Brain {
     async fn follow(&mut self, mut loaded: mpsc::Receiver<Batch>, shutdown: CancellationToken) {
+        // beside a virtual clock: it is not moved on while this plans
+        let mut worker = self.deps.clock.worker("controller");
         let mut desired = self.deps.desired.subscribe();
         let mut observations = self.deps.runtime.observations().subscribe();
         let mut drained = self.deps.drained.subscribe();
@@ -134,22 +140,28 @@ impl Brain {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                keys = desired.next(), if self.is_loaded => {
-                    self.dirty.extend(keys.into_iter().map(|key| key.app));
+            let is_loaded = self.is_loaded;
+            let notice = async {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => None,
+                    keys = desired.next(), if is_loaded => Some(Notice::Desired(keys)),
+                    keys = observations.next(), if is_loaded => Some(Notice::Observed(keys)),
+                    names = drained.next(), if is_loaded => Some(Notice::Drained(names)),
+                    batch = loaded.recv() => batch.map(Notice::Loaded),
+                    () = sleep => Some(Notice::Time),
                 }
-                keys = observations.next(), if self.is_loaded => self.observed(keys),
-                names = drained.next(), if self.is_loaded => {
+            };
+            match worker.wait(notice).await {
+                None => return,
+                Some(Notice::Desired(keys)) => self.dirty.extend(keys.into_iter().map(|key| key.app)),
+                Some(Notice::Observed(keys)) => self.observed(keys),
+                Some(Notice::Drained(names)) => {
                     let apps = names.iter().filter_map(|name| self.draining.get(name));
                     self.dirty.extend(apps.cloned().collect::<Vec<_>>());
                 }
-                batch = loaded.recv() => {
-                    let Some(batch) = batch else { return };
-                    self.take(batch);
-                }
-                () = sleep => {}
+                Some(Notice::Loaded(batch)) => self.take(batch),
+                Some(Notice::Time) => {}
             }
             self.round();
         }
@@ -274,18 +286,16 @@ impl Brain {
             }
             self.publish();
             if self.dirty.is_empty() {
-                return;
+                break;
             }
         }
+        self.deps.loaded.send_if_modified(|loaded| !std::mem::replace(loaded, true));
     }
 
-    /// Publishes the route table and the autoscaler's list, if they changed.
+    /// Publishes the route table if it changed.
     fn publish(&mut self) {
         if std::mem::take(&mut self.table_changed) {
             self.deps.routes.send_replace(Arc::new(self.table.clone()));
-        }
-        if std::mem::take(&mut self.scaled_changed) {
-            self.deps.scaled.send_replace(Arc::new(self.scaled.values().cloned().collect()));
         }
     }
 
@@ -310,7 +320,7 @@ impl Brain {
     pub(crate) fn forget_revision(&mut self, key: &RevisionKey) {
         self.deps.endpoints.remove(key);
         self.handle.forget(key);
-        self.scaled_changed |= self.scaled.remove(key).is_some();
+        self.deps.scaled.remove(key);
         self.end_orphans(key);
     }
 }

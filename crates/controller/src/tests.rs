@@ -38,7 +38,7 @@ struct Bench {
     endpoints: Board<RevisionKey, Endpoints>,
     drained: Board<ReplicaName, u64>,
     routes: watch::Receiver<Arc<RouteTable>>,
-    scaled: watch::Receiver<Arc<Vec<ScaledRevision>>>,
+    scaled: Board<RevisionKey, Arc<ScaledRevision>>,
     events: mpsc::Receiver<cove_model::SystemEvent>,
     handle: Handle,
     running: tokio::task::JoinHandle<()>,
@@ -110,7 +110,7 @@ impl Bench {
         let desired = Board::default();
         let (endpoints, drained) = (Board::default(), Board::default());
         let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
-        let (scaled, scaled_seen) = watch::channel(Arc::new(vec![]));
+        let scaled = Board::default();
         let (events, events_seen) = mpsc::channel(10_000);
         let deps = Deps {
             store: store.clone(),
@@ -121,7 +121,8 @@ impl Bench {
             routes,
             drained: drained.clone(),
             open: None,
-            scaled,
+            scaled: scaled.clone(),
+            loaded: watch::Sender::new(false),
             events,
         };
         let config = Config { name_seed: generation + 1, capacity, ..Config::default() };
@@ -138,7 +139,7 @@ impl Bench {
             endpoints,
             drained,
             routes: routes_seen,
-            scaled: scaled_seen,
+            scaled,
             events: events_seen,
             handle,
             running,
@@ -278,7 +279,7 @@ async fn an_app_comes_up_sleeps_and_wakes_from_a_slot() {
         8080,
         "the port that the image exposes"
     );
-    assert_eq!(bench.scaled.borrow().len(), 1);
+    assert_eq!(bench.scaled.snapshot().len(), 1);
     assert_eq!(bench.handle.existing(&key("v1")), Some(1));
 
     bench.advance(SignedDuration::from_secs(1)).await;
@@ -336,7 +337,7 @@ async fn a_revision_that_cannot_start_leaves_the_old_one_in_charge() {
         let operation = bench.put("v1", template("sample")).await;
         bench.ended(&operation).await;
         let operation = bench.put("v2", template(image)).await;
-        bench.until("v2 is tried", || bench.scaled.borrow().len() == 2).await;
+        bench.until("v2 is tried", || bench.scaled.snapshot().len() == 2).await;
         if image == "deaf" {
             bench.until("v2 runs", || bench.fake.count("web--v2", ReplicaPhase::Running) == 1).await;
             bench.advance(SignedDuration::from_mins(11)).await;
@@ -381,7 +382,7 @@ async fn a_restarted_server_takes_everything_over_as_it_is() {
     bench.fake.world().log.clear();
     let bench = bench.restart().await;
     bench.until("they serve again", || bench.ready("v1") == 2).await;
-    bench.until("the autoscaler is told", || bench.scaled.borrow().len() == 1).await;
+    bench.until("the autoscaler is told", || bench.scaled.snapshot().len() == 1).await;
     assert!(bench.fake.world().log.iter().all(|line| !line.starts_with("stop")), "{:?}", bench.fake.world().log);
     bench.want("v1", 2);
 
@@ -460,7 +461,7 @@ async fn stop_start_and_delete() {
     assert_eq!(bench.ended("gone").await, OperationStatus::Succeeded);
     assert!(bench.store.resource(&app_id()).unwrap().is_none());
     assert!(bench.fake.world().replicas.is_empty());
-    bench.until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.borrow().is_empty()).await;
+    bench.until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.snapshot().is_empty()).await;
     assert_eq!(bench.endpoints.get(&key("v1")), None);
 }
 

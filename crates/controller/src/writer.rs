@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cove_base::{Backoff, Clock};
+use cove_base::{Backoff, Busy, Clock};
 use cove_model::{ReplicaObservation, ResourceId, RevisionKey, RevisionName, RevisionStatus};
 use cove_store::{Failure, PlanRow, Store, StoreError};
 use futures_util::future::try_join_all;
@@ -29,19 +29,26 @@ struct Pending {
     removed_revisions: BTreeSet<RevisionKey>,
     removed_apps: BTreeSet<ResourceId>,
     plans: VecDeque<(ResourceId, PlanRow)>,
+    /// There is something: a virtual clock is not at rest until it is written.
+    busy: Option<Busy>,
 }
 
 /// Writes that are handed to the store at once: far fewer than its queue takes, since each one beyond that holds a thread.
 const TOGETHER_MAX: usize = 256;
 
 /// Takes what is to be written; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Writer {
+    clock: Clock,
     pending: Arc<Mutex<Pending>>,
     notify: Arc<Notify>,
 }
 
 impl Writer {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self { clock, pending: Arc::default(), notify: Arc::default() }
+    }
+
     pub(crate) fn status(&self, key: RevisionKey, status: RevisionStatus) {
         self.add(|pending| drop(pending.statuses.insert(key, status)));
     }
@@ -82,7 +89,11 @@ impl Writer {
     }
 
     fn add(&self, change: impl FnOnce(&mut Pending)) {
-        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut pending);
+            pending.busy.get_or_insert_with(|| self.clock.busy("statuses that are written down"));
+        }
         self.notify.notify_one();
     }
 
@@ -101,6 +112,7 @@ impl Writer {
         old.removed_revisions.extend(newer.removed_revisions);
         old.removed_apps.extend(newer.removed_apps);
         old.plans.extend(newer.plans);
+        old.busy = old.busy.or(newer.busy);
         while old.plans.len() > PLANS_MAX {
             old.plans.pop_front();
         }
@@ -108,7 +120,8 @@ impl Writer {
     }
 
     /// Writes until shutdown, then once more.
-    pub(crate) async fn run(self, store: Store, clock: Clock, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, store: Store, shutdown: CancellationToken) {
+        let clock = self.clock.clone();
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
             tokio::select! {

@@ -198,7 +198,7 @@ impl Cgroups {
         all
     }
 
-    fn controller(&self, name: &str, path: &str) -> Option<PathBuf> {
+    pub(crate) fn controller(&self, name: &str, path: &str) -> Option<PathBuf> {
         match &self.kind {
             Kind::V1(mounts) => mounts.get(name).map(|mount| mount.join(path)),
             Kind::V2(root) => Some(root.join(path)),

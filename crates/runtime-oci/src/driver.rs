@@ -39,7 +39,8 @@ use cove_model::{
 };
 use cove_network::{NetnsId, Network};
 use cove_runtime::{
-    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,
+    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime,
+    RuntimeError,
 };
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -536,6 +537,11 @@ impl Runtime for OciRuntime {
             phases.thawed_at = replica.freezing.thawed_at;
         }
         Some(phases)
+    }
+
+    fn usage(&self, name: &ReplicaName) -> Option<ReplicaUse> {
+        let path = lock(&self.inner.state).replicas.get(name).filter(|replica| replica.ended.is_none())?.cgroup.clone()?;
+        Some(self.inner.cgroups.usage(&path))
     }
 
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {

@@ -20,6 +20,7 @@ mod seccomp;
 mod shares;
 pub mod shim;
 mod tree;
+mod usage;
 
 pub use driver::{OciConfig, OciRuntime, OpenError};
 pub use probe::{Probe, probe};

@@ -66,6 +66,12 @@ pub trait Runtime: Send + Sync + Debug + 'static {
     /// When a replica went through the phases of its start.
     fn phases(&self, replica: &ReplicaName) -> Option<ReplicaPhases>;
 
+    /// What a replica that has not ended uses now; `None` where it is not known. Reads some small files of the kernel.
+    fn usage(&self, replica: &ReplicaName) -> Option<ReplicaUse> {
+        let _ = replica;
+        None
+    }
+
     /// Runs a command in a running container, with a terminal if asked.
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>>;
 
@@ -75,6 +81,15 @@ pub trait Runtime: Send + Sync + Debug + 'static {
         let _ = (replica, container);
         Box::pin(async { Err(ExecError::Unsupported) })
     }
+}
+
+/// What a replica uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaUse {
+    /// Processor time of its containers since it was made, in microseconds; `None` = not known.
+    pub cpu_us_total: Option<u64>,
+    /// Memory in bytes that cannot be taken back from it, as Kubernetes' working set; `None` = not known.
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a driver can do on this host.

@@ -14,7 +14,6 @@ use axum::{
 };
 use camino::Utf8PathBuf;
 use cove_autoscaler::KeptDecision;
-use cove_base::Clock;
 use cove_images::ImageStore;
 use cove_model::{ResourceId, RevisionKey};
 use cove_monitor::Monitor;
@@ -24,7 +23,10 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    virtual_clock::{MoveError, Mover},
+};
 
 /// What the extensions read.
 #[derive(Clone)]
@@ -34,7 +36,7 @@ pub(crate) struct Context {
     pub(crate) autoscaler: cove_autoscaler::Handle,
     pub(crate) images: ImageStore,
     pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) clock: Clock,
+    pub(crate) mover: Arc<Mover>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -109,8 +111,8 @@ async fn health(State(context): State<Arc<Context>>) -> Json<Value> {
     Json(json!({
         "status": "ok",
         "version": env!("CARGO_PKG_VERSION"),
-        "now": context.clock.now(),
-        "virtualClock": context.clock.is_virtual(),
+        "now": context.mover.clock().now(),
+        "virtualClock": context.mover.clock().is_virtual(),
         "slots": slots,
         "frozen": frozen,
         "runtime": capabilities,
@@ -188,28 +190,47 @@ async fn scale_to_zero(
 }
 
 async fn clock(State(context): State<Arc<Context>>) -> Json<Value> {
-    Json(json!({"now": context.clock.now(), "virtual": context.clock.is_virtual()}))
+    Json(context.mover.show())
 }
 
 #[derive(Deserialize)]
 struct Advance {
-    /// `5m`, `90s`, …
-    by: String,
+    /// `5m`, `90s`, …; this or `to`.
+    by: Option<String>,
+    /// An instant, RFC 3339.
+    to: Option<String>,
 }
 
-async fn advance(State(context): State<Arc<Context>>, Json(advance): Json<Advance>) -> Result<Json<Value>, Failed> {
-    let by = cove_base::parse_duration(&advance.by).and_then(|by| SignedDuration::try_from(by).ok());
-    let Some(by) = by else {
-        let message = format!("`{}` is not a duration; write `90s`, `5m` or `2h`", advance.by);
-        return Err(Failed(StatusCode::BAD_REQUEST, "InvalidDuration", message));
-    };
-    match context.clock.advance(by) {
-        Some(now) => Ok(Json(json!({"now": now, "virtual": true}))),
-        None => {
-            let message = "the server runs on the real clock; start it with `cove serve --clock virtual`";
-            Err(Failed(StatusCode::CONFLICT, "ClockIsReal", message.into()))
+async fn advance(State(context): State<Arc<Context>>, Json(advance): Json<Advance>) -> Result<Response, Failed> {
+    let refused = |code, message: String| Err(Failed(StatusCode::BAD_REQUEST, code, message));
+    let moved = match (&advance.by, &advance.to) {
+        (Some(by), None) => {
+            let Some(by) = cove_base::parse_duration(by).and_then(|by| SignedDuration::try_from(by).ok()) else {
+                return refused("InvalidDuration", format!("`{by}` is not a duration; write `90s`, `5m` or `2h`"));
+            };
+            context.mover.advance(by).await
         }
-    }
+        (None, Some(to)) => {
+            let Ok(to) = to.parse() else {
+                return refused("InvalidInstant", format!("`{to}` is not an instant; write `2026-01-31T08:00:00Z`"));
+            };
+            context.mover.advance_to(to).await
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            return refused("InvalidRequestContent", "give either `by`, a duration, or `to`, an instant".to_owned());
+        }
+    };
+    moved.map(|moved| Json(moved).into_response()).map_err(not_moved)
+}
+
+fn not_moved(error: MoveError) -> Failed {
+    let (status, code) = match error {
+        MoveError::Real => (StatusCode::CONFLICT, "ClockIsReal"),
+        MoveError::Moving => (StatusCode::CONFLICT, "ClockIsMoving"),
+        MoveError::Past { .. } => (StatusCode::BAD_REQUEST, "InvalidInstant"),
+        MoveError::Keep(_) => return internal(error),
+    };
+    Failed(status, code, error.to_string())
 }
 
 async fn images(State(context): State<Arc<Context>>) -> Json<Value> {

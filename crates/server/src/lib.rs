@@ -17,14 +17,17 @@ mod mirrors;
 mod ports;
 mod reach;
 mod registry_login;
+mod rules;
 mod serve;
 mod tcp_ports;
 mod tls;
+mod virtual_clock;
 mod wakes;
 
 pub use config::Config;
 pub use cove_control_plane::coverage;
-pub use serve::{ClockKind, Endpoints, Options, Server, network_config, run_until_signal};
+pub use serve::{Endpoints, Options, Server, network_config, run_until_signal};
+pub use virtual_clock::ClockKind;
 
 /// Installs what all programs of this workspace need once per process: the TLS provider.
 pub fn install_crypto() {

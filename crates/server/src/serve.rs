@@ -46,8 +46,9 @@ use crate::{
     metrics::Metrics,
     mirrors,
     ports::StoredCounts,
-    registry_login, tcp_ports,
+    registry_login, rules, tcp_ports,
     tls::{AppCertificates, Authority, Shown},
+    virtual_clock::{self, ClockKind, KeptTime, Mover, Parts},
     wakes,
 };
 
@@ -72,16 +73,6 @@ pub struct Options {
     pub clock: ClockKind,
     /// Program and first arguments of the helper process; `None`: this very program.
     pub shim_program: Option<Vec<String>>,
-}
-
-/// Where the server gets its time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ClockKind {
-    /// The machine's.
-    #[default]
-    Real,
-    /// Stands still until advanced.
-    Virtual,
 }
 
 /// Where a running server is reached: the content of `endpoints.json`.
@@ -133,6 +124,8 @@ struct Opened {
     images: ImageStore,
     runtime: Arc<OciRuntime>,
     authority: Arc<Authority>,
+    clock: Clock,
+    kept_time: Option<KeptTime>,
 }
 
 /// Sockets of the server.
@@ -158,7 +151,8 @@ struct Boards {
     desired: Board<RevisionKey, DesiredCount>,
     endpoints: Board<RevisionKey, cove_traffic::Endpoints>,
     routes: watch::Sender<Arc<RouteTable>>,
-    scaled: watch::Sender<Arc<Vec<ScaledRevision>>>,
+    scaled: Board<RevisionKey, Arc<ScaledRevision>>,
+    loaded: watch::Sender<bool>,
 }
 
 impl Default for Boards {
@@ -167,7 +161,8 @@ impl Default for Boards {
             desired: Board::default(),
             endpoints: Board::default(),
             routes: watch::Sender::new(Arc::default()),
-            scaled: watch::Sender::new(Arc::default()),
+            scaled: Board::default(),
+            loaded: watch::Sender::new(false),
         }
     }
 }
@@ -222,6 +217,7 @@ impl Server {
 async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let data_dir = &options.data_dir;
     let store = Store::open(data_dir).map_err(with_causes)?;
+    let (clock, kept_time) = virtual_clock::open(options.clock, data_dir)?;
     let authority = Arc::new(Authority::open(data_dir)?);
     let monitor_config = MonitorConfig {
         dir: data_dir.join("logs"),
@@ -248,6 +244,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let mut oci =
         OciConfig::new(utf8(data_dir.join("replicas"))?, utf8(data_dir.join("console"))?, network_config.name);
     oci.shares = options.config.storage.shares(&utf8(data_dir.clone())?);
+    oci.clock = clock.clone();
     if let Some(program) = &options.shim_program {
         oci.shim_program.clone_from(program);
     }
@@ -255,7 +252,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         .await
         .map_err(with_causes)
         .context("runtime")?;
-    Ok(Opened { store, monitor, network, images, runtime, authority })
+    Ok(Opened { store, monitor, network, images, runtime, authority, clock, kept_time })
 }
 
 /// An error with its causes in one line; `anyhow` prints causes only in its alternate form.
@@ -282,13 +279,10 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
     })
 }
 
-async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
+async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
     let endpoints = endpoints_of(&sockets, &opened.authority, &options.config)?;
     let shared = Shared {
-        clock: match options.clock {
-            ClockKind::Real => Clock::real(),
-            ClockKind::Virtual => Clock::virtual_at(Timestamp::now()),
-        },
+        clock: opened.clock.clone(),
         tasks: tasks.clone(),
         boards: Boards::default(),
         metrics: Arc::new(Metrics::new()),
@@ -305,11 +299,12 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
         https: vec![sockets.https],
     };
     let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, &directory, listeners)?;
+    let mover = make_mover(&mut opened, &shared, &ingress.handle());
     let controller = make_controller(options, &opened, &shared, &ingress.handle());
     let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle());
     let _first = shared.activate.set(autoscaler.handle());
 
-    let mut loaded = shared.boards.scaled.subscribe();
+    let mut loaded = shared.boards.loaded.subscribe();
     let stop = tasks.shutdown_token();
     tasks.spawn_fallible(ESSENTIAL, {
         let stop = stop.clone();
@@ -319,12 +314,12 @@ async fn wire(options: &Options, opened: Opened, sockets: Sockets, tasks: Tasks)
     let metrics = Arc::clone(&shared.metrics);
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
     start_dns(&opened.network, &shared, directory).await;
-    let api = api_router(options, &opened, &shared, runtime).await?;
+    let api = api_router(options, &opened, &shared, runtime, mover).await?;
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
     tasks.spawn(HELPER, prune(opened.store.clone()));
 
     // requests wait in the sockets' queues until the routes are known: a restart answers no 404
-    if tokio::time::timeout(LOAD_LIMIT, loaded.changed()).await.is_err() {
+    if tokio::time::timeout(LOAD_LIMIT, loaded.wait_for(|loaded| *loaded)).await.is_err() {
         bail!("the apps could not be loaded from the store within {} s; the log says why", LOAD_LIMIT.as_secs());
     }
     // the ingress ends before everything else, while replicas, counts and logs are still served
@@ -402,6 +397,7 @@ fn make_controller(
         drained: ingress.drained(),
         open: None,
         scaled: shared.boards.scaled.clone(),
+        loaded: shared.boards.loaded.clone(),
         events: opened.monitor.events(),
     };
     cove_controller::Controller::new(controller_config(options), deps)
@@ -461,7 +457,7 @@ fn make_autoscaler(
 ) -> cove_autoscaler::Service {
     let deps = cove_autoscaler::Deps {
         clock: shared.clock.clone(),
-        revisions: shared.boards.scaled.subscribe(),
+        revisions: shared.boards.scaled.clone(),
         load: Arc::new({
             let ingress = ingress.clone();
             move |revision| ingress.load(revision)
@@ -469,6 +465,14 @@ fn make_autoscaler(
         existing: Arc::new({
             let controller = controller.clone();
             move |revision| controller.existing(revision)
+        }),
+        rules: rules::sources(rules::Parts {
+            clock: shared.clock.clone(),
+            store: opened.store.clone(),
+            runtime: opened.runtime.clone(),
+            routes: shared.boards.routes.subscribe(),
+            endpoints: shared.boards.endpoints.clone(),
+            gateway: opened.network.gateway(),
         }),
         desired: shared.boards.desired.clone(),
         counts: Some(Arc::new(StoredCounts {
@@ -479,6 +483,19 @@ fn make_autoscaler(
         events: opened.monitor.events(),
     };
     cove_autoscaler::Service::new(options.config.autoscaler.clone(), deps)
+}
+
+/// What moves a virtual clock: it asks every board whether it is read.
+fn make_mover(opened: &mut Opened, shared: &Shared, ingress: &IngressHandle) -> Arc<Mover> {
+    let parts = Parts {
+        desired: shared.boards.desired.clone(),
+        endpoints: shared.boards.endpoints.clone(),
+        scaled: shared.boards.scaled.clone(),
+        drained: ingress.drained(),
+        runtime: opened.runtime.clone(),
+        monitor: opened.monitor.clone(),
+    };
+    Arc::new(Mover::new(shared.clock.clone(), opened.kept_time.take(), parts))
 }
 
 /// Replicas reach apps at the gateway's port 80; without it they reach apps only by the outer address.
@@ -519,6 +536,7 @@ async fn api_router(
     opened: &Opened,
     shared: &Shared,
     runtime: Arc<dyn Runtime>,
+    mover: Arc<Mover>,
 ) -> anyhow::Result<(Router, Router)> {
     let context = extensions::Context {
         store: opened.store.clone(),
@@ -526,7 +544,7 @@ async fn api_router(
         autoscaler: shared.activate.get().context("the autoscaler is made before the API")?.clone(),
         images: opened.images.clone(),
         runtime,
-        clock: shared.clock.clone(),
+        mover,
         metrics: Arc::clone(&shared.metrics),
     };
     let api = &options.config.api;
@@ -544,6 +562,7 @@ async fn api_router(
         auth,
         host_names: api.host_names.clone(),
         retry_after_secs: api.retry_after,
+        scale_defaults: options.config.autoscaler.defaults(),
         ..cove_control_plane::Config::default()
     };
     let plane = ControlPlane::new(

@@ -6,10 +6,11 @@ use cove_model::{ResourceId, RevisionName, Scale, ScaleRule, ScaleRuleKind, Syst
 use cove_scaling::{Reason, ScaleState, ScaledRevision};
 use cove_traffic::RevisionLoad;
 use expect_test::expect;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::ports::{CountStore, RevisionDecision, SavedCount};
+use crate::sources::RuleSources;
 
 /// Turns the single-threaded runtime until `done`; a bound instead of a deadline, since nothing here waits for real time.
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -64,7 +65,7 @@ struct World {
 struct Bench {
     clock: cove_base::Clock,
     world: Arc<Mutex<World>>,
-    revisions: watch::Sender<Arc<Vec<ScaledRevision>>>,
+    revisions: Board<RevisionKey, Arc<ScaledRevision>>,
     events: mpsc::Receiver<SystemEvent>,
     decisions: mpsc::Receiver<RevisionDecision>,
     handle: Handle,
@@ -80,13 +81,13 @@ impl Bench {
     fn start_at(now: Timestamp, counts: Option<Arc<dyn CountStore>>) -> Self {
         let clock = cove_base::Clock::virtual_at(now);
         let world = Arc::new(Mutex::new(World::default()));
-        let (revisions, list) = watch::channel(Arc::new(Vec::new()));
+        let revisions = Board::default();
         let (event_sender, events) = mpsc::channel(10_000);
         let (decision_sender, decisions) = mpsc::channel(10_000);
         let source = Arc::clone(&world);
         let deps = Deps {
             clock: clock.clone(),
-            revisions: list,
+            revisions: revisions.clone(),
             load: Arc::new(move |key| {
                 let mut world = source.lock().unwrap();
                 *world.asked.entry(key.clone()).or_default() += 1;
@@ -94,6 +95,7 @@ impl Bench {
                 scripted.unwrap_or_else(|| world.loads.get(key).copied().unwrap_or_default())
             }),
             existing: Arc::new(|_| None),
+            rules: RuleSources::default(),
             desired: Board::default(),
             counts,
             decisions: Some(decision_sender),
@@ -107,7 +109,12 @@ impl Bench {
 
     async fn list(&self, revisions: Vec<ScaledRevision>) {
         let keys: Vec<_> = revisions.iter().map(|revision| revision.revision.clone()).collect();
-        self.revisions.send_replace(Arc::new(revisions));
+        for (gone, _) in self.revisions.snapshot().into_iter().filter(|(key, _)| !keys.contains(key)) {
+            self.revisions.remove(&gone);
+        }
+        for revision in revisions {
+            self.revisions.set(revision.revision.clone(), Arc::new(revision));
+        }
         until("the list is taken", || keys.iter().all(|key| self.handle.desired().get(key).is_some())).await;
     }
 
@@ -255,7 +262,7 @@ async fn a_rule_without_a_scaler_holds_the_count_and_says_so_once() {
     assert_eq!(decisions.last().unwrap().record.decision.reason, Reason::NoValidMetric);
     expect![[r#"
         0 Normal KEDAScalersStarted: Scaling of `worker--v1` started: scale rules `q` (custom), 0 to 10 replicas
-        0 Warning ScaledObjectCheckFailed: Rule `q` of `worker--v1` cannot be read: the scaler `redis` is not built yet. The replica count is held; use an http or tcp rule, or a fixed number of replicas (minReplicas = maxReplicas)
+        0 Warning KEDAScalerFailed: Rule `q` of `worker--v1` cannot be read: scaler `redis` is not built; the kinds that are: apache-kafka, azure-blob, azure-queue, azure-servicebus, cron, external, external-push, kafka, metrics-api, mysql, postgresql, prometheus, redis, redis-cluster, redis-cluster-streams, redis-sentinel, redis-sentinel-streams, redis-streams. The replica count does not fall until it can
     "#]]
     .assert_eq(&bench.events());
     bench.stop().await.unwrap();

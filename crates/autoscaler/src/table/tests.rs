@@ -25,17 +25,32 @@ fn revision(name: &str, scale: Scale, has_ingress: bool) -> ScaledRevision {
     }
 }
 
+fn take(table: &mut Table, list: &[ScaledRevision], existing: Option<u32>, now: i64) {
+    let listed = |revision: &ScaledRevision| Listed {
+        key: revision.revision.clone(),
+        revision: Some(Arc::new(revision.clone())),
+        existing,
+    };
+    table.take_changes(&list.iter().map(listed).collect::<Vec<_>>(), at(now));
+}
+
 fn table(now: i64, list: &[ScaledRevision]) -> Table {
     let mut table = Table::new(Config::default(), Board::default(), at(now));
-    table.sync(list, &[], at(now));
+    take(&mut table, list, None, now);
     table
 }
 
 /// Takes every tick that is due at `now` with no load.
 fn round(table: &mut Table, now: i64) -> usize {
+    round_with(table, now, &RevisionLoad::default())
+}
+
+/// Takes every tick that is due at `now`; event rules do not answer.
+fn round_with(table: &mut Table, now: i64, load: &RevisionLoad) -> usize {
     let due = table.take_due(at(now));
-    for key in &due {
-        table.tick(key, at(now), &RevisionLoad::default(), None);
+    for (key, due) in &due {
+        table.tick(key, due, load, Vec::new(), None);
+        table.end_polling(key);
     }
     due.len()
 }
@@ -67,8 +82,7 @@ fn a_late_tick_divides_by_the_time_that_passed() {
     let mut table = table(0, &[revision("web--v1", Scale { min_replicas: 1, ..Scale::default() }, true)]);
     let web = key("web--v1");
     for (now, arrivals_total) in [(15, 150), (60, 600)] {
-        assert_eq!(table.take_due(at(now)).len(), 1);
-        table.tick(&web, at(now), &RevisionLoad { arrivals_total, ..RevisionLoad::default() }, None);
+        assert_eq!(round_with(&mut table, now, &RevisionLoad { arrivals_total, ..RevisionLoad::default() }), 1);
     }
     assert_eq!(table.scale_of(&web).unwrap().current, 1, "10 a second in both, whatever the tick's delay");
 }
@@ -78,8 +92,7 @@ fn a_counter_that_starts_anew_is_not_a_pause() {
     let mut table = table(0, &[revision("web--v1", Scale { min_replicas: 1, ..Scale::default() }, true)]);
     let web = key("web--v1");
     for (now, arrivals_total) in [(15, 10_000), (30, 15 * 30)] {
-        assert_eq!(table.take_due(at(now)).len(), 1);
-        table.tick(&web, at(now), &RevisionLoad { arrivals_total, ..RevisionLoad::default() }, None);
+        assert_eq!(round_with(&mut table, now, &RevisionLoad { arrivals_total, ..RevisionLoad::default() }), 1);
     }
     let scale = table.scale_of(&web).unwrap();
     assert_eq!(scale.decisions.last().unwrap().record.decision.want, Some(3));
@@ -105,7 +118,7 @@ fn without_ingress_or_rule_it_ends_at_zero_and_no_request_starts_it() {
 #[test]
 fn ingress_switched_on_later_brings_the_default_rule() {
     let mut table = table(0, &[revision("web--v1", Scale::default(), false)]);
-    table.sync(&[revision("web--v1", Scale::default(), true)], &[], at(5));
+    take(&mut table, &[revision("web--v1", Scale::default(), true)], None, 5);
     assert_eq!(table.next_due(), Some(at(15)));
     assert_eq!(table.scale_of(&key("web--v1")).unwrap().config.rules.len(), 1);
 }
@@ -127,9 +140,7 @@ fn http_beside_an_unbuilt_rule_scales_out_and_never_in() {
     for step in 0..100 {
         let now = 15 * step;
         total += if step == 5 { 15 * 30 } else { 0 };
-        if !table.take_due(at(now)).is_empty() {
-            table.tick(&web, at(now), &RevisionLoad { arrivals_total: total, ..RevisionLoad::default() }, None);
-        }
+        round_with(&mut table, now, &RevisionLoad { arrivals_total: total, ..RevisionLoad::default() });
     }
     let scale = table.scale_of(&web).unwrap();
     assert_eq!(scale.current, 3);
@@ -155,9 +166,9 @@ fn memory_is_bounded() {
 fn counts_that_nobody_claims_are_forgotten_but_not_at_once() {
     let mut table = Table::new(Config::default(), Board::default(), at(0));
     table.restore(vec![(key("web--old"), ScaleState::default())]);
-    table.sync(&[], &[], at(5));
+    take(&mut table, &[], None, 5);
     assert!(table.take_unsaved().is_empty());
-    table.sync(&[], &[], at(601));
+    take(&mut table, &[], None, 601);
     assert_eq!(table.take_unsaved(), [(key("web--old"), None)]);
 }
 
@@ -166,7 +177,7 @@ fn what_runs_after_a_crash_was_wanted() {
     let mut table = Table::new(Config::default(), Board::default(), at(1000));
     let saved = ScaleState { current: 0, last_active: Some(at(900)), ..ScaleState::default() };
     table.restore(vec![(key("web--v1"), saved)]);
-    table.sync(&[revision("web--v1", Scale::default(), true)], &[Some(3)], at(1000));
+    take(&mut table, &[revision("web--v1", Scale::default(), true)], Some(3), 1000);
     let scale = table.scale_of(&key("web--v1")).unwrap();
     assert_eq!((scale.current, scale.last_active), (3, Some(at(1000))));
     assert_eq!(table.desired.get(&key("web--v1")).unwrap().replicas, 3);

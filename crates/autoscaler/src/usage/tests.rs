@@ -1,0 +1,1 @@
+//! Use of replicas that start, run, leave and give no sample.
