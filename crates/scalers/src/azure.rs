@@ -11,6 +11,8 @@ pub(crate) mod connection;
 mod queue;
 mod servicebus;
 pub(crate) mod storage;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
