@@ -24,7 +24,9 @@ use crate::keys;
 use crate::source::{Context, OpenError, ReadError, ReadFuture, Source, Trigger};
 pub(crate) use broker::Brokers;
 use broker::Login;
-use wire::{Answer, FIND_COORDINATOR, LIST_OFFSETS, METADATA, OFFSET_FETCH, Question};
+use wire::{
+    API_VERSIONS, Answer, FIND_COORDINATOR, LIST_OFFSETS, METADATA, OFFSET_FETCH, OFFSET_FETCH_OF_GROUPS, Question,
+};
 
 /// Port of a bootstrap server without one.
 const DEFAULT_PORT: u16 = 9092;
@@ -121,7 +123,7 @@ struct Led {
 impl Group {
     async fn partitions(&self) -> Result<Vec<KafkaPartition>, ReadError> {
         let (led, committed) = if self.topics.is_empty() {
-            let committed = self.committed(&self.coordinator().await?, None).await?;
+            let committed = self.committed_at_all(&self.coordinator().await?).await?;
             let topics: BTreeSet<&String> = committed.keys().map(|(topic, _)| topic).collect();
             if topics.is_empty() {
                 // A group that has committed nothing reads no topic yet.
@@ -130,7 +132,7 @@ impl Group {
             (self.led(&topics.into_iter().cloned().collect::<Vec<_>>()).await?, committed)
         } else {
             let (led, coordinator) = tokio::try_join!(self.led(&self.topics), self.coordinator())?;
-            let committed = self.committed(&coordinator, Some(&led)).await?;
+            let committed = self.committed(&coordinator, &by_topic(led.iter())).await?;
             (led, committed)
         };
         let ends = self.ends(&led).await?;
@@ -229,32 +231,89 @@ impl Group {
         self.ask_any(FIND_COORDINATOR, question, read).await
     }
 
-    /// What the group has committed: of these partitions, or of all. Negative = nothing.
-    async fn committed(&self, coordinator: &Address, of: Option<&[Led]>) -> Result<Offsets, ReadError> {
+    /// What the group has committed of these partitions. Negative = nothing.
+    async fn committed(&self, coordinator: &Address, topics: &BTreeMap<&str, Vec<i32>>) -> Result<Offsets, ReadError> {
         let mut question = Question::new(OFFSET_FETCH);
         question.text(&self.group);
-        match of {
-            None => question.all(),
-            Some(led) => {
-                let topics = by_topic(led.iter());
-                question.length(topics.len());
-                for (topic, partitions) in topics {
-                    question.text(topic);
-                    question.length(partitions.len());
-                    partitions.into_iter().for_each(|partition| question.int32(partition));
-                }
-            }
+        question.length(topics.len());
+        for (topic, partitions) in topics {
+            question.text(topic);
+            question.length(partitions.len());
+            partitions.iter().for_each(|partition| question.int32(*partition));
         }
-        let failed = |code| ReadError::new(format!("offsets of group `{}`: {code}", self.group));
+        self.fetched(coordinator, question).await
+    }
+
+    /// What it has committed of any topic.
+    async fn committed_at_all(&self, coordinator: &Address) -> Result<Offsets, ReadError> {
+        let newest = |answer: &mut Answer<'_>| {
+            let _error = answer.error()?;
+            let ranges = answer.list(|answer| Ok((answer.int16()?, answer.int16()?, answer.int16()?)))?;
+            Ok(ranges.into_iter().find(|(key, _, _)| *key == OFFSET_FETCH.key).map_or(0, |(_, _, last)| last))
+        };
+        let question = Question::new(API_VERSIONS);
+        let newest = self.brokers.ask(&self.context, coordinator, &self.login, API_VERSIONS, question, newest).await?;
+        if newest < OFFSET_FETCH_OF_GROUPS.version {
+            let mut question = Question::new(OFFSET_FETCH);
+            question.text(&self.group);
+            question.all();
+            return self.fetched(coordinator, question).await;
+        }
+        let mut question = Question::compact(OFFSET_FETCH_OF_GROUPS);
+        // One group, all its topics.
+        question.compact_length(1 + 1);
+        question.compact_text(&self.group);
+        question.compact_length(0);
+        question.no_tags();
+        // Also offsets of transactions that are not over.
+        question.int8(0);
+        question.no_tags();
+        let read = |answer: &mut Answer<'_>| {
+            answer.tags()?;
+            let _throttled = answer.int32()?;
+            let groups = answer.compact_list(|answer| self.group_offsets(answer))?;
+            Ok(groups.into_iter().flatten().collect())
+        };
+        self.brokers.ask(&self.context, coordinator, &self.login, OFFSET_FETCH_OF_GROUPS, question, read).await
+    }
+
+    async fn fetched(&self, coordinator: &Address, question: Question) -> Result<Offsets, ReadError> {
         let read = |answer: &mut Answer<'_>| {
             let offsets = offsets(answer, |answer| {
                 let offset = answer.int64()?;
                 let _metadata = answer.text()?;
-                answer.error()?.map_or(Ok(offset), |code| Err(failed(code)))
+                answer.error()?.map_or(Ok(offset), |code| Err(self.no_offsets(code)))
             })?;
-            answer.error()?.map_or(Ok(offsets), |code| Err(failed(code)))
+            answer.error()?.map_or(Ok(offsets), |code| Err(self.no_offsets(code)))
         };
         self.brokers.ask(&self.context, coordinator, &self.login, OFFSET_FETCH, question, read).await
+    }
+
+    /// One group of an answer in the compact form.
+    fn group_offsets(&self, answer: &mut Answer<'_>) -> Result<Vec<((String, i32), i64)>, ReadError> {
+        let _group = answer.compact_text()?;
+        let topics = answer.compact_list(|answer| {
+            let topic = answer.compact_text()?;
+            let partitions = answer.compact_list(|answer| {
+                let (partition, offset) = (answer.int32()?, answer.int64()?);
+                let _epoch = answer.int32()?;
+                let _metadata = answer.compact_text()?;
+                let error = answer.error()?;
+                answer.tags()?;
+                error.map_or(Ok(((topic.clone(), partition), offset)), |code| Err(self.no_offsets(code)))
+            })?;
+            answer.tags()?;
+            Ok(partitions)
+        })?;
+        if let Some(code) = answer.error()? {
+            return Err(self.no_offsets(code));
+        }
+        answer.tags()?;
+        Ok(topics.into_iter().flatten().collect())
+    }
+
+    fn no_offsets(&self, code: wire::Code) -> ReadError {
+        ReadError::new(format!("offsets of group `{}`: {code}", self.group))
     }
 
     /// The ends of the partitions, each leader asked once.

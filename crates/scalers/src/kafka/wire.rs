@@ -1,4 +1,6 @@
-//! Kafka's protocol as far as lag needs it: seven questions, each in one version that brokers since 0.11 and still 4.x know.
+//! Kafka's protocol as far as lag needs it: each question in one version that brokers since 0.11 and still 4.x know.
+//!
+//! One is also spoken in a newer version, [`OFFSET_FETCH_OF_GROUPS`], with the compact forms that Kafka has had since 2.4.
 //!
 //! **Invariant:** an answer that is cut, or says that it is longer than it is, is an error and never a panic.
 //! **Invariant:** no question creates a topic.
@@ -17,13 +19,16 @@ const CLIENT_ID: &str = "cove";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Api {
     pub(super) name: &'static str,
-    key: i16,
-    version: i16,
+    pub(super) key: i16,
+    pub(super) version: i16,
 }
 
 pub(super) const LIST_OFFSETS: Api = Api { name: "ListOffsets", key: 2, version: 1 };
 pub(super) const METADATA: Api = Api { name: "Metadata", key: 3, version: 4 };
 pub(super) const OFFSET_FETCH: Api = Api { name: "OffsetFetch", key: 9, version: 2 };
+/// Since Kafka 3.0, in the compact form.
+pub(super) const OFFSET_FETCH_OF_GROUPS: Api = Api { name: "OffsetFetch", key: 9, version: 8 };
+pub(super) const API_VERSIONS: Api = Api { name: "ApiVersions", key: 18, version: 0 };
 pub(super) const FIND_COORDINATOR: Api = Api { name: "FindCoordinator", key: 10, version: 1 };
 pub(super) const SASL_HANDSHAKE: Api = Api { name: "SaslHandshake", key: 17, version: 1 };
 pub(super) const SASL_AUTHENTICATE: Api = Api { name: "SaslAuthenticate", key: 36, version: 0 };
@@ -47,6 +52,32 @@ impl Question {
         let mut question = Self(bytes);
         question.text(CLIENT_ID);
         question
+    }
+
+    /// In the compact form: fields with tags, of which there are none, end its header.
+    pub(super) fn compact(api: Api) -> Self {
+        let mut question = Self::new(api);
+        question.no_tags();
+        question
+    }
+
+    /// No fields with tags.
+    pub(super) fn no_tags(&mut self) {
+        self.compact_length(0);
+    }
+
+    /// Of a compact array or text: one more than its length, 0 = it is not there.
+    pub(super) fn compact_length(&mut self, mut value: usize) {
+        while value >= 0x80 {
+            self.0.put_u8((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.put_u8((value & 0x7f) as u8);
+    }
+
+    pub(super) fn compact_text(&mut self, text: &str) {
+        self.compact_length(text.len() + 1);
+        self.0.put_slice(text.as_bytes());
     }
 
     pub(super) fn text(&mut self, text: &str) {
@@ -160,6 +191,41 @@ impl<'a> Answer<'a> {
         let count = usize::try_from(self.int32()?).unwrap_or(0);
         // Every element has at least one byte: an absurd count ends with the answer, and takes no memory before.
         (0..count).map(|_| one(self)).collect()
+    }
+
+    /// A length in the compact form; what is not there has none.
+    fn compact_length(&mut self) -> Result<usize, ReadError> {
+        let mut value = 0usize;
+        for shift in (0..35).step_by(7) {
+            let [byte] = self.take::<1>()?;
+            value |= usize::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value.saturating_sub(1));
+            }
+        }
+        Err(self.cut())
+    }
+
+    pub(super) fn compact_text(&mut self) -> Result<String, ReadError> {
+        let length = self.compact_length()?;
+        let bytes = self.slice(i32::try_from(length).unwrap_or(i32::MAX))?;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    pub(super) fn compact_list<T>(
+        &mut self,
+        mut one: impl FnMut(&mut Self) -> Result<T, ReadError>,
+    ) -> Result<Vec<T>, ReadError> {
+        let count = self.compact_length()?;
+        (0..count).map(|_| one(self)).collect()
+    }
+
+    /// Passes over fields with tags; a count of them is written without the one more.
+    pub(super) fn tags(&mut self) -> Result<(), ReadError> {
+        match self.take::<1>()? {
+            [0] => Ok(()),
+            _ => Err(ReadError::new(format!("{}: the answer has fields that are not known", self.api.name))),
+        }
     }
 
     /// An error code; 0 is none.

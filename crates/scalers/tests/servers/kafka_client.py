@@ -3,6 +3,7 @@
     create TOPIC PARTITIONS
     produce TOPIC PARTITION COUNT       one batch per message
     commit GROUP TOPIC PARTITION OFFSET
+    topics                              answered by their names
 
 Arguments: `mock BROKERS` for librdkafka's own cluster, or settings `name=value` of a client. It prints `ready` and, for a
 mock, the addresses of its brokers.
@@ -33,8 +34,12 @@ class Client:
         print("ready", *ready, flush=True)
 
     def create(self, topic, partitions):
-        made = AdminClient(dict(self.settings)).create_topics([NewTopic(topic, int(partitions), 1)], request_timeout=TIMEOUT)
+        admin = AdminClient(dict(self.settings))
+        made = admin.create_topics([NewTopic(topic, int(partitions), 1)], request_timeout=TIMEOUT)
         made[topic].result(TIMEOUT)
+
+    def topics(self):
+        return " ".join(sorted(AdminClient(dict(self.settings)).list_topics(timeout=TIMEOUT).topics))
 
     def produce(self, topic, partition, count):
         self.producer = self.producer or Producer({**self.settings, "linger.ms": 0})
@@ -58,8 +63,7 @@ def main():
     for line in sys.stdin:
         name, *words = line.split()
         try:
-            getattr(client, name)(*words)
-            answer = "ok"
+            answer = getattr(client, name)(*words) or "ok"
         except Exception as error:  # the test shows it
             answer = f"{type(error).__name__}: {error}"
         print(answer.replace("\n", " "), flush=True)
