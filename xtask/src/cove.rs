@@ -217,13 +217,18 @@ impl Cove {
 
     /// Waits until `slots` replicas are prepared.
     pub(crate) async fn until_slots(&self, slots: u64) -> anyhow::Result<()> {
+        self.until_counted("slots", slots).await
+    }
+
+    /// Waits until the server counts so many replicas that are prepared (`slots`) or `frozen`.
+    pub(crate) async fn until_counted(&self, what: &str, count: u64) -> anyhow::Result<()> {
         let deadline = Instant::now() + OPERATION_LIMIT;
         loop {
             let health = self.ask("GET", "/cove/v1/health", None).await?;
-            if health["slots"].as_u64() == Some(slots) {
+            if health[what].as_u64() == Some(count) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{slots} prepared slots were wanted, {} are there", health["slots"]);
+            ensure!(Instant::now() < deadline, "`{what}` was to be {count}, it is {}", health[what]);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -23,8 +23,9 @@ use baseline::Baseline;
 /// Scale-in without the usual wait for clients: there are none left.
 const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"1s\"\nfresh_hold = \"1s\"\n";
 /// Phases of a wake record in their order, with what ends each.
-const PHASES: [(&str, &str); 7] = [
+const PHASES: [(&str, &str); 8] = [
     ("planned_us", "planned: request read to replica chosen"),
+    ("thawed_us", "thawed: the frozen replica runs again"),
     ("network_us", "network: namespace ready"),
     ("root_us", "root: file system, cgroup, OCI created"),
     ("started_us", "started: the image's command runs"),
@@ -42,6 +43,12 @@ pub(crate) struct WakeArgs {
     /// Wakes with no slot.
     #[arg(long, default_value_t = 200)]
     cold: usize,
+    /// What the last replica of an app does: `frozen` also measures wakes of frozen replicas, as many as from slots.
+    #[arg(long, default_value = "zero", value_parser = ["zero", "frozen"])]
+    idle: String,
+    /// Memory that each app of the frozen ones holds, MiB.
+    #[arg(long, default_value_t = 0)]
+    hold_mib: u64,
     /// Apps that are woken in turn, and all at once in the burst.
     #[arg(long, default_value_t = 50)]
     apps: usize,
@@ -52,6 +59,24 @@ pub(crate) struct WakeArgs {
 
 /// Longest wait for a quiet moment.
 const QUIET_LIMIT: Duration = Duration::from_millis(500);
+
+/// What the apps of a series wake from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Slot,
+    Nothing,
+    Frozen,
+}
+
+impl From {
+    fn title(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Slot => ("slot", "from a prepared slot"),
+            Self::Nothing => ("cold", "with no slot"),
+            Self::Frozen => ("frozen", "from a frozen replica"),
+        }
+    }
+}
 
 /// What one server gave.
 struct Series {
@@ -69,22 +94,27 @@ pub(crate) async fn run(cove: PathBuf, args: &WakeArgs) -> anyhow::Result<Outcom
     ensure!(args.apps > 0, "--apps must be at least 1");
     let machine = machine();
     let mut baseline = Baseline::default();
-    let slots = series(&cove, args.wakes, args, true, &mut baseline).await?;
-    let cold = if args.cold > 0 { Some(series(&cove, args.cold, args, false, &mut baseline).await?) } else { None };
-    Ok(report(&machine, &slots, cold.as_ref(), &baseline))
+    let mut all = vec![(From::Slot, series(&cove, args.wakes, args, From::Slot, &mut baseline).await?)];
+    if args.cold > 0 {
+        all.push((From::Nothing, series(&cove, args.cold, args, From::Nothing, &mut baseline).await?));
+    }
+    if args.idle == "frozen" {
+        all.push((From::Frozen, series(&cove, args.wakes, args, From::Frozen, &mut baseline).await?));
+    }
+    Ok(report(&machine, &all, &baseline))
 }
 
 async fn series(
     binary: &Path,
     wakes: usize,
     args: &WakeArgs,
-    with_slots: bool,
+    from: From,
     baseline: &mut Baseline,
 ) -> anyhow::Result<Series> {
-    let arguments = if with_slots { Vec::new() } else { vec!["--no-slots".to_owned()] };
+    let arguments = if from == From::Slot { Vec::new() } else { vec!["--no-slots".to_owned()] };
     let options = Options { binary: binary.to_owned(), config: CONFIG.to_owned(), arguments };
     let cove = Cove::start(options).await?;
-    match measure(&cove, wakes, args, with_slots, baseline).await {
+    match measure(&cove, wakes, args, from, baseline).await {
         Ok(series) => cove.close().await.map(|()| series),
         Err(error) => Err(error.context(format!("the server's log ends with\n{}", cove.log_tail()))),
     }
@@ -94,16 +124,24 @@ async fn measure(
     cove: &Cove,
     wakes: usize,
     args: &WakeArgs,
-    with_slots: bool,
+    from: From,
     baseline: &mut Baseline,
 ) -> anyhow::Result<Series> {
     let ingress: SocketAddr = cove.ingress().parse().context("the ingress has no address")?;
     let count = args.apps;
-    let slots = if with_slots { u64::try_from(count)? } else { 0 };
     cove.create_environment().await?;
+    let mut template = sample_template(0, 1, &[]);
+    if from == From::Frozen {
+        template["scale"]["coveIdle"] = "frozen".into();
+    }
     let mut apps = Vec::new();
     for number in 0..count {
-        apps.push(cove.create_app(&format!("wake-{number}"), sample_template(0, 1, &[])).await?);
+        let app = cove.create_app(&format!("wake-{number}"), template.clone()).await?;
+        if from == From::Frozen && args.hold_mib > 0 {
+            let path = format!("/alloc?keep=1&mb={}", args.hold_mib);
+            ensure!(cove.address().get_app(&app.host, &path).await? == 200, "`{path}` failed");
+        }
+        apps.push(app);
     }
     baseline.find_program(&cove.data_dir())?;
     let mut times = Vec::new();
@@ -112,14 +150,19 @@ async fn measure(
     let mut disturbed = 0;
     let mut asked = 0;
     while asked < wakes {
-        to_zero(cove, &apps, slots).await?;
+        to_zero(cove, &apps, from).await?;
         if args.quiet {
             quiet(QUIET_LIMIT).await;
         }
         tokio::task::block_in_place(|| baseline.measure(10))?;
         for (woken, app) in apps.iter().take(wakes - asked).enumerate() {
             // an app with one replica at most needs no slot while that runs: nothing is left to prepare
-            cove.until_slots(slots.saturating_sub(u64::try_from(woken)?)).await?;
+            let left = u64::try_from(count - woken)?;
+            match from {
+                From::Slot => cove.until_counted("slots", left).await?,
+                From::Frozen => cove.until_counted("frozen", left).await?,
+                From::Nothing => {}
+            }
             asked += 1;
             let counts = !args.quiet || quiet(QUIET_LIMIT).await;
             match tokio::task::block_in_place(|| time_to_first_byte(ingress, &app.host)) {
@@ -133,7 +176,7 @@ async fn measure(
     let limit = wakes.min(10_000);
     let listed = cove.ask("GET", &format!("/cove/v1/wakes?limit={limit}"), None).await?;
     let records = listed["value"].as_array().cloned().unwrap_or_default();
-    to_zero(cove, &apps, slots).await?;
+    to_zero(cove, &apps, from).await?;
     let (bursts, bursts_failed) = burst(ingress, &apps).await;
     Ok(Series {
         wakes: times.into_iter().collect(),
@@ -146,11 +189,16 @@ async fn measure(
     })
 }
 
-async fn to_zero(cove: &Cove, apps: &[App], slots: u64) -> anyhow::Result<()> {
+async fn to_zero(cove: &Cove, apps: &[App], from: From) -> anyhow::Result<()> {
     for app in apps {
         cove.scale_to_zero(app).await?;
     }
-    cove.until_at_zero(apps, slots).await
+    let count = u64::try_from(apps.len())?;
+    match from {
+        From::Slot => cove.until_at_zero(apps, count).await,
+        From::Nothing => cove.until_at_zero(apps, 0).await,
+        From::Frozen => cove.until_counted("frozen", count).await,
+    }
 }
 
 /// Every app is asked at the same moment, each by a thread of its own.
@@ -174,7 +222,7 @@ async fn burst(ingress: SocketAddr, apps: &[App]) -> (Samples, Vec<String>) {
     (times.into_iter().collect(), failed)
 }
 
-fn report(machine: &str, slots: &Series, cold: Option<&Series>, baseline: &Baseline) -> Outcome {
+fn report(machine: &str, all: &[(From, Series)], baseline: &Baseline) -> Outcome {
     let bare = baseline.bare();
     let base = bare.percentile(50);
     let mut text = format!("bench wake on {machine}\n\n");
@@ -188,14 +236,14 @@ fn report(machine: &str, slots: &Series, cold: Option<&Series>, baseline: &Basel
     } else {
         text += "crun run           not installed\n";
     }
-    let _ = writeln!(text, "running app        {}\n", slots.warm);
-    let mut json = json!({"machine": machine, "bare": bare.to_json(), "crun": baseline.crun().map(|crun| crun.to_json()), "running": slots.warm.to_json()});
+    let warm: &Samples = &all[0].1.warm;
+    let _ = writeln!(text, "running app        {warm}\n");
+    let mut json = json!({"machine": machine, "bare": bare.to_json(), "crun": baseline.crun().map(|crun| crun.to_json()), "running": warm.to_json()});
     let mut is_clean = true;
-    for (name, series) in [("slot", Some(slots)), ("cold", cold)] {
-        let Some(series) = series else { continue };
+    for (from, series) in all {
+        let (name, title) = from.title();
         let added = series.wakes.above(base);
         let from_slot = series.records.iter().filter(|record| record["from_slot"] == true).count();
-        let title = if name == "slot" { "from a prepared slot" } else { "with no slot" };
         let _ = writeln!(
             text,
             "{title}: {} failed; {from_slot} of {} records used a slot",
