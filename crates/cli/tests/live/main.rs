@@ -1,5 +1,6 @@
 //! The command line against a live server: containers really run, so this needs root.
 
+mod frozen;
 mod server;
 
 use std::time::{Duration, Instant};

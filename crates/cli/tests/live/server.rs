@@ -61,30 +61,16 @@ pub(crate) fn spawn(line: &str) -> Child {
 impl Server {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("cove.toml");
-        std::fs::write(&config, CONFIG).unwrap();
-        let data = dir.path().join("data");
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let mut command = Command::new(COVE);
-        command.arg("serve").arg("--config").arg(&config).arg("--data-dir").arg(&data);
-        for way in ["--api", "--http", "--https"] {
-            command.args([way, "127.0.0.1:0"]);
-        }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let (told, ready) = mpsc::channel();
-        thread::spawn(move || {
-            let line = BufReader::new(stdout).lines().map_while(Result::ok).find(|line| line.starts_with("cove ready"));
-            told.send(line.is_some())
-        });
-        let is_ready = ready.recv_timeout(READY_LIMIT);
-        let mut server = Self { dir, child, http: SocketAddr::from(([127, 0, 0, 1], 0)) };
-        assert!(matches!(is_ready, Ok(true)), "the server is not ready:\n{}", server.log());
-        let endpoints = std::fs::read_to_string(data.join("endpoints.json")).unwrap();
-        let endpoints: serde_json::Value = serde_json::from_str(&endpoints).unwrap();
-        let port = endpoints["http"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
-        server.http.set_port(port);
-        server
+        std::fs::write(dir.path().join("cove.toml"), CONFIG).unwrap();
+        let (child, http) = launch(dir.path());
+        Self { dir, child, http }
+    }
+
+    /// `kill -9`, and a new server on the same data.
+    pub(crate) fn kill_and_start(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.http) = launch(self.dir.path());
     }
 
     /// Writes a file; its path.
@@ -122,6 +108,32 @@ impl Server {
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
         (status, body)
     }
+}
+
+fn launch(dir: &Path) -> (Child, SocketAddr) {
+    let data = dir.join("data");
+    let log = std::fs::OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
+    let mut command = Command::new(COVE);
+    command.arg("serve").arg("--config").arg(dir.join("cove.toml")).arg("--data-dir").arg(&data);
+    for way in ["--api", "--http", "--https"] {
+        command.args([way, "127.0.0.1:0"]);
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let (told, ready) = mpsc::channel();
+    thread::spawn(move || {
+        let line = BufReader::new(stdout).lines().map_while(Result::ok).find(|line| line.starts_with("cove ready"));
+        told.send(line.is_some())
+    });
+    if !matches!(ready.recv_timeout(READY_LIMIT), Ok(true)) {
+        let _gone = child.kill();
+        let _status = child.wait();
+        panic!("the server is not ready:\n{}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
+    }
+    let endpoints = std::fs::read_to_string(data.join("endpoints.json")).unwrap();
+    let endpoints: serde_json::Value = serde_json::from_str(&endpoints).unwrap();
+    let port = endpoints["http"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
+    (child, SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
 impl Drop for Server {
