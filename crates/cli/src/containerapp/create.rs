@@ -222,7 +222,7 @@ pub(super) fn body(name: &str, args: &AppArgs) -> Result<Value, Failure> {
     });
     let env = pairs::environment(&args.env_vars, "--env-vars")?;
     let mut template = json!({ "containers": [template::container(&flags, name, &env)] });
-    if args.scale.is_given() || args.scale.scale_rule_type.is_some() {
+    if args.scale.is_given() {
         args.scale.apply(&mut template["scale"])?;
     }
     if let Some(suffix) = &args.revision_suffix {

@@ -50,7 +50,7 @@ pub(crate) struct ScaleArgs {
     /// Name of a scale rule.
     #[arg(long, alias = "srn", value_name = "NAME")]
     pub(crate) scale_rule_name: Option<String>,
-    /// http, tcp, azure-queue, or the type of a custom rule [default: http].
+    /// http, tcp, or the type of a custom rule, such as azure-queue [default: http].
     #[arg(long, alias = "srt", value_name = "TYPE")]
     pub(crate) scale_rule_type: Option<String>,
     /// Type of a rule of `--scale-rule-type custom`.
@@ -74,6 +74,16 @@ pub(crate) struct ScaleArgs {
     /// Seconds between two readings of an event rule.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) polling_interval: Option<u32>,
+    /// How counts are decided: `aca`, as Azure documents it, or `fast`, by open requests within a second; `default`
+    /// takes the server's.
+    #[arg(long, value_parser = ["aca", "fast", "default"])]
+    pub(crate) scale_mode: Option<String>,
+    /// What the last replica does when nothing needs it: it ends (`zero`), or stays without running (`frozen`).
+    #[arg(long, value_parser = ["zero", "frozen"])]
+    pub(crate) scale_idle: Option<String>,
+    /// Constants of the autoscaler: `scaleDownWindowSeconds=60 stepFloor=8 fallback.replicas=2 …`; `KEY=` takes one back.
+    #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
+    pub(crate) scale_setting: Vec<String>,
 }
 
 /// Numbers as az sends them: `0.5`, `1.0`.
@@ -153,9 +163,23 @@ impl ScaleArgs {
     pub(crate) fn is_given(&self) -> bool {
         self.min_replicas.is_some()
             || self.max_replicas.is_some()
-            || self.scale_rule_name.is_some()
+            || self.asks_for_rule()
             || self.cooldown_period.is_some()
             || self.polling_interval.is_some()
+            || self.scale_mode.is_some()
+            || self.scale_idle.is_some()
+            || !self.scale_setting.is_empty()
+    }
+
+    /// Whether any flag of a rule was given.
+    fn asks_for_rule(&self) -> bool {
+        self.scale_rule_name.is_some()
+            || self.scale_rule_type.is_some()
+            || self.scale_rule_custom_type.is_some()
+            || self.scale_rule_http_concurrency.is_some()
+            || self.scale_rule_identity.is_some()
+            || !self.scale_rule_metadata.is_empty()
+            || !self.scale_rule_auth.is_empty()
     }
 
     /// Lays the flags that were given over `template.scale`. A rule replaces all rules, as az does.
@@ -175,10 +199,45 @@ impl ScaleArgs {
         if let Some(seconds) = self.polling_interval {
             scale["pollingInterval"] = seconds.into();
         }
+        match self.scale_mode.as_deref() {
+            Some("default") => scale["coveMode"] = Value::Null,
+            Some(mode) => scale["coveMode"] = mode.into(),
+            None => {}
+        }
+        if let Some(idle) = &self.scale_idle {
+            scale["coveIdle"] = idle.as_str().into();
+        }
+        self.settings(scale)?;
         if let Some(name) = &self.scale_rule_name {
             scale["rules"] = json!([self.rule(name)?]);
-        } else if self.scale_rule_type.is_some() || self.scale_rule_http_concurrency.is_some() {
+        } else if self.asks_for_rule() {
             return Err(Failure::usage("a scale rule needs a name").hint("add --scale-rule-name"));
+        }
+        Ok(())
+    }
+
+    /// `KEY=VALUE` into `coveSettings`; `fallback.KEY` into its fallback. What the server does not know it refuses.
+    fn settings(&self, scale: &mut Value) -> Result<(), Failure> {
+        const FLAG: &str = "--scale-setting";
+        for pair in &self.scale_setting {
+            let (key, text) = pairs::split(pair, FLAG)?;
+            let value = match text {
+                "" => Value::Null,
+                text => text.parse::<u32>().map_or_else(|_| Value::from(text), Value::from),
+            };
+            let mut place = &mut scale["coveSettings"];
+            let path: Vec<&str> = key.split('.').collect();
+            let (last, parents) = path.split_last().expect("a split has at least one part");
+            for parent in parents {
+                if !place.is_object() {
+                    *place = json!({});
+                }
+                place = &mut place[*parent];
+            }
+            if !place.is_object() {
+                *place = json!({});
+            }
+            place[*last] = value;
         }
         Ok(())
     }
@@ -195,13 +254,6 @@ impl ScaleArgs {
                     metadata[key] = concurrency.into();
                 }
                 json!({ "name": name, kind: with_auth(json!({ "metadata": metadata }), auth) })
-            }
-            "azure-queue" => {
-                let length = metadata["queueLength"].as_str().and_then(|text| text.parse::<u64>().ok());
-                let (queue, account) = (metadata["queueName"].as_str(), metadata["accountName"].as_str());
-                let mut rule = json!({ "queueLength": length, "queueName": queue, "accountName": account });
-                rule.as_object_mut().expect("json! made an object").retain(|_, value| !value.is_null());
-                json!({ "name": name, "azureQueue": with_auth(rule, auth) })
             }
             "custom" => {
                 let kind = self.scale_rule_custom_type.as_deref().ok_or_else(|| {

@@ -111,7 +111,7 @@ fn patch(old: &Value, args: &UpdateArgs) -> Result<Value, Failure> {
     let mut template = old["properties"]["template"].clone();
     let before = template.clone();
     change_containers(&mut template, &args.app.name, args)?;
-    if args.scale.is_given() || args.scale.scale_rule_type.is_some() {
+    if args.scale.is_given() {
         args.scale.apply(&mut template["scale"])?;
     }
     if let Some(path) = &args.secret_volume_mount {

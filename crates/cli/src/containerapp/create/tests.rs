@@ -136,6 +136,20 @@ fn custom_rules_take_both_spellings() {
 }
 
 #[test]
+fn mode_idle_state_and_constants_are_set() {
+    let line = "create -g rg -n web --environment e --scale-mode fast --scale-idle frozen --cooldown-period 60 \
+        --scale-setting scaleDownWindowSeconds=60 fallback.failureThreshold=3 fallback.replicas=2 \
+        --scale-setting fallback.behavior=currentReplicas";
+    let args = Line::try_parse_from(line.split_whitespace()).unwrap().args;
+    let expected = json!({
+        "cooldownPeriod": 60, "coveMode": "fast", "coveIdle": "frozen",
+        "coveSettings": { "scaleDownWindowSeconds": 60,
+            "fallback": { "failureThreshold": 3, "replicas": 2, "behavior": "currentReplicas" } },
+    });
+    assert_eq!(body("web", &args.app).unwrap()["properties"]["template"]["scale"], expected);
+}
+
+#[test]
 fn a_registrys_password_becomes_a_secret() {
     check(
         "--image r.example.com:5000/i --registry-server r.example.com:5000 --registry-username Me --registry-password pw",
@@ -208,6 +222,7 @@ fn what_is_missing_is_asked_for() {
         "--image i --target-port 80",
         "--image i --registry-server r",
         "--image i --scale-rule-http-concurrency 5 --min-replicas 1",
+        "--image i --scale-rule-auth a=b",
         "--image i --scale-rule-name r --scale-rule-type custom",
         "--image i --env-vars A",
     ];
@@ -217,6 +232,8 @@ fn what_is_missing_is_asked_for() {
             hint: add --ingress external or internal
         a registry needs a user and a password
             hint: add --registry-username and --registry-password, or leave --registry-server out for anonymous pulls
+        a scale rule needs a name
+            hint: add --scale-rule-name
         a scale rule needs a name
             hint: add --scale-rule-name
         a custom scale rule needs a type

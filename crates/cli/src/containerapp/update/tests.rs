@@ -50,6 +50,15 @@ fn only_what_changes_is_sent() {
 }
 
 #[test]
+fn constants_of_the_autoscaler_are_taken_back() {
+    let line = "update -g rg -n web --scale-mode default --scale-setting stepFloor= fallback= stepFactor=3";
+    let args = Line::try_parse_from(line.split_whitespace()).unwrap().args;
+    let scale = patch(&app(), &args).unwrap()["properties"]["template"]["scale"].take();
+    let settings = json!({"stepFloor": null, "fallback": null, "stepFactor": 3});
+    assert_eq!(scale, json!({"minReplicas": 0, "maxReplicas": 10, "coveMode": null, "coveSettings": settings}));
+}
+
+#[test]
 fn variables_are_set_removed_and_replaced() {
     check(
         "--set-env-vars A=2 C=3 --remove-env-vars B",
