@@ -8,6 +8,8 @@ use cove_scaling::{ScaleDefaults, ScaleSettings};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
+use crate::recording::RecordingConfig;
+
 /// Settings of the autoscaler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,6 +25,8 @@ pub struct Config {
     pub decisions_kept: usize,
     /// Longest a changed count waits until it is written down. Default `1s`; after a crash that much may be decided again.
     pub save_after: SignedDuration,
+    /// Where every decision is kept for days.
+    pub recording: RecordingConfig,
 }
 
 impl Default for Config {
@@ -33,6 +37,7 @@ impl Default for Config {
             fast: FastSettings::default(),
             decisions_kept: 32,
             save_after: SignedDuration::from_secs(1),
+            recording: RecordingConfig::default(),
         }
     }
 }

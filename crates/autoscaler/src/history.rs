@@ -28,20 +28,19 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Adds a decision; says whether it differs from the one before it.
-    pub(crate) fn push(&mut self, record: Arc<DecisionRecord>, kept_max: usize) -> bool {
+    /// Adds a decision.
+    pub(crate) fn push(&mut self, record: Arc<DecisionRecord>, kept_max: usize) {
         if let Some(last) = self.runs.back_mut()
             && repeats(&last.record, &record)
         {
             last.times = last.times.saturating_add(1);
             last.record = record;
-            return false;
+            return;
         }
         while self.runs.len() >= kept_max.max(1) {
             self.runs.pop_front();
         }
         self.runs.push_back(KeptDecision { since: record.decision.at, times: 1, record });
-        true
     }
 
     pub(crate) fn to_vec(&self) -> Vec<KeptDecision> {

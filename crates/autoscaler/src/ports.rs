@@ -41,7 +41,7 @@ pub trait CountStore: Send + Sync + 'static {
     fn save(&self, batch: &[SavedCount]) -> Result<(), BoxError>;
 }
 
-/// A decision that differs from the one before it, with everything it was taken from.
+/// A decision with everything it was taken from.
 #[derive(Clone, Debug)]
 pub struct RevisionDecision {
     /// Whose count.

@@ -215,7 +215,11 @@ impl Recorder {
 }
 
 /// Adds the batch and does the rest where it may block.
-async fn in_thread(tapes: Tapes, batch: &mut Vec<RevisionDecision>, then: impl FnOnce(&mut Tapes) + Send + 'static) -> Tapes {
+async fn in_thread(
+    tapes: Tapes,
+    batch: &mut Vec<RevisionDecision>,
+    then: impl FnOnce(&mut Tapes) + Send + 'static,
+) -> Tapes {
     let taken = std::mem::take(batch);
     let (dir, config) = (tapes.dir().to_owned(), tapes.config().clone());
     let mut tapes = tapes;

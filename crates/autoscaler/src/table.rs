@@ -404,7 +404,7 @@ impl Table {
             let reason = decision.reason.to_string();
             self.desired.set(key.clone(), DesiredCount { replicas: decision.new, reason });
         }
-        let differs = entry.history.push(Arc::clone(&record), self.config.decisions_kept);
+        entry.history.push(Arc::clone(&record), self.config.decisions_kept);
         if entry.must_save(decision) {
             self.unsaved.insert(key.clone(), Some(entry.state.clone()));
         }
@@ -412,9 +412,7 @@ impl Table {
             let event = entry.subject.rescaled(decision, &record.config);
             self.tell(Message::Event(Box::new(event)));
         }
-        if differs {
-            self.tell(Message::Decision(RevisionDecision { revision: key.clone(), record }));
-        }
+        self.tell(Message::Decision(RevisionDecision { revision: key.clone(), record }));
     }
 
     fn tell(&mut self, message: Message) {

@@ -48,7 +48,8 @@ fn may_hold(segment: &Segment, next: Option<&Segment>, query: &RecordingQuery) -
     let Some(next) = next else { return true };
     // a clock that was set back leaves segments whose end is not known
     let is_known = next.first_ms >= segment.first_ms;
-    !is_known || (segment.first_ms <= to_ms.saturating_add(OVERLAP_MS) && next.first_ms.saturating_add(OVERLAP_MS) >= from_ms)
+    !is_known
+        || (segment.first_ms <= to_ms.saturating_add(OVERLAP_MS) && next.first_ms.saturating_add(OVERLAP_MS) >= from_ms)
 }
 
 fn read_segment(

@@ -76,8 +76,7 @@ async fn decisions_are_read_while_they_are_taken_and_after_a_start() {
     let clock = Clock::virtual_at(Timestamp::from_second(1000).unwrap());
     let mut taken = Vec::new();
     for start in 0..2 {
-        let (recorder, recording, sender) =
-            recording(dir.path().to_owned(), RecordingConfig::default(), clock.clone());
+        let (recorder, recording, sender) = recording(dir.path().to_owned(), RecordingConfig::default(), clock.clone());
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(recorder.run(shutdown.clone()));
         for tick in 0..40 {
@@ -160,15 +159,15 @@ fn the_oldest_go_first_by_time_and_by_bytes() {
     assert!(first.decision.at.as_second() > 400_000, "{}", first.decision.at);
     assert_eq!(found[0].decisions.last().unwrap().decision.at.as_second(), 19_999 * 30);
 
-    // eight days later all of it is too old
+    // the segment that was open over eight quiet days goes a week after its successor began
     let mut script = Script::new(2);
-    for hour in 0..9 {
-        let second = 600_000 + 8 * 86_400 + hour * 14 * 3600;
+    for step in 0..20 {
+        let second = 600_000 + 8 * 86_400 + step * 14 * 3600;
         tapes.push(&script.decide(second, 1));
         tapes.write(Timestamp::from_second(second).unwrap());
     }
     assert!(read::read(dir.path(), &all(1)).unwrap().is_empty());
-    assert_eq!(counts(dir.path(), &all(2)).len(), 9);
+    assert_eq!(counts(dir.path(), &all(2)).len(), 13, "a week of them and one segment");
 }
 
 #[test]

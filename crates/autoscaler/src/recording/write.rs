@@ -146,7 +146,8 @@ impl Tapes {
         if self.is_current_full(now) {
             self.end_segment()?;
         }
-        self.tracks.retain(|_, track| track.tape.run_since().is_some() || now.duration_since(track.seen_at) < QUIET_AFTER);
+        self.tracks
+            .retain(|_, track| track.tape.run_since().is_some() || now.duration_since(track.seen_at) < QUIET_AFTER);
         self.forget(now)
     }
 
