@@ -67,6 +67,8 @@ impl fmt::Debug for AppData {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) apps: Vec<(ResourceId, Option<Box<AppData>>)>,
+    /// Apps that are there and whose document or secrets are damaged.
+    pub(crate) unreadable: Vec<ResourceId>,
     pub(crate) path_routes: Vec<(ResourceId, Option<PathRoutesData>)>,
     /// Nothing more belongs to it.
     pub(crate) is_last: bool,
@@ -136,8 +138,15 @@ async fn load_all(
         let loading = tokio::task::spawn_blocking(move || {
             let mut batch = Batch { is_last, ..Batch::default() };
             for id in part {
-                let data = load(&reader, &mut environments, &id)?;
-                batch.apps.push((id, data.map(Box::new)));
+                match load(&reader, &mut environments, &id) {
+                    Ok(data) => batch.apps.push((id, data.map(Box::new))),
+                    // one that cannot be read must not keep all others from being loaded
+                    Err(error) if error.is_of_one_document() => {
+                        tracing::error!(app = %id, %error, "an app cannot be read; it is left as it runs until it is put again");
+                        batch.unreadable.push(id);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             for id in routes {
                 let data = load_path_routes(&reader, &id)?;

@@ -61,6 +61,8 @@ pub(crate) struct Brain {
     pub(crate) path_routes: HashMap<ResourceId, Published>,
     /// Who takes what of the machine.
     pub(crate) ledger: Ledger,
+    /// Apps of the store whose document or secrets are damaged.
+    pub(crate) unreadable: BTreeSet<ResourceId>,
     /// When slots are to be divided again.
     pub(crate) slots_at: Option<Timestamp>,
     is_loaded: bool,
@@ -97,6 +99,7 @@ impl Controller {
                 table_changed: true,
                 path_routes: HashMap::new(),
                 ledger: Ledger::default(),
+                unreadable: BTreeSet::new(),
                 slots_at: None,
                 is_loaded: false,
             },
@@ -208,7 +211,9 @@ impl Brain {
                 self.path_routes.remove(&id);
             }
         }
+        self.unreadable.extend(batch.unreadable);
         for (id, data) in batch.apps {
+            self.unreadable.remove(&id);
             let Some(data) = data else {
                 self.forget_app(&id);
                 continue;

@@ -503,3 +503,37 @@ async fn waking_one_of_many_apps_goes_straight() {
     spans.sort();
     println!("wanted to start order: median {:?}, most {:?}", spans[spans.len() / 2], spans[spans.len() - 1]);
 }
+
+#[tokio::test]
+async fn an_app_that_cannot_be_read_is_left_as_it_runs_and_keeps_no_other_from_starting() {
+    let mut bench = Bench::new().await;
+    let operation = bench.put("v1", template("sample")).await;
+    bench.ended(&operation).await;
+    bench.want("v1", 1);
+    bench.until("it serves", || bench.ready("v1") == 1).await;
+    let damaged = PutResource {
+        spec: Some(serde_json::json!({"nothing": "of an app"})),
+        ..put(app_id(), bench.clock.now())
+    };
+    bench.store.put(damaged).await.unwrap();
+    bench.fake.world().log.clear();
+    let mut bench = bench.restart().await;
+    let mut other = app(template("sample"));
+    other.id = ResourceId::resource("s", "g", "Microsoft.App/containerApps", "other").unwrap();
+    let revision = Revision {
+        name: RevisionName::of("other", "v1").unwrap(),
+        app: other.id.clone(),
+        number: 0,
+        template: template("sample"),
+        ingress: None,
+        is_active: true,
+        created_at: bench.clock.now(),
+        activated_at: bench.clock.now(),
+        restart_generation: 0,
+    };
+    let revision = NewRevision { revision, doc: serde_json::json!({}) };
+    let operation = bench.put_app(other, Some(revision)).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded);
+    assert_eq!(bench.fake.count("web--v1", ReplicaPhase::Running), 1);
+    assert!(bench.fake.world().log.iter().all(|line| !line.starts_with("stop")), "{:?}", bench.fake.world().log);
+}

@@ -102,3 +102,10 @@ pub enum StoreError {
     #[error("the store is closed")]
     Closed,
 }
+
+impl StoreError {
+    /// Whether one document or secret is damaged, and everything else can be read.
+    pub fn is_of_one_document(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::SecretDamaged { .. })
+    }
+}
