@@ -14,8 +14,6 @@ use crate::cove::{App, Cove, Options, app_id, list_path, sample_template, versio
 use crate::process::memory;
 
 const CONFIG: &str = "[api]\nretry_after = 0\n[controller]\ndrain_period = \"0s\"\nfresh_hold = \"0s\"\n";
-/// Apps whose first replicas may run at the same time while many are made.
-const AT_ONCE: usize = 16;
 /// Longest that what was made may take to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(600);
 
@@ -28,6 +26,9 @@ pub(crate) struct ApiArgs {
     /// GETs, and PUTs that change nothing but a tag, before there are many apps.
     #[arg(long, default_value_t = 1000)]
     requests: usize,
+    /// Apps that may come up at the same time while many are made; each starts one container.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    at_once: u16,
 }
 
 /// Everything that was measured.
@@ -69,7 +70,7 @@ async fn measure(cove: &mut Cove, args: &ApiArgs) -> anyhow::Result<Figures> {
     })
     .await?;
     cove.until_provisioned(&app.id).await?;
-    let (create, created_in) = create(cove, args.apps).await?;
+    let (create, created_in) = create(cove, args.apps, args.at_once.into()).await?;
     let (pages, listed) = list(cove).await?;
     ensure!(listed == args.apps + 1, "{listed} apps are listed, {} were made", args.apps + 1);
     let get_among = times(cove, args.requests, |number| {
@@ -119,7 +120,7 @@ async fn times(
 }
 
 /// Makes many apps, each of which starts once and goes to zero; the time of each PUT, and of everything.
-async fn create(cove: &Cove, count: usize) -> anyhow::Result<(Samples, Duration)> {
+async fn create(cove: &Cove, count: usize, at_once: usize) -> anyhow::Result<(Samples, Duration)> {
     let begun = Instant::now();
     let mut puts = Vec::with_capacity(count);
     let mut waiting: std::collections::VecDeque<App> = std::collections::VecDeque::new();
@@ -129,7 +130,7 @@ async fn create(cove: &Cove, count: usize) -> anyhow::Result<(Samples, Duration)
         cove.put_app(&name, sample_template(0, 1, &[])).await?;
         puts.push(sent.elapsed());
         waiting.push_back(App { id: app_id(&name), host: String::new() });
-        if waiting.len() == AT_ONCE
+        if waiting.len() >= at_once
             && let Some(app) = waiting.pop_front()
         {
             rest(cove, &app).await?;
@@ -183,7 +184,8 @@ fn report(machine: &str, args: &ApiArgs, found: &Figures) -> Outcome {
     };
     line("GET of an app:", &found.get);
     line("PUT of an app (checked, written, synced):", &found.put);
-    line("PUT that makes an app, while others come up:", &found.create);
+    let others = args.at_once - 1;
+    line(&format!("PUT that makes an app, while {others} others come up:"), &found.create);
     line("GET of one of many apps:", &found.get_among);
     line("a page of the list of all apps:", &found.pages);
     let _ = writeln!(
