@@ -33,9 +33,10 @@ drain_period = "2s"
 
 
 class Server:
-    """A running server; use it as a context manager."""
+    """A running server; use it as a context manager. `options` are further ones of `cove serve`."""
 
-    def __init__(self, config=CONFIG):
+    def __init__(self, config=CONFIG, options=()):
+        self._options = list(options)
         self._directory = tempfile.TemporaryDirectory(prefix="cove-acceptance-")
         self.directory = pathlib.Path(self._directory.name)
         self.data = self.directory / "data"
@@ -71,7 +72,7 @@ class Server:
 
     def start(self):
         """Starts it and waits for its `cove ready` line."""
-        arguments = [BINARY, "serve", "--config", str(self._config), "--data-dir", str(self.data)]
+        arguments = [BINARY, "serve", "--config", str(self._config), "--data-dir", str(self.data), *self._options]
         for way in ("--api", "--http", "--https"):
             arguments += [way, "127.0.0.1:0"]
         self._log = open(self.log_path, "ab")
@@ -108,6 +109,14 @@ class Server:
             return answer.status, json.loads(text) if text else None
         finally:
             connection.close()
+
+    def command(self, *arguments, within_seconds=300):
+        """A command of the CLI against this server that must succeed; its JSON."""
+        line = [BINARY, *arguments, "--data-dir", str(self.data), "-o", "json"]
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within_seconds)
+        if done.returncode != 0:
+            raise AssertionError(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stderr}\n{done.stdout}")
+        return json.loads(done.stdout) if done.stdout.strip() else None
 
     def kill(self):
         """Ends it as a power cut would; `start` then finds what it left."""

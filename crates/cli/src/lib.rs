@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 mod az;
 mod client;
+mod clock;
 mod containerapp;
 mod demo;
 mod deployment;
@@ -143,7 +144,7 @@ enum Command {
     Secrets(secrets::SecretsCommand),
     /// The platform's clock.
     #[command(subcommand)]
-    Clock(platform::ClockCommand),
+    Clock(clock::ClockCommand),
     /// Show where the server is reached.
     Endpoints,
     /// Run the real `az` against this server: cove az -- containerapp list
@@ -204,7 +205,7 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Wakes(args) => wakes::run(args, &globals),
         Command::Image(command) => platform::image(&command, &globals),
         Command::Secrets(command) => secrets::run(&command, &data_dir, &globals),
-        Command::Clock(command) => platform::clock(&command, &globals),
+        Command::Clock(command) => clock::run(&command, &globals),
         Command::Endpoints => platform::endpoints(&globals),
         Command::Az(args) => az::run(&args, &globals),
         Command::AzEnv => az::print_environment(&globals),

@@ -1,4 +1,4 @@
-//! Small commands that only Cove has: the clock, images, addresses.
+//! Small commands that only Cove has: images, addresses.
 
 use std::path::PathBuf;
 
@@ -9,17 +9,6 @@ use crate::{
     output::View,
     session::{Globals, Session, block_on},
 };
-
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum ClockCommand {
-    /// Show the platform's time.
-    Show,
-    /// Move a virtual clock forward (`cove serve --clock virtual`).
-    Advance {
-        /// How far: `90s`, `5m`, `2h`.
-        by: String,
-    },
-}
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ImageCommand {
@@ -33,19 +22,6 @@ pub(crate) enum ImageCommand {
     },
     /// List the images on this server.
     List,
-}
-
-pub(crate) fn clock(command: &ClockCommand, globals: &Globals) -> Result<(), Failure> {
-    block_on(async {
-        let session = Session::open(globals).await?;
-        let answer = match command {
-            ClockCommand::Show => session.client.get("/cove/v1/clock").await?,
-            ClockCommand::Advance { by } => {
-                session.client.post("/cove/v1/clock/advance", Some(&json!({ "by": by }))).await?
-            }
-        };
-        session.print(answer, View::Plain)
-    })
 }
 
 pub(crate) fn image(command: &ImageCommand, globals: &Globals) -> Result<(), Failure> {

@@ -27,12 +27,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 17] = [
+const ENTRIES: [&str; 19] = [
     "az",
     "console",
     "cove.db",
     "cove.db-shm",
     "cove.db-wal",
+    "clock.json",
+    "clock.json.tmp",
     "endpoints.json",
     "endpoints.json.tmp",
     "images",

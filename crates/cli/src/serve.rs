@@ -31,21 +31,15 @@ pub(crate) struct ServeArgs {
     /// Suffix of host names: apps are `<app>.<environment>.<domain>` [default: localhost].
     #[arg(long)]
     domain: Option<String>,
-    /// Source of time; a virtual clock stands still until `cove clock advance`.
-    #[arg(long, value_enum, default_value_t = ClockArg::Real)]
-    clock: ClockArg,
+    /// Source of time: real, virtual, or virtual=START; a virtual clock stands still until `cove clock advance`.
+    #[arg(long, value_name = "CLOCK", value_parser = crate::clock::kind, default_value = "real")]
+    clock: ClockKind,
     /// Keep no created-not-started replicas for apps at zero: less memory, slower wakes.
     #[arg(long)]
     no_slots: bool,
     /// How log lines are written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum ClockArg {
-    Real,
-    Virtual,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -76,11 +70,7 @@ pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
     if args.no_slots {
         config.runtime.slot_memory = HumanSize(0);
     }
-    let clock = match args.clock {
-        ClockArg::Real => ClockKind::Real,
-        ClockArg::Virtual => ClockKind::Virtual,
-    };
-    let options = Options { config, data_dir: data_dir.path(), clock, shim_program: None };
+    let options = Options { config, data_dir: data_dir.path(), clock: args.clock, shim_program: None };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(cove_server::run_until_signal(options, ready));
     // what still hangs in a blocking call must not hold the process

@@ -198,7 +198,8 @@ impl Mover {
         if state.settling_since.is_none() {
             // what others did since the last call is not of this one
             state.skip_events();
-            state.counts = self.parts.desired.snapshot().into_iter().map(|(key, count)| (key, count.replicas)).collect();
+            state.counts =
+                self.parts.desired.snapshot().into_iter().map(|(key, count)| (key, count.replicas)).collect();
         }
         let call_over = Instant::now() + CALL_LIMIT;
         loop {
