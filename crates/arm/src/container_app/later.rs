@@ -185,10 +185,36 @@ fn scale(root: &Node<'_>) -> Vec<String> {
     if settings.get("headroomPercent").exists() && scale.get("coveMode").text() == Some("aca") {
         all.push(("coveSettings", "headroomPercent has no effect in the mode aca, which counts arrivals"));
     }
-    if scale.get("coveIdle").text() == Some("frozen") && scale.get("minReplicas").int().is_some_and(|min| min > 0) {
-        all.push(("coveIdle", "frozen has no effect with minReplicas above 0: a replica always runs"));
+    let mut said: Vec<String> =
+        all.into_iter().map(|(place, message)| format!("template.scale.{place}: {message}.")).collect();
+    if scale.get("coveIdle").text() == Some("frozen") {
+        said.extend(never_frozen(root).map(|why| format!("template.scale.coveIdle: frozen has no effect: {why}.")));
     }
-    all.into_iter().map(|(place, message)| format!("template.scale.{place}: {message}.")).collect()
+    said
+}
+
+/// What keeps the app's last replica from being frozen, if anything.
+fn never_frozen(root: &Node<'_>) -> Option<String> {
+    let (configuration, template) =
+        (root.get("properties").get("configuration"), root.get("properties").get("template"));
+    if template.get("scale").get("minReplicas").int().is_some_and(|min| min > 0) {
+        return Some("with minReplicas above 0 a replica always runs".to_owned());
+    }
+    if !configuration.get("ingress").exists() {
+        return Some("without ingress no request would wake the app".to_owned());
+    }
+    if configuration.get("dapr").get("enabled").flag() == Some(true) {
+        return Some("Dapr needs the app alive".to_owned());
+    }
+    template.get("containers").items().iter().find_map(|container| {
+        let probes = container.get("probes").items();
+        let probe = probes.iter().find_map(|probe| match probe.get("type").text() {
+            Some(kind @ ("Liveness" | "Readiness")) => Some(kind.to_lowercase()),
+            _ => None,
+        })?;
+        let name: String = container.get("name").text().unwrap_or_default().chars().take(80).collect();
+        Some(format!("container '{name}' has a {probe} probe, which a frozen container cannot answer"))
+    })
 }
 
 /// Notes what the catalogue of scalers knows to be wrong with custom rules; the rest of the rules is read elsewhere.

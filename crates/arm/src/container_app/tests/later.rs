@@ -171,6 +171,30 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
 }
 
 #[test]
+fn why_an_app_is_never_frozen_is_said() {
+    let mut body = az_create();
+    body["properties"]["template"]["scale"] = json!({ "coveIdle": "frozen" });
+    let said = |body: &Value| warnings(&put(body).unwrap().doc).join("\n");
+    assert_eq!(said(&body), "");
+    let with = |pointer: &str, name: &str, value: Value| {
+        let mut body = body.clone();
+        body.pointer_mut(pointer).unwrap()[name] = value;
+        said(&body)
+    };
+    let probes = json!([{ "type": "Startup", "tcpSocket": { "port": 80 } }, { "type": "Liveness", "tcpSocket": { "port": 80 } }]);
+    let lines = [
+        with("/properties/template/scale", "minReplicas", json!(1)),
+        with("/properties/template/containers/0", "probes", probes),
+        with("/properties/configuration", "ingress", Value::Null),
+    ];
+    expect![[r#"
+        template.scale.coveIdle: frozen has no effect: with minReplicas above 0 a replica always runs.
+        template.scale.coveIdle: frozen has no effect: container 'web' has a liveness probe, which a frozen container cannot answer.
+        template.scale.rules: it goes to zero and nothing starts it again; add a rule, enable ingress or set minReplicas.
+        template.scale.coveIdle: frozen has no effect: without ingress no request would wake the app."#]].assert_eq(&lines.join("\n"));
+}
+
+#[test]
 fn unknown_properties_survive_at_every_level() {
     let mut body = body();
     for pointer in [
