@@ -47,6 +47,16 @@ apt_install() {
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; }
 }
 
+# node_env FOLDER LISTS PROGRAMS: installs the packages of LISTS/package-lock.json once, with the npm in PROGRAMS.
+node_env() {
+    cmp -s "$2/package-lock.json" "$1/package-lock.json" && [[ -d $1/node_modules ]] && return
+    may_install || fail "$1 is missing and COVE_TEST_OFFLINE is set"
+    echo "installing $2/package.json into $1"
+    mkdir -p "$1"
+    cp "$2/package.json" "$2/package-lock.json" "$1/"
+    (cd "$1" && PATH="$3:$PATH" npm ci --no-audit --no-fund --silent)
+}
+
 # python_env FOLDER REQUIREMENTS: makes a Python environment once; a changed list of requirements makes it anew.
 python_env() {
     cmp -s "$2" "$1/.requirements" && return

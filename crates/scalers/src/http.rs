@@ -8,10 +8,13 @@
 //! **Invariant:** errors name the address without its query and without a user.
 
 pub(crate) mod auth;
+mod github;
 mod metrics_api;
+mod pipelines;
 mod prometheus;
 #[cfg(test)]
 pub(crate) mod stub;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -44,10 +47,7 @@ const CALL_MAX: Duration = Duration::from_secs(60);
 /// How long an idle connection is kept: rules are polled every 30 s.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 
-/// Trigger types that this module opens.
-pub(crate) const KINDS: &[&str] = &["metrics-api", "prometheus"];
-
-/// The source of a rule that is read over HTTP; `None` when its type is none of [`KINDS`].
+/// The source of a rule that is read over HTTP; `None` when its type is none of these.
 ///
 /// # Errors
 /// Metadata that it cannot use.
@@ -56,9 +56,11 @@ pub(crate) fn open(http: &Http, trigger: &Trigger, context: &Context) -> Option<
         source.map(|source| Arc::new(source) as Arc<dyn Source>)
     }
     Some(match trigger.scaler.as_str() {
+        "azure-pipelines" => shared(pipelines::open(http, trigger, context)),
+        "github-runner" => shared(github::open(http, trigger, context)),
         "metrics-api" => shared(metrics_api::open(http, trigger, context)),
         "prometheus" => shared(prometheus::open(http, trigger, context)),
-        _ => return None,
+        _ => shared(table::open(http, trigger, context)?),
     })
 }
 
@@ -118,6 +120,11 @@ impl Http {
     /// Without any client yet.
     pub(crate) fn new(roots: Roots) -> Self {
         Self { roots, clients: Mutex::default() }
+    }
+
+    /// Whom all clients trust beside the system's authorities.
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// The client of all rules of this environment that say the same of TLS.

@@ -36,8 +36,35 @@ pub struct Config {
     pub controller: ControllerSection,
     /// `[capacity]`
     pub capacity: CapacitySection,
+    /// `[scalers]`
+    pub scalers: ScalersSection,
     /// `[autoscaler]`: timings of every revision; see the scaling page of the guide.
     pub autoscaler: cove_autoscaler::Config,
+}
+
+/// `[scalers]`: the event sources of scale rules.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScalersSection {
+    /// PEM files with certificates that sign those of event sources, besides the system's. Read when the server starts.
+    /// Default none.
+    pub ca_certificates: Vec<Utf8PathBuf>,
+}
+
+impl ScalersSection {
+    /// The certificates of the files.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds no certificate.
+    pub(crate) fn roots(&self) -> anyhow::Result<cove_scalers::Roots> {
+        let mut texts = Vec::new();
+        for path in &self.ca_certificates {
+            let text = std::fs::read_to_string(path);
+            texts.push(text.with_context(|| format!("`scalers.ca_certificates` names `{path}`, which cannot be read"))?);
+        }
+        cove_scalers::Roots::from_pem(&texts)
+            .context("a file of `scalers.ca_certificates` holds no certificate in PEM form")
+    }
 }
 
 /// `[api]`: the ARM API, login and metadata.

@@ -11,6 +11,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::stub::{Stub, context, measured, once, reply, scalers, trigger};
+use crate::rig::{Server, until};
 use crate::source::Context;
 use crate::tls::Roots;
 
@@ -273,4 +274,35 @@ async fn the_query_of_prometheus() {
     );
     assert_eq!((seen.header("x-tenant"), seen.header("x-other")), ("t1", "2"));
     assert_eq!(seen.header("authorization"), "Basic dTo=");
+}
+
+#[tokio::test]
+async fn a_real_prometheus() {
+    let config = "global: {scrape_interval: 1s}\nscrape_configs: []\n";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prometheus.yml");
+    std::fs::write(&file, config).unwrap();
+    let server = Server::start("prometheus", |dir, port| {
+        vec![
+            format!("--config.file={}", file.display()),
+            format!("--storage.tsdb.path={}", dir.join("data").display()),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ]
+    })
+    .await;
+    let url = format!("http://127.0.0.1:{}", server.port());
+    let ask = |text: &'static str| {
+        let url = url.clone();
+        async move { measured(&trigger("prometheus", &[("serverAddress", &url), ("query", text), ("threshold", "5")])).await }
+    };
+    // It listens a moment before it answers.
+    until("prometheus answers", || async { ask("vector(7)").await.is_ok() }).await;
+    assert_eq!(ask("vector(7)").await, Ok((7.0, true)));
+    assert_eq!(ask("scalar(vector(3))").await, Ok((3.0, true)));
+    assert_eq!(ask("sum(nothing_of_this_name)").await, Ok((0.0, false)));
+    assert_eq!(ask("vector(0) / 0").await, Ok((0.0, false)));
+    let several = ask("label_replace(vector(1), \"a\", \"b\", \"\", \"\") or vector(2)").await.unwrap_err();
+    assert!(several.contains("2 series"), "{several}");
+    let broken = ask("sum(").await.unwrap_err();
+    assert_eq!(broken, format!("{url}/api/v1/query answered 400 Bad Request"));
 }

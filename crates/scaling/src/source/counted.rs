@@ -11,22 +11,36 @@ struct Row {
     target: &'static str,
     target_default: Option<f64>,
     activation: &'static str,
+    activation_default: f64,
 }
 
 const fn row(scaler: &'static str, target: &'static str, default: Option<f64>, activation: &'static str) -> Row {
-    Row { scaler, target, target_default: default, activation }
+    Row { scaler, target, target_default: default, activation, activation_default: 0.0 }
 }
 
-const TABLE: [Row; 9] = [
+const TABLE: &[Row] = &[
+    row("activemq", "targetQueueSize", Some(10.0), "activationTargetQueueSize"),
+    row("arangodb", "queryValue", None, "activationQueryValue"),
+    Row { activation_default: 10.0, ..row("artemis-queue", "queueLength", Some(10.0), "activationQueueLength") },
     row("azure-blob", "blobCount", Some(5.0), "activationBlobCount"),
+    row("azure-log-analytics", "threshold", None, "activationThreshold"),
     row("beanstalkd", "value", None, "activationValue"),
+    row("clickhouse", "targetQueryValue", None, "activationTargetQueryValue"),
+    row("couchdb", "queryValue", None, "activationQueryValue"),
+    row("elasticsearch", "targetValue", None, "activationTargetValue"),
     row("etcd", "value", None, "activationValue"),
+    row("graphite", "threshold", Some(100.0), "activationThreshold"),
+    row("influxdb", "thresholdValue", None, "activationThresholdValue"),
+    row("loki", "threshold", None, "activationThreshold"),
     row("mysql", "queryValue", None, "activationQueryValue"),
     row("nats-jetstream", "lagThreshold", Some(10.0), "activationLagThreshold"),
+    row("opensearch", "targetValue", None, "activationTargetValue"),
     row("postgresql", "targetQueryValue", None, "activationTargetQueryValue"),
+    row("pulsar", "msgBacklogThreshold", Some(10.0), "activationMsgBacklogThreshold"),
     row("redis", "listLength", Some(5.0), "activationListLength"),
     row("redis-cluster", "listLength", Some(5.0), "activationListLength"),
     row("redis-sentinel", "listLength", Some(5.0), "activationListLength"),
+    row("solr", "targetQueryValue", None, "activationTargetQueryValue"),
 ];
 
 /// Metadata of a rule whose source gives one number.
@@ -34,7 +48,7 @@ const TABLE: [Row; 9] = [
 pub struct Counted {
     /// Per replica.
     pub target: f64,
-    /// The number must exceed this, default 0.
+    /// The number must exceed this; default 0, of `artemis-queue` 10.
     pub activation: f64,
 }
 
@@ -44,7 +58,7 @@ impl Counted {
         let row = TABLE.iter().find(|row| row.scaler == scaler)?;
         Some(Self {
             target: params.target(row.target, row.target_default),
-            activation: params.activation(row.activation),
+            activation: params.number(row.activation, Some(row.activation_default), f64::MIN),
         })
     }
 
