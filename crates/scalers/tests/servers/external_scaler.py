@@ -7,6 +7,7 @@
     slow     METHOD, which then never answers
     stream   JSON list of booleans, sent at once; the stream stays open behind them
 
+Input: such fields as JSON, one object a line, which from then on count instead of the metadata's; answered by `ok`.
 Arguments: nothing, or the files of a certificate, its key and the authority of clients.
 """
 
@@ -51,10 +52,11 @@ def classes():
 
 TYPES = classes()
 ENDED = threading.Event()
+OWN = {}
 
 
 def told(method, ref, context):
-    metadata = {entry.key: entry.value for entry in ref.scalerMetadata}
+    metadata = {entry.key: entry.value for entry in ref.scalerMetadata} | OWN
     if metadata.get("fail") == method:
         names = sorted(set(metadata) - {"specs", "values"})
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{ref.namespace}/{ref.name} says {', '.join(names)}")
@@ -110,7 +112,9 @@ def main():
         port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print("ready", port, flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        OWN.update(json.loads(line))
+        print("ok", flush=True)
     ENDED.set()
     server.stop(None)
 
