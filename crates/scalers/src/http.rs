@@ -13,6 +13,8 @@ mod metrics_api;
 mod pipelines;
 mod prometheus;
 #[cfg(test)]
+mod runners_tests;
+#[cfg(test)]
 pub(crate) mod stub;
 mod table;
 #[cfg(test)]

@@ -143,6 +143,7 @@ struct Double {
     _input: ChildStdin,
     port: u16,
     control: String,
+    client: reqwest::Client,
     ca: String,
 }
 
@@ -162,12 +163,13 @@ impl Double {
             _input: input,
             port: port.parse().expect("a port"),
             control: format!("http://127.0.0.1:{control}"),
+            client: reqwest::Client::new(),
             ca: std::fs::read_to_string(ca).expect("its certificate"),
         }
     }
 
     async fn put(&self, what: &str) {
-        let reply = reqwest::Client::new().put(format!("{}/{what}", self.control)).send().await.unwrap();
+        let reply = self.client.put(format!("{}/{what}", self.control)).send().await.unwrap();
         assert!(reply.status().is_success(), "{what}");
     }
 

@@ -456,3 +456,6 @@ fn post_json(url: Url, body: &Value) -> Call {
 fn first(addresses: &str) -> &str {
     addresses.split(',').next().unwrap_or_default().trim()
 }
+
+#[cfg(test)]
+mod tests;
