@@ -13,7 +13,6 @@ use axum::{
     routing::{get, post},
 };
 use camino::Utf8PathBuf;
-use cove_autoscaler::KeptDecision;
 use cove_images::ImageStore;
 use cove_model::{ResourceId, RevisionKey};
 use cove_monitor::Monitor;
@@ -34,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) monitor: Monitor,
     pub(crate) autoscaler: cove_autoscaler::Handle,
+    pub(crate) recording: cove_autoscaler::Recording,
     pub(crate) images: ImageStore,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) mover: Arc<Mover>,
@@ -51,7 +51,8 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/metrics", get(metrics))
         .route("/wakes", get(wakes))
         .route("/plans", get(plans))
-        .route("/scale/explain", get(explain))
+        .route("/scale/explain", get(crate::explain::explain))
+        .route("/scale/decisions", get(crate::explain::decisions))
         .route("/scale/zero", post(scale_to_zero))
         .route("/clock", get(clock))
         .route("/clock/advance", post(advance))
@@ -79,7 +80,7 @@ impl IntoResponse for Failed {
     }
 }
 
-fn internal(error: impl std::fmt::Display) -> Failed {
+pub(crate) fn internal(error: impl std::fmt::Display) -> Failed {
     tracing::error!(%error, "an extension could not answer");
     Failed(
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -88,7 +89,7 @@ fn internal(error: impl std::fmt::Display) -> Failed {
     )
 }
 
-fn app_id(text: &str) -> Result<ResourceId, Failed> {
+pub(crate) fn app_id(text: &str) -> Result<ResourceId, Failed> {
     ResourceId::parse(text).map_err(|error| Failed(StatusCode::BAD_REQUEST, "InvalidResourceId", error.to_string()))
 }
 
@@ -149,32 +150,12 @@ async fn plans(State(context): State<Arc<Context>>, Query(query): Query<AppQuery
 }
 
 /// The active revisions of an app.
-fn active_revisions(context: &Context, app: &ResourceId) -> Result<Vec<RevisionKey>, Failed> {
+pub(crate) fn active_revisions(context: &Context, app: &ResourceId) -> Result<Vec<RevisionKey>, Failed> {
     if context.store.resource(app).map_err(internal)?.is_none() {
         return Err(Failed(StatusCode::NOT_FOUND, "ResourceNotFound", format!("the app `{app}` was not found")));
     }
     let rows = context.store.revisions(app).map_err(internal)?;
     Ok(rows.into_iter().filter(|row| row.revision.is_active).map(|row| row.revision.key()).collect())
-}
-
-async fn explain(State(context): State<Arc<Context>>, Query(query): Query<AppQuery>) -> Result<Json<Value>, Failed> {
-    let mut value = Vec::new();
-    for revision in active_revisions(&context, &app_id(&query.app)?)? {
-        let Some(scale) = context.autoscaler.scale_of(&revision) else { continue };
-        value.push(json!({
-            "revision": revision.name,
-            "current": scale.current,
-            "lastActive": scale.last_active,
-            "nextTick": scale.next_tick,
-            "limits": {"min": scale.config.min_replicas, "max": scale.config.max_replicas},
-            "decisions": scale.decisions.iter().map(decision).collect::<Vec<_>>(),
-        }));
-    }
-    Ok(Json(json!({"value": value})))
-}
-
-fn decision(kept: &KeptDecision) -> Value {
-    json!({"since": kept.since, "at": kept.record.decision.at, "times": kept.times, "record": &*kept.record})
 }
 
 async fn scale_to_zero(

@@ -10,6 +10,7 @@ mod api_listener;
 mod certificates;
 pub mod config;
 mod directory;
+mod explain;
 mod extensions;
 mod logs;
 mod metrics;

@@ -142,6 +142,8 @@ struct Shared {
     tasks: Tasks,
     boards: Boards,
     metrics: Arc<Metrics>,
+    recording: cove_autoscaler::Recording,
+    decisions: mpsc::Sender<cove_autoscaler::RevisionDecision>,
     /// The ingress and the autoscaler need each other: the ingress asks through this cell, filled once both are made.
     activate: Arc<OnceLock<cove_autoscaler::Handle>>,
 }
@@ -281,11 +283,14 @@ fn bind(config: &Config) -> anyhow::Result<Sockets> {
 
 async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
     let endpoints = endpoints_of(&sockets, &opened.authority, &options.config)?;
+    let (recording, decisions) = start_recording(options, &opened.clock, &tasks);
     let shared = Shared {
         clock: opened.clock.clone(),
         tasks: tasks.clone(),
         boards: Boards::default(),
         metrics: Arc::new(Metrics::new()),
+        recording,
+        decisions,
         activate: Arc::default(),
     };
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
@@ -448,6 +453,19 @@ fn capacity(section: &CapacitySection) -> cove_reconcile::Amount {
     }
 }
 
+/// Keeps every decision; what reads them, and where they are sent.
+fn start_recording(
+    options: &Options,
+    clock: &Clock,
+    tasks: &Tasks,
+) -> (cove_autoscaler::Recording, mpsc::Sender<cove_autoscaler::RevisionDecision>) {
+    let config = options.config.autoscaler.recording.clone();
+    let (recorder, recording, decisions) =
+        cove_autoscaler::recording(options.data_dir.join("decisions"), config, clock.clone());
+    tasks.spawn(ESSENTIAL, recorder.run(tasks.shutdown_token()));
+    (recording, decisions)
+}
+
 fn make_autoscaler(
     options: &Options,
     opened: &Opened,
@@ -479,7 +497,7 @@ fn make_autoscaler(
             store: opened.store.clone(),
             runtime: tokio::runtime::Handle::current(),
         })),
-        decisions: None,
+        decisions: Some(shared.decisions.clone()),
         events: opened.monitor.events(),
     };
     cove_autoscaler::Service::new(options.config.autoscaler.clone(), deps)
@@ -542,6 +560,7 @@ async fn api_router(
         store: opened.store.clone(),
         monitor: opened.monitor.clone(),
         autoscaler: shared.activate.get().context("the autoscaler is made before the API")?.clone(),
+        recording: shared.recording.clone(),
         images: opened.images.clone(),
         runtime,
         mover,
