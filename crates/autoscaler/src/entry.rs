@@ -12,7 +12,7 @@ mod rule;
 
 use std::sync::Arc;
 
-use cove_model::{ScaleMode, SystemEvent};
+use cove_model::{IdleState, ScaleMode, SystemEvent};
 use cove_scaling::fast::FastSettings;
 use cove_scaling::measure::load_reading;
 use cove_scaling::{
@@ -134,6 +134,11 @@ impl Entry {
         self.open_us_seen = load.open_us_total;
     }
 
+    /// What its last replica does at zero, as its template asks.
+    pub(crate) fn idle(&self) -> IdleState {
+        self.revision.scale.idle
+    }
+
     /// Whether it waits for a request, and only for that.
     pub(crate) fn sleeps(&self) -> bool {
         self.state.current == 0 && self.config.sleeps_at_zero()
@@ -149,7 +154,8 @@ impl Entry {
         {
             let look = meter.look(usage, due.now);
             for (index, rule) in self.config.rules.iter().enumerate().filter(|(_, rule)| rule.kind.is_resource()) {
-                let (Some(given), Some(state)) = (self.revision.scale.rules.get(index), self.rules.get_mut(index)) else {
+                let (Some(given), Some(state)) = (self.revision.scale.rules.get(index), self.rules.get_mut(index))
+                else {
                     continue;
                 };
                 let reading = look.reading(&self.config.settings, rule.kind, given, self.state.current);

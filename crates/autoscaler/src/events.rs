@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an event says what happened and why in words a user of `az` can act on; it never holds a secret.
 
-use cove_model::{EventKind, ResourceId, RevisionKey, SystemEvent};
+use cove_model::{EventKind, IdleState, ResourceId, RevisionKey, SystemEvent};
 use cove_scaling::{Decision, Reading, Reason, Rule, RuleKind, ScaleConfig};
 use jiff::Timestamp;
 
@@ -73,12 +73,13 @@ impl Subject {
     }
 
     /// A count changed.
-    pub(crate) fn rescaled(&self, decision: &Decision, config: &ScaleConfig) -> SystemEvent {
+    pub(crate) fn rescaled(&self, decision: &Decision, config: &ScaleConfig, idle: IdleState) -> SystemEvent {
         let (from, to, why) = (decision.current, decision.new, why(decision, config));
+        let last = if idle == IdleState::Frozen { "; the last replica is to be frozen" } else { "" };
         let (reason, message) = match (from, to) {
             (0, _) => ("KEDAScaleTargetActivated", format!("Scaled `{}` from 0 to {to}: {why}", self.revision.name)),
             (_, 0) => {
-                ("KEDAScaleTargetDeactivated", format!("Scaled `{}` from {from} to 0: {why}", self.revision.name))
+                ("KEDAScaleTargetDeactivated", format!("Scaled `{}` from {from} to 0: {why}{last}", self.revision.name))
             }
             _ => ("SuccessfulRescale", format!("Scaled `{}` from {from} to {to}: {why}", self.revision.name)),
         };

@@ -22,7 +22,8 @@ pub(crate) fn note_candidates(entry: &mut Entry, plan: &Plan, now: Timestamp) ->
         let serves = plan.kept.contains(name) && (is_in_charge || !is_single);
         let may_sleep = has_ingress && known.revision.template.scale.min_replicas == 0;
         let is_ready = known.status.provisioning == RevisionProvisioning::Provisioned;
-        let candidate = (serves && may_sleep && is_ready).then_some(known.status.replicas == 0 && known.status.frozen == 0);
+        let candidate =
+            (serves && may_sleep && is_ready).then_some(known.status.replicas == 0 && known.status.frozen == 0);
         if known.status.replicas > 0 {
             known.used_at = now;
         }

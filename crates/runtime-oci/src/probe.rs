@@ -58,7 +58,7 @@ pub fn probe() -> Vec<Probe> {
             freezing(),
             "mount cgroup v2, or the freezer of version 1; without it `coveIdle: frozen` scales to zero",
         ),
-        answer("swap", swap(), "add swap or zram, if apps with `coveIdle: frozen` need more memory than there is"),
+        answer("swap", swap(), "use Linux 5.10 or newer; until then what frozen replicas know stays in memory"),
     ];
     // Mounts are tried on a thread with a mount namespace of its own, which ends with it.
     let tried = std::thread::Builder::new().name("cove-probe".to_owned()).spawn(overlay);
@@ -113,7 +113,8 @@ fn freezing() -> Result<String, String> {
 fn swap() -> Result<String, String> {
     let free = page_out::swap_free() >> 20;
     match (free, page_out::is_possible()) {
-        (0, _) => Err("none: what frozen replicas know stays in memory".to_owned()),
+        // nothing needs it
+        (0, _) => Ok("none: what frozen replicas know stays in memory".to_owned()),
         (_, false) => Err(format!("{free} MiB free, but this kernel moves nothing there on demand")),
         (_, true) => Ok(format!("{free} MiB free for what frozen replicas know")),
     }

@@ -81,6 +81,8 @@ pub enum Mutation {
     VictimsInverted,
     /// A drain is executed as a stop.
     StopInsteadOfDrain,
+    /// Freezes replicas without a drain.
+    FreezeInsteadOfDrain,
     /// The ingress goes on sending to draining replicas.
     SendToDraining,
     /// The autoscaler's cool-down is a tenth of what it should be.

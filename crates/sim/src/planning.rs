@@ -130,6 +130,7 @@ impl Sim {
             Mutation::None
             | Mutation::VictimsInverted
             | Mutation::StopInsteadOfDrain
+            | Mutation::FreezeInsteadOfDrain
             | Mutation::SendToDraining
             | Mutation::ImpatientCoolDown
             | Mutation::NoMemory
@@ -288,6 +289,8 @@ impl Sim {
         let least = stays.map(|other| other.open).min();
         if self.mutation == Mutation::StopInsteadOfDrain {
             self.stop(app, rev, name);
+        } else if self.mutation == Mutation::FreezeInsteadOfDrain {
+            self.freeze(app, rev, name);
         } else if is_ready && reason == "the wanted number of replicas" && least.is_some_and(|least| least < open) {
             let what = format!("{name} with {open} open requests was chosen, another one has fewer");
             self.violated(Invariant::LeastBusyGoesFirst, what);

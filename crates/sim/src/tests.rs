@@ -8,15 +8,18 @@ const HOUR_MS: u64 = 3_600_000;
 
 /// Every test run tries a thousand worlds, in four parts so that they run side by side; `cove-sim --seeds` tries more.
 fn every_seed_keeps_every_promise(seeds: std::ops::Range<u64>) {
+    let mut freezes = 0;
     let broken: Vec<String> = seeds
         .filter_map(|seed| {
             let mut sim = generate(seed, Size::Small);
             sim.advance(HOUR_MS);
+            freezes += sim.stats().freezes;
             let violation = sim.violations().first()?;
             Some(format!("{violation}\n  replay: cargo run -p cove-sim -- --seed {seed}"))
         })
         .collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(freezes > 100, "only {freezes} replicas were ever frozen");
 }
 
 #[test]
@@ -68,6 +71,7 @@ fn what_is_broken_on_purpose_is_caught() {
     let expected = [
         (Mutation::VictimsInverted, Invariant::LeastBusyGoesFirst),
         (Mutation::StopInsteadOfDrain, Invariant::NoRequestDroppedWhileReady),
+        (Mutation::FreezeInsteadOfDrain, Invariant::NoRequestDroppedWhileReady),
         (Mutation::SendToDraining, Invariant::DrainedGetsNoNewRequest),
         (Mutation::ImpatientCoolDown, Invariant::ZeroOnlyAfterCoolDown),
         (Mutation::NoMemory, Invariant::PlanSettles),

@@ -34,7 +34,10 @@ fn a_frozen_app_wakes_with_what_it_knows() {
     assert!(frozen.contains("NotRunning"), "{frozen}");
     let name = frozen.split('\t').next().expect("the name").to_owned();
     let revision = server.ok("containerapp revision list -g cove -n web -o yaml");
-    assert!(revision.contains("runningState: ScaledToZero") && revision.contains("coveFrozenReplicas: 1"), "{revision}");
+    assert!(
+        revision.contains("runningState: ScaledToZero") && revision.contains("coveFrozenReplicas: 1"),
+        "{revision}"
+    );
     let woken = served(&server);
     assert!(woken > before, "it was {before}, now it is {woken}: another process answered");
     until("it runs again", || replica(&server).contains("Running"));

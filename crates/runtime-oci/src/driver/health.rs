@@ -182,7 +182,9 @@ fn is_ready(replica: &super::Replica) -> bool {
 
 impl Run {
     async fn probe(self) {
-        if let Some(startup) = self.checks.startup.clone()
+        // found frozen by a new driver: it was ready when it was frozen, and cannot be asked now
+        let was_ready = self.rests();
+        if let Some(startup) = self.checks.startup.clone().filter(|_| !was_ready)
             && let Err(message) = self.first_success(&startup, self.checks.is_startup_default).await
         {
             self.restart(&startup, &message);
@@ -192,7 +194,7 @@ impl Run {
         let readiness = async {
             match self.checks.readiness.clone() {
                 None => self.found(|health| health.is_ready = true),
-                Some(probe) => self.watch_readiness(&probe).await,
+                Some(probe) => self.watch_readiness(&probe, was_ready).await,
             }
         };
         let liveness = async {
@@ -250,9 +252,9 @@ impl Run {
         false
     }
 
-    async fn watch_readiness(&self, probe: &Probe) {
+    async fn watch_readiness(&self, probe: &Probe, was_ready: bool) {
         let startup_answered = self.checks.startup.as_ref().is_some_and(|startup| startup.action == probe.action);
-        if self.checks.is_readiness_default && startup_answered {
+        if was_ready || self.checks.is_readiness_default && startup_answered {
             self.found(|health| health.is_ready = true);
         } else {
             while self.first_success(probe, self.checks.is_readiness_default).await.is_err() {
