@@ -11,17 +11,21 @@
 mod azure;
 #[cfg(test)]
 mod azurite;
+mod beanstalkd;
 mod clock;
 mod dial;
+mod etcd;
 mod external;
 mod http;
 mod kafka;
 mod keys;
+mod nats;
 mod net;
 mod pipe;
 mod pool;
 #[cfg(test)]
 mod python;
+mod rabbitmq;
 mod redis;
 #[cfg(test)]
 mod rig;

@@ -84,6 +84,20 @@ impl Server {
         server
     }
 
+    /// A program by its path, in a folder that was prepared, with the environment that `variables` makes of its port.
+    pub(crate) async fn start_with(
+        dir: TempDir,
+        path: &str,
+        variables: impl FnOnce(&Path, u16) -> Vec<(String, String)>,
+    ) -> Self {
+        let port = free_port();
+        let mut command = Command::new(path);
+        command.envs(variables(dir.path(), port)).current_dir(dir.path()).stdin(Stdio::null());
+        let mut server = Self { command, child: None, port, dir };
+        server.restart().await;
+        server
+    }
+
     /// Starts it again on the same port.
     pub(crate) async fn restart(&mut self) {
         self.stop();

@@ -14,10 +14,14 @@ use cove_scaling::source::{Answer, MetadataError};
 use tokio::sync::watch;
 
 use crate::azure;
+use crate::beanstalkd;
 use crate::clock;
+use crate::etcd;
 use crate::external;
 use crate::http::{self, Http};
 use crate::kafka;
+use crate::nats;
+use crate::rabbitmq;
 use crate::redis;
 use crate::sql;
 use crate::tls::Roots;
@@ -135,10 +139,12 @@ impl fmt::Debug for Context {
 /// All scalers, with the connections that their sources share.
 #[derive(Debug)]
 pub struct Scalers {
+    beanstalkd: Arc<beanstalkd::Servers>,
     clock: Clock,
     externals: Arc<external::Channels>,
     http: Http,
     kafka: Arc<kafka::Brokers>,
+    rabbitmq: Arc<rabbitmq::Brokers>,
     redis: Arc<redis::Servers>,
     sql: Arc<sql::Databases>,
 }
@@ -155,10 +161,12 @@ impl Scalers {
         "azure-pipelines",
         "azure-queue",
         "azure-servicebus",
+        "beanstalkd",
         "clickhouse",
         "couchdb",
         "cron",
         "elasticsearch",
+        "etcd",
         "external",
         "external-push",
         "github-runner",
@@ -168,10 +176,12 @@ impl Scalers {
         "loki",
         "metrics-api",
         "mysql",
+        "nats-jetstream",
         "opensearch",
         "postgresql",
         "prometheus",
         "pulsar",
+        "rabbitmq",
         "redis",
         "redis-cluster",
         "redis-cluster-streams",
@@ -183,7 +193,16 @@ impl Scalers {
 
     /// Without any connection yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, externals: Arc::default(), http: Http::default(), kafka: Arc::default(), redis: Arc::default(), sql: Arc::default() }
+        Self {
+            beanstalkd: Arc::default(),
+            clock,
+            externals: Arc::default(),
+            http: Http::default(),
+            kafka: Arc::default(),
+            rabbitmq: Arc::default(),
+            redis: Arc::default(),
+            sql: Arc::default(),
+        }
     }
 
     /// Trusts further certificates, beside the system's.
@@ -191,6 +210,7 @@ impl Scalers {
     pub fn with_roots(mut self, roots: Roots) -> Self {
         self.sql = Arc::new(sql::Databases::new(roots.clone()));
         self.kafka = Arc::new(kafka::Brokers::new(roots.clone()));
+        self.rabbitmq = Arc::new(rabbitmq::Brokers::new(roots.clone()));
         self.redis = Arc::new(redis::Servers::new(roots.clone()));
         self.http = Http::new(roots);
         self
@@ -204,8 +224,12 @@ impl Scalers {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
+            "beanstalkd" => Ok(Arc::new(beanstalkd::open(&self.beanstalkd, trigger, context)?)),
+            "etcd" => Ok(Arc::new(etcd::open(&self.http, trigger, context)?)),
+            "nats-jetstream" => Ok(Arc::new(nats::open(&self.http, trigger, context)?)),
             "mysql" | "postgresql" => sql::open(&self.sql, trigger, context),
             "apache-kafka" | "kafka" => Ok(Arc::new(kafka::open(&self.kafka, trigger, context)?)),
+            "rabbitmq" => Ok(Arc::new(rabbitmq::open(&self.rabbitmq, &self.http, trigger, context)?)),
             "redis" | "redis-cluster" | "redis-cluster-streams" | "redis-sentinel" | "redis-sentinel-streams"
             | "redis-streams" => Ok(Arc::new(redis::open(&self.redis, trigger, context)?)),
             other => azure::open(&self.http, trigger, context)
