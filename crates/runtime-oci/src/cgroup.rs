@@ -119,7 +119,7 @@ impl Cgroups {
             .filter(|name| !v1.contains_key(name))
             .map(|controller| Missing { controller, why: NOT_ENABLED.to_owned() })
             .collect();
-        let freezer = v2_beside.map(Freezer::Beside).or(v1_freezer.map(Freezer::V1));
+        let freezer = v2_beside.map(Freezer::Beside).or_else(|| v1_freezer.map(Freezer::V1));
         Ok(Self { kind: Kind::V1(v1), freezer, missing })
     }
 

@@ -152,7 +152,7 @@ fn one_that_cannot_be_frozen_is_ended() {
     world.pass(SignedDuration::from_millis(500));
     let before = world.replicas.clone();
     world.round();
-    world.replicas = before.clone();
+    world.replicas = before;
     let mut refused = world.clone();
     refused.memory.freeze_refused(&World::name("v1"), &name);
     let ended = expect![[r#"
