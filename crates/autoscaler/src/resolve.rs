@@ -1,7 +1,7 @@
 //! From a rule of the template to a trigger whose values are all in place.
 //!
-//! Metadata is taken as written; a `…FromEnv` key reads a variable of the revision's first container, as KEDA does; an
-//! `auth` entry reads a secret of the app.
+//! Metadata is taken as written, but for keys that the catalogue reads from variables and secrets alone; a `…FromEnv`
+//! key reads a variable of the revision's first container, as KEDA does; an `auth` entry reads a secret of the app.
 //!
 //! **Invariant:** pure, and no error or note holds a secret's value.
 //! **Invariant:** authentication parameters win over metadata, and metadata over `…FromEnv`.
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use cove_model::{EnvValue, EnvVar, RevisionKey, ScaleRuleAuth, ScaleRuleKind};
 use cove_scalers::Trigger;
+use cove_scaling::validate;
 
 /// What a key's name ends with when its value is the name of a variable.
 const FROM_ENV: &str = "FromEnv";
@@ -45,7 +46,8 @@ pub(crate) fn resolve(revision: &RevisionKey, kind: &ScaleRuleKind, around: &Sur
         ScaleRuleKind::Custom { scaler, metadata, auth, identity } => {
             let named = |key: &str| key.strip_suffix(FROM_ENV).filter(|name| !name.is_empty()).map(str::to_owned);
             let mut parameters = BTreeMap::new();
-            for (key, value) in metadata.iter().filter(|(key, value)| named(key).is_none() && !value.trim().is_empty()) {
+            let is_read = |key: &str| named(key).is_none() && validate::reads_in_metadata(scaler, key);
+            for (key, value) in metadata.iter().filter(|(key, value)| is_read(key) && !value.trim().is_empty()) {
                 parameters.insert(key.clone(), value.clone());
             }
             for (key, value) in metadata {

@@ -12,6 +12,8 @@ pub mod config;
 mod directory;
 mod explain;
 mod extensions;
+#[cfg(test)]
+mod kinds;
 mod logs;
 mod metrics;
 mod mirrors;
