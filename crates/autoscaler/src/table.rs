@@ -302,11 +302,7 @@ impl Table {
     ) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
         // another revision of this name may have begun meanwhile
-        let to_zero = entry.take_answers(answers) && due.decides_then && self.decide(key, due.at, load, existing);
-        if self.entries.get(key).is_some_and(|entry| entry.is_pushed()) {
-            self.push(key, self.seen_at.max(due.now));
-        }
-        to_zero
+        entry.take_answers(answers) && due.decides_then && self.decide(key, due.at, load, existing)
     }
 
     /// The event rules of a tick were given up.
