@@ -302,7 +302,11 @@ impl Table {
     ) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
         // another revision of this name may have begun meanwhile
-        entry.take_answers(answers) && due.decides_then && self.decide(key, due.at, load, existing)
+        let to_zero = entry.take_answers(answers) && due.decides_then && self.decide(key, due.at, load, existing);
+        if self.entries.get(key).is_some_and(|entry| entry.is_pushed()) {
+            self.push(key, self.seen_at.max(due.now));
+        }
+        to_zero
     }
 
     /// The event rules of a tick were given up.
