@@ -53,6 +53,11 @@ impl Entry {
         self.next = Some(self.next.map_or(now, |next| next.min(now)));
     }
 
+    /// Whether a source said something that was not followed yet.
+    pub(crate) fn is_pushed(&self) -> bool {
+        self.is_pushed
+    }
+
     /// What is due at `now`; the next tick is set.
     pub(crate) fn take_due(&mut self, now: Timestamp) -> Due {
         let after = std::mem::replace(&mut self.ticked_at, now);
@@ -63,7 +68,8 @@ impl Entry {
         let load = has(RuleKind::is_load) && became_due(RuleKind::Http) && has_window;
         let usage = has(RuleKind::is_resource) && became_due(RuleKind::Cpu);
         let is_polled = self.has_event_rules() && became_due(RuleKind::Event);
-        let is_pushed = std::mem::take(&mut self.is_pushed);
+        // while event rules are being asked it waits for their answers
+        let is_pushed = !self.is_polling && std::mem::take(&mut self.is_pushed);
         let mut readers = Vec::new();
         if (is_polled || is_pushed) && !self.is_polling {
             let all = self.rules.iter().enumerate();
