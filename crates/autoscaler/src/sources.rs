@@ -43,6 +43,9 @@ pub struct ReplicaUsage {
     pub ready_at: Option<Timestamp>,
     /// Processor time of its containers since it was made, in microseconds; `None` = not known.
     pub cpu_us_total: Option<u64>,
+    /// When that was measured by the machine's clock, which counts processor time also beside a virtual one; `None` = at the
+    /// time of the look.
+    pub cpu_taken_at: Option<Timestamp>,
     /// Memory that cannot be taken back from it, in bytes; `None` = not known.
     pub memory_bytes: Option<u64>,
     /// What its containers request together.

@@ -25,6 +25,7 @@ pub(crate) struct Meter {
 struct Seen {
     at: Timestamp,
     cpu_us_total: Option<u64>,
+    cpu_taken_at: Timestamp,
     is_ready: Option<bool>,
     ready_since: Option<Timestamp>,
 }
@@ -48,10 +49,13 @@ impl Meter {
                 Some(_) => Some(now),
                 None => replica.ready_at.filter(|_| replica.is_ready == Some(true)).or(replica.started_at),
             };
-            let seen = Seen { at: now, cpu_us_total: replica.cpu_us_total, is_ready: replica.is_ready, ready_since };
+            let cpu_taken_at = replica.cpu_taken_at.unwrap_or(now);
+            let (cpu_us_total, is_ready) = (replica.cpu_us_total, replica.is_ready);
+            let seen = Seen { at: now, cpu_us_total, cpu_taken_at, is_ready, ready_since };
             let rate = last.and_then(|last| {
                 let span = now.duration_since(last.at);
-                let span_us = u64::try_from(span.as_micros()).ok().filter(|span_us| *span_us > 0)?;
+                let counted = cpu_taken_at.duration_since(last.cpu_taken_at);
+                let span_us = u64::try_from(counted.as_micros()).ok().filter(|span_us| *span_us > 0)?;
                 let used_us = replica.cpu_us_total?.checked_sub(last.cpu_us_total?)?;
                 // microseconds of processor per microsecond of time, in thousandths
                 Some((used_us.saturating_mul(1000) / span_us, span))

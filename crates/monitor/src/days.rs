@@ -146,10 +146,10 @@ impl Days {
         .await
     }
 
-    /// Deletes the files of days that ended more than `days_kept` days ago.
-    pub(crate) async fn forget_older_than(&self, days_kept: u16) -> Result<(), MonitorError> {
+    /// Deletes the files of days that ended more than `days_kept` days before `now`.
+    pub(crate) async fn forget_older_than(&self, days_kept: u16, now: Timestamp) -> Result<(), MonitorError> {
         self.blocking(move |days| {
-            let today = day_of(Timestamp::now());
+            let today = day_of(now);
             for day in days.list() {
                 let age = today.since(day).map_or(0, |span| span.get_days());
                 if age > i32::from(days_kept) {

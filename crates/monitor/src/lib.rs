@@ -21,8 +21,9 @@ use std::{
     time::Duration,
 };
 
-use cove_base::Board;
+use cove_base::{Board, Clock};
 use cove_model::{SystemEvent, WakeRecord};
+use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +85,7 @@ pub struct MonitorService {
     days: Days,
     events: mpsc::Receiver<SystemEvent>,
     told: Told,
+    clock: Clock,
 }
 
 /// Events that may wait for the writer; beyond that senders wait.
@@ -107,7 +109,8 @@ impl Monitor {
         let days = Days::open(&config.dir, arrivals.clone())?;
         let (events, received) = mpsc::channel(EVENTS_QUEUED_MAX);
         let told = Told { sender: broadcast::Sender::new(LISTENER_BEHIND_MAX), is_writing: Arc::default() };
-        let service = MonitorService { config, days: days.clone(), events: received, told: told.clone() };
+        let service =
+            MonitorService { config, days: days.clone(), events: received, told: told.clone(), clock: Clock::real() };
         Ok((Self { days, events, arrivals, told }, service))
     }
 
@@ -147,12 +150,18 @@ impl Monitor {
 }
 
 impl MonitorService {
+    /// Keeps system events by a virtual clock too: where it is behind the machine's, their days are kept from its time on.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
     /// Runs until `shutdown`; then ingests what is there once more and returns.
     ///
     /// # Errors
     /// When the log files cannot be watched.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), MonitorError> {
-        let Self { config, days, mut events, told } = self;
+        let Self { config, days, mut events, told, clock } = self;
         let ingester = ingest::Ingester::open(&config.source_dir, days.clone())?;
         let ingested = tokio::spawn(ingester.run(shutdown.clone()));
         let mut sweep = tokio::time::interval(Duration::from_secs(3600));
@@ -160,7 +169,10 @@ impl MonitorService {
             let mut batch = Vec::new();
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                _ = sweep.tick() => days.forget_older_than(config.retention_days).await?,
+                _ = sweep.tick() => {
+                    let now = clock.now().min(Timestamp::now());
+                    days.forget_older_than(config.retention_days, now).await?;
+                }
                 received = events.recv_many(&mut batch, EVENTS_BATCH_MAX) => {
                     if received == 0 {
                         break;

@@ -3,13 +3,17 @@
 //! **Invariant:** one connection attempt per key at a time; those who come meanwhile wait for its outcome.
 //! **Invariant:** after a failed attempt the key rests, longer each time (1 s to 30 s): whoever asks gets the error at once,
 //! so a thousand rules on one dead host are one attempt per rest.
+//! **Invariant:** a rest is a span of the platform's time: beside a virtual clock a source that came back is seen to be
+//! back at the same poll, however fast the clock is moved.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cove_base::Clock;
+use jiff::Timestamp;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::source::ReadError;
@@ -20,6 +24,23 @@ const REST_FIRST: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(30);
 /// A connection that nobody asked for during this time is closed.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+
+tokio::task_local! {
+    /// The virtual clock of the read that asks for a connection; none where time is real.
+    static CLOCK: Clock;
+}
+
+/// Reads beside a virtual clock: whatever a pool is asked meanwhile rests by that clock.
+pub(crate) async fn paced<T>(clock: Clock, read: impl Future<Output = T>) -> T {
+    CLOCK.scope(clock, read).await
+}
+
+/// The time that rests are measured by, since some fixed instant.
+fn moment() -> Duration {
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let of_clock = |clock: &Clock| clock.now().duration_since(Timestamp::MIN).unsigned_abs();
+    CLOCK.try_with(of_clock).unwrap_or_else(|_no_clock| BEGUN.elapsed())
+}
 
 /// One connection per key.
 pub struct Pool<K, V> {
@@ -33,7 +54,8 @@ struct Slot<V> {
 
 struct State<V> {
     value: Option<V>,
-    failure: Option<(ReadError, Instant)>,
+    /// And until when that holds, as [`moment`] counts.
+    failure: Option<(ReadError, Duration)>,
     rest: Duration,
 }
 
@@ -64,21 +86,21 @@ impl<K: Eq + Hash + Clone, V: Clone> Pool<K, V> {
             return Ok(value.clone());
         }
         if let Some((error, until)) = &state.failure
-            && Instant::now() < *until
+            && moment() < *until
         {
             return Err(error.clone());
         }
         // If the caller gives up in the middle, the next one rests: an attempt that hangs is a failure too.
         let rest = state.rest;
         state.rest = (rest * 2).min(REST_MAX);
-        state.failure = Some((ReadError::new("the source did not answer in time"), Instant::now() + rest));
+        state.failure = Some((ReadError::new("the source did not answer in time"), moment() + rest));
         match connect().await {
             Ok(value) => {
                 *state = State { value: Some(value.clone()), failure: None, rest: REST_FIRST };
                 Ok(value)
             }
             Err(error) => {
-                state.failure = Some((error.clone(), Instant::now() + rest));
+                state.failure = Some((error.clone(), moment() + rest));
                 Err(error)
             }
         }
@@ -142,6 +164,17 @@ mod tests {
             assert_eq!(answer.await.unwrap(), Err(ReadError::new("connection refused")));
         }
         assert_eq!(attempts.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_rest_is_over_when_a_virtual_clock_says_so() {
+        let clock = Clock::virtual_at(Timestamp::UNIX_EPOCH);
+        let pool = Pool::<&str, u32>::default();
+        let refused = || async { Err(ReadError::new("connection refused")) };
+        assert!(paced(clock.clone(), pool.get(&"db:1", refused)).await.is_err());
+        assert!(paced(clock.clone(), pool.get(&"db:1", || async { Ok(1) })).await.is_err(), "it rests");
+        clock.advance(jiff::SignedDuration::from_secs(1));
+        assert_eq!(paced(clock, pool.get(&"db:1", || async { Ok(1) })).await, Ok(1));
     }
 
     #[tokio::test]
