@@ -161,7 +161,9 @@ fn template(template: &Node<'_>, say: &mut dyn FnMut(&str)) {
         ["http", "tcp", "custom", "azureQueue"].iter().any(|kind| rule.get(kind).get("identity").exists())
     };
     if scale.get("rules").items().iter().any(has_identity) {
-        say("identity of a scale rule has no effect yet: the rule cannot log in with it; use auth with a secret.");
+        say(
+            "identity of a scale rule logs in with tokens of this server, which Azure's own services do not know: use auth with a secret for those.",
+        );
     }
 }
 

@@ -44,7 +44,7 @@ fn what_has_no_effect_is_kept_and_said() {
         patchingConfiguration has no effect: images are never patched here; rebuild and update the app.
         resources.gpu has no effect yet: the container gets no GPU device.
         scale.allowScalingRuleOverride has no effect yet: the rules of the template alone decide.
-        identity of a scale rule has no effect yet: the rule cannot log in with it; use auth with a secret.
+        identity of a scale rule logs in with tokens of this server, which Azure's own services do not know: use auth with a secret for those.
         template.scale.rules[1].custom: `colour` is not read by `redis`."#]]
     .assert_eq(&warnings(&parsed.doc).join("\n"));
     let shown = show(&parsed.doc);
