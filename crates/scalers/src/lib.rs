@@ -22,6 +22,7 @@ mod keys;
 mod nats;
 mod net;
 mod pipe;
+mod paced;
 mod pool;
 #[cfg(test)]
 mod python;

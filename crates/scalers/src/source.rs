@@ -21,6 +21,7 @@ use crate::external;
 use crate::http::{self, Http};
 use crate::kafka;
 use crate::nats;
+use crate::paced::Paced;
 use crate::rabbitmq;
 use crate::redis;
 use crate::sql;
@@ -221,6 +222,11 @@ impl Scalers {
     /// # Errors
     /// A scaler that is not built, or metadata that it cannot use.
     pub fn open(&self, trigger: &Trigger, context: &Context) -> Result<Arc<dyn Source>, OpenError> {
+        let source = self.source_of(trigger, context)?;
+        if self.clock.is_virtual() { Ok(Arc::new(Paced::new(source, self.clock.clone()))) } else { Ok(source) }
+    }
+
+    fn source_of(&self, trigger: &Trigger, context: &Context) -> Result<Arc<dyn Source>, OpenError> {
         match trigger.scaler.as_str() {
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
