@@ -113,6 +113,7 @@ fn usage(store: &Store, runtime: &Arc<dyn Runtime>, revision: &RevisionKey) -> V
             is_ready: Some(replica.is_ready),
             ready_at: replica.ready_at,
             cpu_us_total: used.and_then(|used| used.cpu_us_total),
+            cpu_taken_at: Some(jiff::Timestamp::now()),
             memory_bytes: used.and_then(|used| used.memory_bytes),
             cpu_request,
             memory_request,

@@ -227,7 +227,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         retention_days: options.config.logs.retention_days,
     };
     let (monitor, service) = Monitor::open(monitor_config).map_err(with_causes)?;
-    let stop = tasks.shutdown_token();
+    let (stop, service) = (tasks.shutdown_token(), service.with_clock(clock.clone()));
     tasks.spawn_fallible(ESSENTIAL, async move { service.run(stop).await });
 
     let mut network_config = network_config(data_dir)?;
@@ -321,7 +321,7 @@ async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Ta
     start_dns(&opened.network, &shared, directory).await;
     let api = api_router(options, &opened, &shared, runtime, mover).await?;
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
-    tasks.spawn(HELPER, prune(opened.store.clone()));
+    tasks.spawn(HELPER, prune(opened.store.clone(), shared.clock.clone()));
 
     // requests wait in the sockets' queues until the routes are known: a restart answers no 404
     if tokio::time::timeout(LOAD_LIMIT, loaded.wait_for(|loaded| *loaded)).await.is_err() {
@@ -635,11 +635,11 @@ fn start_api(
     Ok(())
 }
 
-async fn prune(store: Store) {
+async fn prune(store: Store, clock: Clock) {
     let mut every = tokio::time::interval(Duration::from_secs(3600));
     loop {
         every.tick().await;
-        let before = Timestamp::now().saturating_sub(OPERATIONS_KEPT).unwrap_or(Timestamp::MIN);
+        let before = clock.now().saturating_sub(OPERATIONS_KEPT).unwrap_or(Timestamp::MIN);
         if let Err(error) = store.prune_operations(before).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "old operations were not forgotten");
         }
