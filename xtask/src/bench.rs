@@ -9,6 +9,7 @@ mod api;
 mod idle;
 mod request;
 mod rollout;
+mod scale;
 mod stats;
 mod wake;
 
@@ -43,6 +44,8 @@ enum What {
     Api(api::ApiArgs),
     /// Requests lost while revisions change, replicas leave, and streams stay open.
     Rollout(rollout::RolloutArgs),
+    /// CPU, lateness and memory of thousands of scale rules, and how well each mode serves a load.
+    Scale(scale::ScaleArgs),
 }
 
 /// What a benchmark found.
@@ -66,13 +69,18 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Some(path) => path.clone(),
         None => std::env::current_exe().context("failed to find this program")?.with_file_name("cove"),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(args.what, What::Scale(_)) {
+        // what is measured runs here
+        runtime.worker_threads(2);
+    }
+    let outcome = runtime.enable_all().build()?.block_on(async {
         match &args.what {
             What::Wake(args) => wake::run(cove, args).await,
             What::Idle(args) => idle::run(cove, args).await,
             What::Api(args) => api::run(cove, args).await,
             What::Rollout(args) => rollout::run(cove, args).await,
+            What::Scale(args) => scale::run(args).await,
         }
     })?;
     if args.json {

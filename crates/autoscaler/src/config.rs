@@ -21,7 +21,8 @@ pub struct Config {
     pub mode: ScaleMode,
     /// Constants of the mode `fast`; a template's own win.
     pub fast: FastSettings,
-    /// Distinct decisions kept in memory per revision, 1..=1000. Default 32; the oldest go first.
+    /// Distinct decisions kept in memory per revision, 1..=1000. Default 16; the oldest go first, and the recording
+    /// has them all.
     pub decisions_kept: usize,
     /// Longest a changed count waits until it is written down. Default `1s`; after a crash that much may be decided again.
     pub save_after: SignedDuration,
@@ -35,7 +36,7 @@ impl Default for Config {
             settings: ScaleSettings::default(),
             mode: ScaleMode::Aca,
             fast: FastSettings::default(),
-            decisions_kept: 32,
+            decisions_kept: 16,
             save_after: SignedDuration::from_secs(1),
             recording: RecordingConfig::default(),
         }

@@ -68,7 +68,16 @@ mod tests {
         use News::{Fails, Recovered};
         assert_eq!(
             told,
-            [(0, Fails), (30, Recovered), (300, Fails), (330, Recovered), (600, Fails), (630, Recovered), (900, Fails), (930, Recovered)]
+            [
+                (0, Fails),
+                (30, Recovered),
+                (300, Fails),
+                (330, Recovered),
+                (600, Fails),
+                (630, Recovered),
+                (900, Fails),
+                (930, Recovered)
+            ]
         );
     }
 

@@ -29,7 +29,9 @@ pub use config::Config;
 pub use cove_scaling::{DecisionRecord, Reason, ScaleState, ScaledRevision};
 pub use history::KeptDecision;
 pub use ports::{BoxError, CountStore, Deps, ExistingSource, LoadSource, RevisionDecision, SavedCount};
-pub use recording::{RecordedRevision, Recorder, Recording, RecordingConfig, RecordingError, RecordingQuery, recording};
+pub use recording::{
+    RecordedRevision, Recorder, Recording, RecordingConfig, RecordingError, RecordingQuery, recording,
+};
 pub use resolve::Surroundings;
 pub use service::{Error, Handle, Service};
 pub use sources::{ContextSource, OpenSource, ReplicaUsage, RuleSources, SurroundingsSource, UsageSource};

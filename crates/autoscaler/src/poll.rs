@@ -40,9 +40,10 @@ impl Poll {
     pub(crate) async fn run(self, due: Due, stopped: CancellationToken) {
         let mut ended = Ended(&self, false);
         let (readers, deadline) = (&self.readers, due.deadline);
-        let reads = due.readers.iter().map(|(index, reader)| async move {
-            (*index, Arc::clone(reader), reader.read(readers, deadline).await)
-        });
+        let reads = due
+            .readers
+            .iter()
+            .map(|(index, reader)| async move { (*index, Arc::clone(reader), reader.read(readers, deadline).await) });
         let answers = tokio::select! {
             () = stopped.cancelled() => return,
             answers = join_all(reads) => answers,

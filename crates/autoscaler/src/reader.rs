@@ -45,12 +45,7 @@ impl std::fmt::Debug for Readers {
 
 impl Readers {
     pub(crate) fn new(sources: RuleSources, pushed: Box<dyn Fn(&RevisionKey) + Send + Sync>) -> Self {
-        Self {
-            sources,
-            readings: Semaphore::new(READINGS_MAX),
-            look_ups: Semaphore::new(LOOK_UPS_MAX),
-            pushed,
-        }
+        Self { sources, readings: Semaphore::new(READINGS_MAX), look_ups: Semaphore::new(LOOK_UPS_MAX), pushed }
     }
 }
 

@@ -13,6 +13,7 @@ use cove_arm::{
     ArmError,
     identity_docs::{self, Authority, TokenAnswer, TokenClaims},
 };
+use cove_model::ResourceId;
 use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ use crate::{
     call::Call,
     config::Auth,
     control_plane::{ControlPlane, random_word},
+    identities,
     route::Route,
     token::{Claims, TokenError, Use, Who},
 };
@@ -302,6 +304,48 @@ async fn device_code(plane: ControlPlane, call: Call) -> Answer {
     let user_code = random_word(8)?.to_uppercase();
     let body = identity_docs::device_code(&call.origin, &code, &user_code, DEVICE_LIFETIME_SECS);
     oauth(Ok(answer::json(200, &body)))
+}
+
+impl ControlPlane {
+    /// A token of an app's identity for an audience, as `/msi/token` gives it to its workloads: for the scale rules that the
+    /// server reads in the app's name. `identity` is `system` or the id of a user-assigned identity; `origin` is the address
+    /// of this API.
+    ///
+    /// # Errors
+    /// In words, where the app has no such identity.
+    pub fn identity_token(
+        &self,
+        app: &ResourceId,
+        identity: &str,
+        audience: &str,
+        origin: &str,
+    ) -> Result<String, String> {
+        let unreadable = |_| "the identities could not be read".to_owned();
+        let row = self.store().resource(app).map_err(unreadable)?.ok_or("the app is gone")?;
+        let of_app = row.doc.pointer("/identity").cloned().unwrap_or_default();
+        let client = if identity.eq_ignore_ascii_case("system") {
+            let kind = of_app["type"].as_str().unwrap_or_default().to_ascii_lowercase();
+            if !kind.contains("systemassigned") {
+                return Err("the app has no system-assigned identity; assign one".to_owned());
+            }
+            identities::ids(&row).client_id
+        } else {
+            let assigned = of_app["userAssignedIdentities"].as_object();
+            let is_assigned = assigned.is_some_and(|all| all.keys().any(|id| id.eq_ignore_ascii_case(identity)));
+            if !is_assigned {
+                return Err(format!("the identity `{identity}` is not assigned to the app"));
+            }
+            let id = ResourceId::parse(identity).map_err(|error| error.to_string())?;
+            let row = self.store().resource(&id).map_err(unreadable)?;
+            identities::ids(&row.ok_or_else(|| format!("the identity `{identity}` does not exist"))?).client_id
+        };
+        let audience = audience.strip_suffix("/.default").unwrap_or(audience);
+        let lifetime = self.config().token_lifetime;
+        let who = Who::client(&client);
+        let mut claims = Claims::new(&self.config().tenant, &who, Use::Access, audience, Timestamp::now(), lifetime);
+        claims.iss = identity_docs::issuer(origin, &self.config().tenant);
+        Ok(self.token_key().sign(&claims))
+    }
 }
 
 /// `GET /msi/token?resource=…` with `X-IDENTITY-HEADER`, as App Service and Container Apps give it to workloads.

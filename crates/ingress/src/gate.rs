@@ -79,8 +79,27 @@ struct State {
     /// Somebody waits because there was no replica at all: the first to be served tells about the wake.
     is_waking: bool,
     arrivals: Arrivals,
+    busy: Busy,
     /// Replicas that are on the `drained` board because of us.
     published: Vec<ReplicaName>,
+}
+
+/// Time that requests were open, summed over all of them.
+#[derive(Default)]
+struct Busy {
+    open: u64,
+    since: Option<Timestamp>,
+    total_us: u64,
+}
+
+impl Busy {
+    /// Counts the time until `now` with what was open. A clock that went back adds nothing.
+    fn count(&mut self, now: Timestamp) -> u64 {
+        let passed = self.since.map_or(0, |since| u64::try_from(now.duration_since(since).as_micros()).unwrap_or(0));
+        self.total_us = self.total_us.saturating_add(passed.saturating_mul(self.open));
+        self.since = Some(now);
+        self.total_us
+    }
 }
 
 /// What a waiting request is told.
@@ -127,8 +146,9 @@ impl Gate {
 
     /// What was seen so far.
     pub(crate) fn load(&self) -> RevisionLoad {
-        let state = self.lock();
+        let mut state = self.lock();
         RevisionLoad {
+            open_us_total: state.busy.count(self.shared.clock.now()),
             open: self.open.load(Ordering::Relaxed),
             held: state.line.len() as u64,
             arrivals_total: state.arrivals.total(),
@@ -163,6 +183,14 @@ impl Gate {
         self.open.fetch_add(1, Ordering::Relaxed);
         self.lock().arrivals.record(self.shared.clock.now());
         Ticket::new(Arc::clone(self), accepted_at)
+    }
+
+    /// A request is over.
+    fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.busy.count(self.shared.clock.now());
+        state.busy.open = state.busy.open.saturating_sub(1);
     }
 
     /// A replica at once, or a place in line.
@@ -419,5 +447,22 @@ impl State {
             new.push(replica);
         }
         (new, began_to_drain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_requests_were_open_is_summed() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let mut busy = Busy::default();
+        assert_eq!(busy.count(at(1_000)), 0);
+        busy.open = 3;
+        assert_eq!(busy.count(at(1_500)), 1_500_000);
+        busy.open = 1;
+        assert_eq!(busy.count(at(1_400)), 1_500_000, "the clock went back");
+        assert_eq!(busy.count(at(2_400)), 2_500_000);
     }
 }

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
@@ -19,6 +19,14 @@ pub(crate) struct Directory {
     inner: Arc<RwLock<Inner>>,
     routes: watch::Receiver<Arc<RouteTable>>,
     gateway: Ipv4Addr,
+    only: Arc<Mutex<Only>>,
+}
+
+/// The only environment with apps, of the newest table that was asked for it.
+#[derive(Debug, Default)]
+struct Only {
+    of: Option<Arc<RouteTable>>,
+    environment: Option<ResourceId>,
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +37,7 @@ struct Inner {
 
 impl Directory {
     pub(crate) fn new(routes: watch::Receiver<Arc<RouteTable>>, gateway: Ipv4Addr) -> Self {
-        Self { inner: Arc::default(), routes, gateway }
+        Self { inner: Arc::default(), routes, gateway, only: Arc::default() }
     }
 
     /// Follows the driver's observations; ends only when dropped.
@@ -56,10 +64,26 @@ impl Directory {
         }
     }
 
-    /// The environment of the replica with this address.
+    /// The environment of the replica with this address; for this machine's own, which reads scale rules, the only one
+    /// there is, if it is only one.
     pub(crate) fn environment_of(&self, address: IpAddr) -> Option<ResourceId> {
+        if address == IpAddr::V4(self.gateway) {
+            return self.only_environment();
+        }
         let app = self.inner.read().unwrap_or_else(PoisonError::into_inner).addresses.get(&address).cloned()?;
         self.routes.borrow().environments.get(app.key()).cloned()
+    }
+
+    fn only_environment(&self) -> Option<ResourceId> {
+        let table = Arc::clone(&self.routes.borrow());
+        let mut only = self.only.lock().unwrap_or_else(PoisonError::into_inner);
+        if !only.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &table)) {
+            let mut all = table.environments.iter().map(|(_, environment)| environment);
+            let first = all.next().cloned();
+            only.environment = first.filter(|first| all.all(|other| other == first));
+            only.of = Some(Arc::clone(&table));
+        }
+        only.environment.clone()
     }
 
     /// What a name means to a replica: every app of its environment is reached at the gateway, where the ingress listens.

@@ -8,15 +8,17 @@
 //! **Invariant:** a name that the environment does not have is asked of the system.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
-    sync::Arc,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use cove_autoscaler::{ReplicaUsage, RuleSources, Surroundings};
 use cove_base::{Board, Clock};
+use cove_control_plane::ControlPlane;
 use cove_model::{Bytes, MilliCpu, ReplicaObservation, ReplicaPhase, ResourceId, RevisionKey};
 use cove_runtime::Runtime;
-use cove_scalers::{Context, HostResolver, Scalers};
+use cove_scalers::{Context, HostResolver, ReadError, Roots, Scalers, TokenFuture, Tokens};
 use cove_scaling::resource;
 use cove_store::Store;
 use cove_traffic::{AppRoute, Endpoints, HostCertificate, HostRoute, RouteTable};
@@ -30,12 +32,18 @@ pub(crate) struct Parts {
     pub(crate) routes: watch::Receiver<Arc<RouteTable>>,
     pub(crate) endpoints: Board<RevisionKey, Endpoints>,
     pub(crate) gateway: Ipv4Addr,
+    pub(crate) roots: Roots,
+    /// Filled when the API is made, which is later.
+    pub(crate) plane: Arc<OnceLock<ControlPlane>>,
+    /// The address of the API.
+    pub(crate) origin: String,
 }
 
 /// Everything that the autoscaler needs to read rules.
 pub(crate) fn sources(parts: Parts) -> RuleSources {
-    let Parts { clock, store, runtime, routes, endpoints, gateway } = parts;
-    let scalers = Arc::new(Scalers::new(clock));
+    let Parts { clock, store, runtime, routes, endpoints, gateway, roots, plane, origin } = parts;
+    let scalers = Arc::new(Scalers::new(clock).with_roots(roots));
+    let resolvers = Mutex::new(HashMap::<ResourceId, HostResolver>::new());
     RuleSources {
         open: Arc::new(move |trigger, context| scalers.open(trigger, context)),
         surroundings: Arc::new({
@@ -47,11 +55,35 @@ pub(crate) fn sources(parts: Parts) -> RuleSources {
                 Ok(Surroundings { env: env.unwrap_or_default(), secrets: store.secrets(&revision.app)? })
             }
         }),
-        context: Arc::new(move |_, environment| Context {
-            hosts: hosts(environment.clone(), routes.clone(), endpoints.clone(), gateway),
-            tokens: None,
+        context: Arc::new(move |revision, environment| {
+            // One resolver per environment: sources share connections by it.
+            let mut resolvers = resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+            if !resolvers.contains_key(environment) {
+                resolvers.retain(|_, resolver| Arc::strong_count(resolver) > 1);
+            }
+            let resolver = resolvers
+                .entry(environment.clone())
+                .or_insert_with(|| hosts(environment.clone(), routes.clone(), endpoints.clone(), gateway));
+            let tokens = AppTokens { plane: Arc::clone(&plane), app: revision.app.clone(), origin: origin.clone() };
+            Context { hosts: Arc::clone(resolver), tokens: Some(Arc::new(tokens)) }
         }),
         usage: Arc::new(move |revision| usage(&store, &runtime, revision)),
+    }
+}
+
+/// Tokens of the identities of one app.
+struct AppTokens {
+    plane: Arc<OnceLock<ControlPlane>>,
+    app: ResourceId,
+    origin: String,
+}
+
+impl Tokens for AppTokens {
+    fn token<'a>(&'a self, identity: &'a str, audience: &'a str) -> TokenFuture<'a> {
+        let plane = self.plane.get();
+        let token = plane.map(|plane| plane.identity_token(&self.app, identity, audience, &self.origin));
+        let token = token.unwrap_or_else(|| Err("the API is not up yet".to_owned()));
+        Box::pin(std::future::ready(token.map_err(ReadError::new)))
     }
 }
 

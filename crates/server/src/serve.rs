@@ -146,6 +146,10 @@ struct Shared {
     decisions: mpsc::Sender<cove_autoscaler::RevisionDecision>,
     /// The ingress and the autoscaler need each other: the ingress asks through this cell, filled once both are made.
     activate: Arc<OnceLock<cove_autoscaler::Handle>>,
+    /// Scale rules with an identity ask the API for tokens through this cell, filled once it is made.
+    plane: Arc<OnceLock<ControlPlane>>,
+    /// The address of the API.
+    origin: String,
 }
 
 /// Where services meet.
@@ -292,6 +296,8 @@ async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Ta
         recording,
         decisions,
         activate: Arc::default(),
+        plane: Arc::default(),
+        origin: endpoints.api.clone(),
     };
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
     let directory = Directory::new(shared.boards.routes.subscribe(), opened.network.gateway());
@@ -303,10 +309,11 @@ async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Ta
         http: vec![sockets.http],
         https: vec![sockets.https],
     };
+    let roots = options.config.scalers.roots()?;
     let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, &directory, listeners)?;
     let mover = make_mover(&mut opened, &shared, &ingress.handle());
     let controller = make_controller(options, &opened, &shared, &ingress.handle());
-    let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle());
+    let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle(), roots);
     let _first = shared.activate.set(autoscaler.handle());
 
     let mut loaded = shared.boards.loaded.subscribe();
@@ -472,6 +479,7 @@ fn make_autoscaler(
     shared: &Shared,
     ingress: &IngressHandle,
     controller: &cove_controller::Handle,
+    roots: cove_scalers::Roots,
 ) -> cove_autoscaler::Service {
     let deps = cove_autoscaler::Deps {
         clock: shared.clock.clone(),
@@ -491,6 +499,9 @@ fn make_autoscaler(
             routes: shared.boards.routes.subscribe(),
             endpoints: shared.boards.endpoints.clone(),
             gateway: opened.network.gateway(),
+            roots,
+            plane: Arc::clone(&shared.plane),
+            origin: shared.origin.clone(),
         }),
         desired: shared.boards.desired.clone(),
         counts: Some(Arc::new(StoredCounts {
@@ -594,6 +605,7 @@ async fn api_router(
     )
     .await
     .map_err(with_causes)?;
+    let _first = shared.plane.set(plane.clone());
     let authority = Arc::clone(&opened.authority);
     plane.set_authority(Arc::new(move |names| authority.issue(names).map_err(|error| format!("{error:#}"))));
     shared.tasks.spawn_fallible(ESSENTIAL, plane.clone().run());

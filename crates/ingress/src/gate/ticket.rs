@@ -5,7 +5,6 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use std::sync::atomic::Ordering;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Gate, Grant, Replica};
@@ -58,7 +57,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.gate.open.fetch_sub(1, Ordering::Relaxed);
+        self.gate.leave();
     }
 }
 
