@@ -59,7 +59,9 @@ impl Azurite {
         let (mut blobs, mut queues) = (String::new(), String::new());
         let (said, lines) = std::sync::mpsc::channel();
         // What it says of each request must go somewhere, also when nobody listens any more.
-        std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(said.send(line))));
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(said.send(line)))
+        });
         while blobs.is_empty() || queues.is_empty() {
             let line = lines.recv_timeout(START_MAX).expect("Azurite says where it listens");
             let Some((_, address)) = line.split_once("successfully listening at ") else { continue };
@@ -85,7 +87,8 @@ impl Azurite {
     /// A shared access signature of the whole account for one day.
     pub(crate) fn signature(&self) -> String {
         let (permissions, services, types, version) = ("rwdlacup", "bq", "sco", "2020-10-02");
-        let end = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let end =
+            (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let text = format!("{ACCOUNT}\n{permissions}\n{services}\n{types}\n\n{end}\n\nhttps,http\n{version}\n");
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &STANDARD.decode(KEY).expect("base64"));
         let signature = STANDARD.encode(ring::hmac::sign(&key, text.as_bytes()));

@@ -173,7 +173,8 @@ impl Client {
             Ok(Arc::new(Semaphore::new(LANES)))
         };
         let lanes = self.0.lanes.get(&key, reach).await?;
-        let _lane = lanes.acquire().await.map_err(|_| ReadError::new(format!("{place}: its connections are closed")))?;
+        let _lane =
+            lanes.acquire().await.map_err(|_| ReadError::new(format!("{place}: its connections are closed")))?;
         let timeout = call.timeout.unwrap_or(CALL_MAX);
         let request = self.0.client.request(call.method, call.url).headers(call.headers).body(call.body);
         match request.timeout(timeout).send().await {
@@ -285,7 +286,9 @@ pub(crate) fn below(base: &Url, segments: &[&str]) -> Url {
 /// # Errors
 /// A name or value that no header can have.
 pub(crate) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), OpenError> {
-    let wrong = |what: &str| OpenError::metadata(format!("`{name}` is no header: its {what} has a character that is not allowed"));
+    let wrong = |what: &str| {
+        OpenError::metadata(format!("`{name}` is no header: its {what} has a character that is not allowed"))
+    };
     let parsed = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong("name"))?;
     let mut value = HeaderValue::from_str(value.trim()).map_err(|_| wrong("value"))?;
     value.set_sensitive(true);

@@ -44,7 +44,7 @@ pub(crate) enum Service {
     /// Blobs of a storage account.
     Blob,
     /// A Service Bus or Event Hubs namespace.
-    ServiceBus,
+    Bus,
 }
 
 /// The ending of addresses by `endpointSuffix`, or by `cloud` (default the public one).
@@ -61,10 +61,10 @@ pub(crate) fn endpoint_suffix(trigger: &Trigger, service: Service) -> Result<Str
         _ => format!("blob.{suffix}"),
     };
     Ok(match (cloud.as_str(), service) {
-        ("azurepubliccloud", Service::ServiceBus) => "servicebus.windows.net".to_owned(),
-        ("azureusgovernmentcloud", Service::ServiceBus) => "servicebus.usgovcloudapi.net".to_owned(),
-        ("azurechinacloud", Service::ServiceBus) => "servicebus.chinacloudapi.cn".to_owned(),
-        ("azuregermancloud", Service::ServiceBus) => "servicebus.cloudapi.de".to_owned(),
+        ("azurepubliccloud", Service::Bus) => "servicebus.windows.net".to_owned(),
+        ("azureusgovernmentcloud", Service::Bus) => "servicebus.usgovcloudapi.net".to_owned(),
+        ("azurechinacloud", Service::Bus) => "servicebus.chinacloudapi.cn".to_owned(),
+        ("azuregermancloud", Service::Bus) => "servicebus.cloudapi.de".to_owned(),
         ("azurepubliccloud", _) => storage("core.windows.net"),
         ("azureusgovernmentcloud", _) => storage("core.usgovcloudapi.net"),
         ("azurechinacloud", _) => storage("core.chinacloudapi.cn"),

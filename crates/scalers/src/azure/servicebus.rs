@@ -72,7 +72,7 @@ pub(crate) fn open(http: &Http, trigger: &Trigger, context: &Context) -> Result<
         Some(text) => connection(&ConnectionString::parse(text)?, trigger, context)?,
         None if trigger.identity.is_some() => {
             let namespace = required(trigger, "namespace")?;
-            let suffix = endpoint_suffix(trigger, Service::ServiceBus)?;
+            let suffix = endpoint_suffix(trigger, Service::Bus)?;
             let endpoint = parse_address("namespace", &format!("https://{namespace}.{suffix}"))?;
             (endpoint, identity(trigger, context))
         }
@@ -94,7 +94,9 @@ fn entity(trigger: &Trigger) -> Result<Entity, OpenError> {
     };
     match (trigger.get("queueName"), trigger.get("topicName"), trigger.get("subscriptionName")) {
         (Some(_), Some(_), _) => Err(OpenError::metadata("give either queueName or topicName, not both")),
-        (Some(_), None, Some(_)) => Err(OpenError::metadata("subscriptionName belongs to a topicName, not to a queueName")),
+        (Some(_), None, Some(_)) => {
+            Err(OpenError::metadata("subscriptionName belongs to a topicName, not to a queueName"))
+        }
         (Some(queue), None, None) if is_pattern => Ok(Entity::Queues(whole("queueName", queue)?)),
         (Some(queue), None, None) => Ok(Entity::Queue(queue.to_owned())),
         (None, Some(topic), Some(one)) if is_pattern => {
@@ -106,11 +108,7 @@ fn entity(trigger: &Trigger) -> Result<Entity, OpenError> {
     }
 }
 
-fn connection(
-    given: &ConnectionString,
-    trigger: &Trigger,
-    context: &Context,
-) -> Result<(Url, Credential), OpenError> {
+fn connection(given: &ConnectionString, trigger: &Trigger, context: &Context) -> Result<(Url, Credential), OpenError> {
     let endpoint = given.get("endpoint").ok_or_else(|| OpenError::metadata("the connection string lacks Endpoint"))?;
     let host = endpoint.split_once("://").map_or(endpoint, |(_, host)| host).trim_end_matches('/');
     let is_emulator = given.is_true("usedevelopmentemulator");
@@ -120,22 +118,22 @@ fn connection(
         let set = endpoint.set_port(Some(EMULATOR_PORT));
         set.map_err(|()| OpenError::metadata("Endpoint of the connection string cannot have a port"))?;
     }
-    let credential = match (given.get("sharedaccesskeyname"), given.get("sharedaccesskey"), given.get("sharedaccesssignature"))
-    {
-        (Some(name), Some(key), _) => {
-            Credential::Key { name: name.to_owned(), key: hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()) }
-        }
-        (_, _, Some(signature)) => {
-            let wrong = |_| OpenError::metadata("SharedAccessSignature has a character that no header can have");
-            Credential::Signature(secret(signature).map_err(wrong)?)
-        }
-        _ if trigger.identity.is_some() => identity(trigger, context),
-        _ => {
-            return Err(OpenError::metadata(
-                "the connection string lacks SharedAccessKeyName and SharedAccessKey, or a SharedAccessSignature",
-            ));
-        }
-    };
+    let credential =
+        match (given.get("sharedaccesskeyname"), given.get("sharedaccesskey"), given.get("sharedaccesssignature")) {
+            (Some(name), Some(key), _) => {
+                Credential::Key { name: name.to_owned(), key: hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()) }
+            }
+            (_, _, Some(signature)) => {
+                let wrong = |_| OpenError::metadata("SharedAccessSignature has a character that no header can have");
+                Credential::Signature(secret(signature).map_err(wrong)?)
+            }
+            _ if trigger.identity.is_some() => identity(trigger, context),
+            _ => {
+                return Err(OpenError::metadata(
+                    "the connection string lacks SharedAccessKeyName and SharedAccessKey, or a SharedAccessSignature",
+                ));
+            }
+        };
     Ok((endpoint, credential))
 }
 
@@ -184,7 +182,8 @@ impl ServiceBus {
             url.query_pairs_mut().append_pair("$skip", &skip.to_string()).append_pair("$top", &PAGE.to_string());
             let place = place(&url);
             let tree = self.get(url, what).await?;
-            let feed = xml::child(&tree, "feed").ok_or_else(|| ReadError::new(format!("{place}: there is no {what}")))?;
+            let feed =
+                xml::child(&tree, "feed").ok_or_else(|| ReadError::new(format!("{place}: there is no {what}")))?;
             let mut seen = 0;
             for entry in xml::children(feed, "entry") {
                 seen += 1;
@@ -209,7 +208,8 @@ impl ServiceBus {
             Credential::Key { name, key } => {
                 let until = Timestamp::now().as_second().saturating_add(SIGNATURE_LIFE_S);
                 let value = secret(&signature(&place, name, key, until));
-                let value = value.map_err(|_| ReadError::new("SharedAccessKeyName has a character that is not allowed"))?;
+                let value =
+                    value.map_err(|_| ReadError::new("SharedAccessKeyName has a character that is not allowed"))?;
                 call.headers.insert(AUTHORIZATION, value);
                 self.client.send(call).await?
             }

@@ -73,7 +73,9 @@ impl Account {
         let name = trigger
             .get(account)
             .filter(|name| name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-'))
-            .ok_or_else(|| OpenError::metadata(format!("{account} is missing or no account's name; an identity needs it")))?;
+            .ok_or_else(|| {
+                OpenError::metadata(format!("{account} is missing or no account's name; an identity needs it"))
+            })?;
         let suffix = endpoint_suffix(trigger, service)?;
         let endpoint = parse_address("endpointSuffix", &format!("https://{name}.{suffix}"))?;
         Ok(Self { client, endpoint, credential: identity(trigger, context) })
@@ -85,8 +87,8 @@ impl Account {
             return Ok(Credential::Signature(query.into_owned().collect()));
         }
         let development = given.is_true("usedevelopmentstorage");
-        let account = given.get("accountname").or(development.then_some(EMULATOR_ACCOUNT));
-        let key = given.get("accountkey").or(development.then_some(EMULATOR_KEY));
+        let account = given.get("accountname").or_else(|| development.then_some(EMULATOR_ACCOUNT));
+        let key = given.get("accountkey").or_else(|| development.then_some(EMULATOR_KEY));
         match (account, key) {
             (Some(account), Some(key)) => {
                 let wrong = |_| OpenError::metadata("AccountKey of the connection string is no base64");
@@ -145,7 +147,7 @@ fn identity(trigger: &Trigger, context: &Context) -> Credential {
 fn endpoint(given: &ConnectionString, service: Service) -> Result<Url, OpenError> {
     let (key, name, port) = match service {
         Service::Queue => ("queueendpoint", "queue", 10_001),
-        Service::Blob | Service::ServiceBus => ("blobendpoint", "blob", 10_000),
+        Service::Blob | Service::Bus => ("blobendpoint", "blob", 10_000),
     };
     if let Some(endpoint) = given.get(key) {
         return parse_address("the endpoint of the connection string", endpoint);
@@ -154,9 +156,9 @@ fn endpoint(given: &ConnectionString, service: Service) -> Result<Url, OpenError
         let host = given.get("developmentstorageproxyuri").unwrap_or("http://127.0.0.1").trim_end_matches('/');
         return parse_address("DevelopmentStorageProxyUri", &format!("{host}:{port}/{EMULATOR_ACCOUNT}"));
     }
-    let account = given.get("accountname").ok_or_else(|| {
-        OpenError::metadata(format!("the connection string lacks AccountName (or {name} endpoint)"))
-    })?;
+    let account = given
+        .get("accountname")
+        .ok_or_else(|| OpenError::metadata(format!("the connection string lacks AccountName (or {name} endpoint)")))?;
     let scheme = given.get("defaultendpointsprotocol").unwrap_or("https");
     let suffix = given.get("endpointsuffix").unwrap_or("core.windows.net");
     parse_address("the connection string", &format!("{scheme}://{account}.{name}.{suffix}"))

@@ -59,7 +59,9 @@ pub(crate) fn open(http: &Http, trigger: &Trigger, context: &Context) -> Result<
         other => return Err(OpenError::metadata(format!("runnerScope is `{other}`; expected org, ent or repo"))),
     };
     if trigger.get("appKey").is_some() || trigger.get("applicationID").is_some() {
-        return Err(OpenError::metadata("GitHub apps (applicationID, appKey) are not built; give a personalAccessToken"));
+        return Err(OpenError::metadata(
+            "GitHub apps (applicationID, appKey) are not built; give a personalAccessToken",
+        ));
     }
     let mut auth = Auth::default();
     auth.bearer(required(trigger, "personalAccessToken")?)?;

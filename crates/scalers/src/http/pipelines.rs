@@ -101,7 +101,10 @@ impl Pipelines {
         let ids: Vec<u64> = values(&answer).filter_map(|pool| pool.get("id")?.as_u64()).collect();
         let [id] = ids[..] else {
             let at = place(&self.organization);
-            return Err(ReadError::new(format!("{at} has {} agent pools of the name `{name}`; expected one", ids.len())));
+            return Err(ReadError::new(format!(
+                "{at} has {} agent pools of the name `{name}`; expected one",
+                ids.len()
+            )));
         };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
         Ok(id)

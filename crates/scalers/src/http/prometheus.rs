@@ -59,7 +59,9 @@ pub(super) fn series(answer: &Value) -> Result<Answer, String> {
         match sample.as_array().map(Vec::as_slice) {
             None | Some([]) => Ok(None),
             Some([_, Value::Null, ..]) => Ok(None),
-            Some([_, Value::String(text), ..]) => number(text).map(Some).ok_or_else(|| "gave a value that is no number".to_owned()),
+            Some([_, Value::String(text), ..]) => {
+                number(text).map(Some).ok_or_else(|| "gave a value that is no number".to_owned())
+            }
             Some(_) => Err("gave a sample without a value".to_owned()),
         }
     };

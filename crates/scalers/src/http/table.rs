@@ -107,7 +107,7 @@ impl Take {
             Self::Json(path) => at(&json()?, path),
             Self::Items(key) => {
                 let answer = json()?;
-                let items = answer.get(key).and_then(Value::as_array).ok_or(format!("gave no `{key}`"))?;
+                let items = answer.get(key).and_then(Value::as_array).ok_or_else(|| format!("gave no `{key}`"))?;
                 #[expect(clippy::cast_precision_loss, reason = "items of one answer")]
                 Ok(Some(items.len() as f64))
             }
@@ -196,7 +196,11 @@ impl Asked {
     }
 }
 
-fn jolokia(trigger: &Trigger, template: &str, default: impl FnOnce(&str) -> Result<String, OpenError>) -> Result<Asked, OpenError> {
+fn jolokia(
+    trigger: &Trigger,
+    template: &str,
+    default: impl FnOnce(&str) -> Result<String, OpenError>,
+) -> Result<Asked, OpenError> {
     required(trigger, "username")?;
     required(trigger, "password")?;
     let url = match trigger.get(template) {
@@ -205,7 +209,8 @@ fn jolokia(trigger: &Trigger, template: &str, default: impl FnOnce(&str) -> Resu
     };
     let origin = trigger.get("corsHeader").map_or_else(|| url.origin().ascii_serialization(), str::to_owned);
     let mut call = Call::get(url);
-    let origin = HeaderValue::from_str(&origin).map_err(|_| OpenError::metadata("corsHeader is no value of a header"))?;
+    let origin =
+        HeaderValue::from_str(&origin).map_err(|_| OpenError::metadata("corsHeader is no value of a header"))?;
     call.headers.insert(ORIGIN, origin);
     Asked::of(trigger, call, Take::Jolokia)?.with_login(trigger)
 }
@@ -252,16 +257,17 @@ fn clickhouse(trigger: &Trigger, _: &Context) -> Result<Asked, OpenError> {
         }
     };
     let in_path = url.path().trim_matches('/').to_owned();
-    let database = trigger.get("database").map(str::to_owned).or(Some(in_path).filter(|name| !name.is_empty()));
-    let user = trigger.get("username").map(str::to_owned).or(Some(url.username().to_owned()));
-    let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| "default".to_owned());
-    let password = trigger.get("password").or(url.password()).unwrap_or_default().to_owned();
+    let database = trigger.get("database").map_or(in_path, str::to_owned);
+    let user = trigger.get("username").unwrap_or_else(|| url.username());
+    let user = if user.is_empty() { "default".to_owned() } else { user.to_owned() };
+    let password = trigger.get("password").or_else(|| url.password()).unwrap_or_default().to_owned();
     url.set_path("/");
-    let wrong = |()| OpenError::metadata("connectionString is no address such as clickhouse://user:password@host:8123/db");
+    let wrong =
+        |()| OpenError::metadata("connectionString is no address such as clickhouse://user:password@host:8123/db");
     url.set_username("").and_then(|()| url.set_password(None)).map_err(wrong)?;
     url.set_query(None);
     url.query_pairs_mut().append_pair("default_format", "TabSeparated").append_pair("readonly", "1");
-    if let Some(database) = database {
+    if !database.is_empty() {
         url.query_pairs_mut().append_pair("database", &database);
     }
     let call = Call::post(url, "text/plain", required(trigger, "query")?.to_owned());

@@ -21,6 +21,10 @@ fn api<'a>(url: &'a str, more: &[(&'a str, &'a str)]) -> crate::Trigger {
     trigger("metrics-api", &parameters)
 }
 
+type Parameters = &'static [(&'static str, &'static str)];
+/// Value and activity, or a part of the error.
+type Come = Result<(f64, bool), &'static str>;
+
 const JOBS: &str = r#"{"jobs":{"waiting":7}}"#;
 
 #[tokio::test]
@@ -51,7 +55,7 @@ async fn nonsense_is_an_error_that_says_where() {
 
 #[tokio::test]
 async fn credentials_of_every_mode() {
-    let cases: [(&[(&str, &str)], &str, &str); 6] = [
+    let cases: [(Parameters, &str, &str); 6] = [
         (&[("authMode", "basic"), ("username", "u"), ("password", "p")], "authorization", "Basic dTpw"),
         (&[("authMode", "bearer"), ("token", "t1")], "authorization", "Bearer t1"),
         (&[("authModes", "bearer"), ("bearerToken", "t2")], "authorization", "Bearer t2"),
@@ -185,8 +189,7 @@ fn pki() -> Pki {
     let mut roots = RootCertStore::empty();
     roots.add(ca.der().clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -232,10 +235,11 @@ fn query<'a>(server: &'a str, more: &[(&'a str, &'a str)]) -> crate::Trigger {
 
 #[tokio::test]
 async fn results_of_prometheus() {
-    let vector = |values: &str| format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{values}]}}}}"#);
+    let vector =
+        |values: &str| format!(r#"{{"status":"success","data":{{"resultType":"vector","result":[{values}]}}}}"#);
     let one = r#"{"metric":{},"value":[1,"3.5"]}"#;
-    let strict: &[(&str, &str)] = &[("ignoreNullValues", "false")];
-    let cases: [(String, &[(&str, &str)], Result<(f64, bool), &str>); 9] = [
+    let strict: Parameters = &[("ignoreNullValues", "false")];
+    let cases: [(String, Parameters, Come); 9] = [
         (vector(one), &[], Ok((3.5, true))),
         (vector(one), &[("activationThreshold", "4")], Ok((3.5, false))),
         (vector(""), &[], Ok((0.0, false))),
@@ -293,7 +297,9 @@ async fn a_real_prometheus() {
     let url = format!("http://127.0.0.1:{}", server.port());
     let ask = |text: &'static str| {
         let url = url.clone();
-        async move { measured(&trigger("prometheus", &[("serverAddress", &url), ("query", text), ("threshold", "5")])).await }
+        async move {
+            measured(&trigger("prometheus", &[("serverAddress", &url), ("query", text), ("threshold", "5")])).await
+        }
     };
     // It listens a moment before it answers.
     until("prometheus answers", || async { ask("vector(7)").await.is_ok() }).await;

@@ -259,12 +259,7 @@ async fn metrics_by_query() {
     check(graphite("[{},{}]", Err("gave 2 series"))).await;
     let loki = |answer, value| Case {
         scaler: "loki",
-        parameters: &[
-            ("serverAddress", "http://{}"),
-            ("query", "sum(x)"),
-            ("threshold", "1"),
-            ("tenantName", "t"),
-        ],
+        parameters: &[("serverAddress", "http://{}"), ("query", "sum(x)"), ("threshold", "1"), ("tenantName", "t")],
         answer,
         asked: "GET /loki/api/v1/query?query=sum%28x%29",
         header: ("x-scope-orgid", "t"),
