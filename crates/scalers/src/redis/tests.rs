@@ -134,6 +134,46 @@ async fn passwords() {
 }
 
 #[tokio::test]
+async fn certificates_on_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    std::fs::write(path("cert.pem"), &cert).unwrap();
+    std::fs::write(path("key.pem"), &key).unwrap();
+    let mut seal = std::process::Command::new(rig::program("openssl"));
+    let sealed = seal.args(["pkcs8", "-topk8", "-in", &path("key.pem"), "-passout", "pass:open"]).output().unwrap();
+    let sealed = String::from_utf8(sealed.stdout).unwrap();
+    assert!(sealed.contains("ENCRYPTED"), "{sealed}");
+    let server = Server::start("redis-server", |_, port| {
+        let files = [("--tls-cert-file", "cert.pem"), ("--tls-key-file", "key.pem"), ("--tls-ca-cert-file", "cert.pem")];
+        let files = files.into_iter().flat_map(|(flag, name)| [flag.to_owned(), path(name)]);
+        let rest = ["--port", "0", "--bind", "127.0.0.1", "--tls-port"].map(String::from).into_iter();
+        rest.chain([port.to_string()]).chain(files).collect()
+    })
+    .await;
+    let scalers = scalers();
+    let outcome = async |host: &str, more: &[(&str, &str)]| {
+        let mut rule = trigger("redis", &format!("address={host}:{}\nlistName=jobs\nenableTLS=true", server.port()));
+        rule.parameters.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        match scalers.open(&rule, &rig::context()) {
+            Ok(source) => read_source(&source, &rule, rig::DEADLINE).await,
+            Err(error) => error.to_string(),
+        }
+    };
+    let own = [("cert", cert.as_str()), ("key", sealed.as_str()), ("keyPassword", "open")];
+    let with_ca = [own[0], own[1], own[2], ("ca", cert.as_str())];
+    assert_eq!(outcome("localhost", &with_ca).await, "0 idle");
+    assert_eq!(outcome("127.0.0.1", &[own[0], own[1], own[2], ("unsafeSsl", "true")]).await, "0 idle");
+    // Nobody vouches for it; it is for another name; we show no certificate; the password is wrong.
+    assert!(outcome("localhost", &own).await.contains("UnknownIssuer"));
+    assert!(outcome("127.0.0.1", &with_ca).await.contains("not valid for name"));
+    assert!(outcome("localhost", &[("ca", cert.as_str())]).await.starts_with("failed: localhost"));
+    let wrong = [own[0], own[1], ("keyPassword", "shut"), with_ca[3]];
+    assert_eq!(outcome("localhost", &wrong).await, "keyPassword does not open key");
+}
+
+#[tokio::test]
 async fn a_server_that_goes_and_comes_back() {
     let mut server = redis(&[]).await;
     let scalers = scalers();
