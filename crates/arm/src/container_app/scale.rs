@@ -155,10 +155,9 @@ fn rule(name: &str, kind: &str, node: &Node<'_>, scope: &Scope<'_>, errors: &mut
 }
 
 fn request_rule(name: &str, kind: &str, node: &Node<'_>, errors: &mut Errors) -> Option<ScaleRuleKind> {
-    let (key, code) = match kind {
-        "http" => ("concurrentRequests", "HttpConcurrencyInvalid"),
-        _ => ("concurrentConnections", "TcpConcurrencyInvalid"),
-    };
+    let is_http = kind == "http";
+    let key = if is_http { "concurrentRequests" } else { "concurrentConnections" };
+    let code = if is_http { "HttpConcurrencyInvalid" } else { "TcpConcurrencyInvalid" };
     let members = node.get("metadata").members();
     let found = members.iter().find(|(given, _)| given.eq_ignore_ascii_case(key));
     let count = match found.and_then(|(_, value)| value.text()) {
@@ -169,9 +168,10 @@ fn request_rule(name: &str, kind: &str, node: &Node<'_>, errors: &mut Errors) ->
         let message = format!("metadata.{key} must be a whole number of at least 1.");
         errors.push(rule_error(code, name, &node.get("metadata").get(key), &message));
     }
-    Some(match kind {
-        "http" => ScaleRuleKind::Http { concurrent_requests: count? },
-        _ => ScaleRuleKind::Tcp { concurrent_connections: count? },
+    Some(if is_http {
+        ScaleRuleKind::Http { concurrent_requests: count? }
+    } else {
+        ScaleRuleKind::Tcp { concurrent_connections: count? }
     })
 }
 
