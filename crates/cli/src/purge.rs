@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 19] = [
+const ENTRIES: [&str; 20] = [
     "az",
     "console",
     "cove.db",
@@ -35,6 +35,7 @@ const ENTRIES: [&str; 19] = [
     "cove.db-wal",
     "clock.json",
     "clock.json.tmp",
+    "decisions",
     "endpoints.json",
     "endpoints.json.tmp",
     "images",
