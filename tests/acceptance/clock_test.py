@@ -127,6 +127,18 @@ class Clock(unittest.TestCase):
         self.assertEqual((status, answer["error"]["code"]), (400, "InvalidDuration"))
         self.assertEqual(self.now(), began)
 
+    def test_an_update_at_a_standstill(self):
+        app = self.create("changed", "--ingress", "external", "--target-port", "80", "--min-replicas", "1")
+        old = app["properties"]["latestRevisionName"]
+        update = ["containerapp", "update", "-n", "changed", "-g", GROUP, "--set-env-vars", "A=b"]
+        new = self.server.command(*update)["properties"]["latestRevisionName"]
+        self.assertNotEqual(old, new)
+        self.advance("2m")
+        listed = self.server.command("containerapp", "revision", "list", "-n", "changed", "-g", GROUP)
+        self.assertEqual([revision["name"] for revision in listed if revision["properties"]["active"]], [new])
+        gone = [one["name"] for one in self.replicas("changed") if one["name"].startswith(old)]
+        self.assertEqual(gone, [])
+
     def test_a_liveness_probe_follows_the_clock(self):
         images.import_shell(self.server, SHELL)
         path = self.server.directory / "probed.yaml"
@@ -196,6 +208,16 @@ class ServiceBusExample(unittest.TestCase):
         self.assertEqual([poll() for _ in range(12)], [10] * 10 + [0, 0])
         self.assertGreater(bus.namespace.calls, 15)
         self.assertEqual(bus.namespace.refused, 0)
+        # a namespace that is down: the count is held, an event says why, and the next poll after it is back counts
+        bus.namespace.set_queue("my-queue", 50)
+        bus.namespace.status = 503
+        moved = server.command("clock", "advance", "60s")
+        self.assertEqual(moved["changes"], [])
+        warnings = [event["message"] for event in moved["events"] if event["kind"] == "Warning"]
+        self.assertEqual(len(warnings), 1, moved["events"])
+        self.assertNotIn(bus.namespace.keys["RootManageSharedAccessKey"], warnings[0])
+        bus.namespace.status = 0
+        self.assertEqual(poll(), 1)
 
 
 if __name__ == "__main__":
