@@ -1,3 +1,5 @@
+//! Tests of `beanstalkd`: jobs of a tube, against a real beanstalkd.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;

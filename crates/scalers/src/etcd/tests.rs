@@ -1,3 +1,5 @@
+//! Tests of `etcd`: a key, its watch and its users, against a real etcd.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;

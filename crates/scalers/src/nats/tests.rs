@@ -1,3 +1,5 @@
+//! Tests of `nats`: a consumer's lag, against a real nats-server and doubles of a cluster's members.
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;

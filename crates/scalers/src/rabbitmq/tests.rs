@@ -1,3 +1,5 @@
+//! Tests of `rabbitmq`: queues by AMQP and the management API, against a real RabbitMQ.
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Tests of `redis`: lists, streams, clusters, sentinels and certificates, against real Redis servers.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;

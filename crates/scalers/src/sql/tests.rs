@@ -1,3 +1,5 @@
+//! Tests of `sql`: queries, logins, TLS and what is cancelled, against a real PostgreSQL and MariaDB.
+
 use std::process::Command;
 use std::time::Duration;
 
