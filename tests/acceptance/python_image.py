@@ -34,7 +34,7 @@ def _tree(archive, folder, target, libraries):
             archive.add(path, os.path.join(target, os.path.relpath(path, folder)), recursive=False)
 
 
-def _layer():
+def _layer(programs):
     python = os.path.realpath(sys.executable)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     whole = io.BytesIO()
@@ -49,15 +49,21 @@ def _layer():
                 _tree(archive, path, f"usr/lib/{version}/{package}", libraries)
             else:
                 archive.add(path, f"usr/lib/{version}/{package}")
+        for program in programs:
+            libraries |= _libraries(program)
+            archive.add(os.path.realpath(program), f"usr/bin/{os.path.basename(program)}")
         for library in sorted(libraries):
             archive.add(library, library.lstrip("/"))
         archive.add(MAIN, "app.py")
     return whole.getvalue(), version
 
 
-def import_into(server, name):
-    """Makes the image known to the server under `name`; its command is `app.py`, which takes the kind of server and a port."""
-    layer, version = _layer()
+def import_into(server, name, programs=()):
+    """Makes the image known to the server under `name`; its command is `app.py`, which takes the kind of server and a port.
+
+    `programs` of this machine go into its `/usr/bin`.
+    """
+    layer, version = _layer(programs)
     config = json.dumps({
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
         "os": "linux",

@@ -1,0 +1,124 @@
+"""Rules whose source and whose replicas are all inside: a queue in an app of the environment, and what replicas use.
+
+Redis is an app with a TCP port, the rule names it as its neighbours do, and the replicas drain it themselves.
+"""
+
+import shutil
+import subprocess
+import sys
+import unittest
+
+import cove
+import python_image
+from ingress_test import free_port
+from python_app import Redis
+
+IMAGE = "cove.local/worker:latest"
+GROUP, ENVIRONMENT = "rg", "env"
+
+class Case(unittest.TestCase):
+    OPTIONS = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = cls.enterClassContext(cove.Server(cove.CONFIG, cls.OPTIONS))
+        programs = [shutil.which("redis-server") or "redis-server is missing: scripts/test installs it"]
+        python_image.import_into(cls.server, IMAGE, programs)
+        cls.server.command("group", "create", "-n", GROUP, "-l", "eastus")
+        cls.server.command("containerapp", "env", "create", "-n", ENVIRONMENT, "-g", GROUP, "-l", "eastus")
+
+    def create(self, name, kind, port, *arguments):
+        self.server.command(
+            "containerapp", "create", "-n", name, "-g", GROUP, "--environment", ENVIRONMENT, "--image", IMAGE,
+            "--cpu", "0.25", "--memory", "0.5Gi", "--args", kind, str(port), *arguments,
+        )  # fmt: skip
+        self.addCleanup(self.server.command, "containerapp", "delete", "-n", name, "-g", GROUP, "--yes")
+
+    def replicas(self, name):
+        listed = self.server.command("containerapp", "replica", "list", "-n", name, "-g", GROUP)
+        return [one["name"] for one in listed if one["properties"]["runningState"] == "Running"]
+
+
+class Queue(Case):
+    OPTIONS = ("--clock", "virtual=2026-03-02T00:00:00Z")
+
+    def poll(self, how="30s"):
+        moved = self.server.command("clock", "advance", how)
+        self.assertEqual(moved["unsettled"], [], self.server.log())
+        return len(self.replicas("worker"))
+
+    def test_replicas_come_for_a_queue_and_drain_it(self):
+        port = free_port()
+        self.create(
+            "redis", "redis", port, "--ingress", "external", "--transport", "tcp",
+            "--target-port", str(port), "--exposed-port", str(port), "--min-replicas", "1", "--max-replicas", "1",
+        )  # fmt: skip
+        self.create(
+            "worker", "work", port, "--min-replicas", "0", "--max-replicas", "5",
+            "--scale-rule-name", "jobs", "--scale-rule-type", "redis",
+            "--scale-rule-metadata", f"address=redis:{port}", "listName=jobs", "listLength=10",
+        )  # fmt: skip
+        ask = Redis("127.0.0.1", port)
+        self.addCleanup(ask.close)
+        # a first process that does not ask for SIGTERM yet would not get it
+        cove.until("the first replica is up", lambda: self.at_work(ask, 1))
+        self.poll("5m")
+        self.assertIn(0, [self.poll() for _ in range(2)], self.server.log())
+        ask("DEL", "done")
+        for number in range(200):
+            ask("RPUSH", "jobs", str(number))
+        # 200 jobs are work for 20; five are allowed, four is the first step
+        self.assertEqual([self.poll() for _ in range(3)], [1, 4, 5], self.server.log())
+        workers = cove.until("all are at work", lambda: self.at_work(ask, 5))
+        self.assertEqual(sorted(workers), sorted(self.replicas("worker")))
+        for _ in range(5):
+            ask("RPUSH", "tap", "open")
+        cove.until("the queue is drained", lambda: ask("LLEN", "jobs") == "0")
+        cove.until("each job is done once", lambda: sum(self.at_work(ask, 5).values()) == 200)
+        falling = [self.poll() for _ in range(12)]
+        self.assertEqual(falling, [5] * 10 + [0, 0], self.server.log())
+
+    def at_work(self, ask, expected):
+        """Jobs done per replica, once as many replicas have said that they are there."""
+        pairs = ask("HGETALL", "done")
+        return {pairs[at]: int(pairs[at + 1]) for at in range(0, len(pairs), 2)} if len(pairs) == 2 * expected else None
+
+
+class Use(Case):
+    """In real time: a processor is busy or it is not."""
+
+    def grow_and_shrink(self, name, kind, file):
+        """Company comes while a file lets the first replica use much, and goes again."""
+        self.create(
+            name, "burn", 8080, "--ingress", "external", "--target-port", "8080",
+            "--min-replicas", "1", "--max-replicas", "3", "--scale-rule-name", kind, "--scale-rule-type", kind,
+            "--scale-rule-metadata", "type=Utilization", "value=50",
+            "--scale-setting", "resourceSamplingSeconds=1", "scaleDownWindowSeconds=1",
+            "cpuInitialisationSeconds=0", "cpuReadinessDelaySeconds=0",
+        )  # fmt: skip
+        [first] = self.replicas(name)
+        self.tell(name, first, f"open('{file}', 'w')")
+        cove.until("company comes", lambda: len(self.replicas(name)) > 1)
+        self.tell(name, first, f"import os; os.remove('{file}')")
+        cove.until("one is alone again", lambda: len(self.replicas(name)) == 1)
+
+    def test_cpu(self):
+        self.grow_and_shrink("busy", "cpu", "/burn")
+
+    def test_memory(self):
+        self.grow_and_shrink("full", "memory", "/keep")
+
+    def tell(self, name, replica, script):
+        """Runs a line of Python in a replica."""
+        version = "python%d.%d" % sys.version_info[:2]
+        command = f'/usr/bin/{version} -c "{script}"'
+        line = [cove.BINARY, "containerapp", "exec", "-n", name, "-g", GROUP, "--replica", replica, "--command", command]
+        done = subprocess.run(
+            [*line, "--data-dir", str(self.server.data)],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
