@@ -59,8 +59,8 @@ fn what_has_no_effect_is_kept_and_said() {
 }
 
 #[test]
-fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
-    let mut body = az_create();
+fn constants_in_force_are_shown() {
+    let body = az_create();
     let plain = show(&put(&body).unwrap().doc);
     expect![[r#"
         {
@@ -87,12 +87,21 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
           "tolerancePercent": 10
         }"#]]
     .assert_eq(&format!("{:#}", plain["properties"]["template"]["scale"]["coveEffective"]));
+}
 
+/// An app with a mode, an idle state and constants of its own.
+fn with_constants() -> Value {
+    let mut body = az_create();
     let settings = json!({ "scaleDownWindowSeconds": "60", "FallBack": { "failureThreshold": 3, "replicas": 2 } });
     body["properties"]["template"]["scale"] = json!({ "coveMode": "Fast", "COVEIDLE": "frozen", "coveSettings": settings,
         "rules": [{ "name": "q", "custom": { "type": "redis", "metadata": { "listName": "l", "address": "r:1",
             "listLength": "2.5", "activationListLength": "7" } } }] });
-    let parsed = put(&body).unwrap();
+    body
+}
+
+#[test]
+fn own_constants_of_the_autoscaler_are_kept() {
+    let parsed = put(&with_constants()).unwrap();
     let scale = &parsed.app.template.scale;
     assert_eq!((scale.mode, scale.idle), (Some(ScaleMode::Fast), IdleState::Frozen));
     let shown = show(&parsed.doc);
@@ -156,6 +165,12 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
           ]
         }"#]]
     .assert_eq(&format!("{:#}", shown["properties"]["template"]["scale"]));
+}
+
+#[test]
+fn constants_make_the_round_trip() {
+    let parsed = put(&with_constants()).unwrap();
+    let shown = show(&parsed.doc);
     let again = put_with(&shown, &["s"]).unwrap();
     assert_eq!((&again.app, show(&again.doc)), (&parsed.app, shown));
     assert!(again.doc.pointer("/properties/template/scale/coveEffective").is_none());
@@ -166,7 +181,7 @@ fn own_constants_of_the_autoscaler_are_kept_and_those_in_force_shown() {
         &PutContext { id: &id(), known_secrets: &BTreeSet::from(["s".to_owned()]) },
     );
     let patched = patched.unwrap();
-    assert_eq!(patched.app.template.scale, cove_model::Scale { max_replicas: 7, ..scale.clone() });
+    assert_eq!(patched.app.template.scale, cove_model::Scale { max_replicas: 7, ..parsed.app.template.scale.clone() });
     assert!(patched.doc.pointer("/properties/template/scale/coveEffective").is_none());
 }
 
