@@ -9,7 +9,7 @@
 mod blob;
 pub(crate) mod connection;
 mod queue;
-mod servicebus;
+pub(crate) mod servicebus;
 pub(crate) mod storage;
 #[cfg(test)]
 mod tests;

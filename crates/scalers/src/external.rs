@@ -24,9 +24,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::net::{self, TlsSettings};
+use crate::keys;
+use crate::net;
 use crate::pool::Pool;
 use crate::source::{Context, HostResolver, OpenError, ReadError, ReadFuture, Source, Trigger};
+use crate::tls::{Roots, TlsOptions, Trust};
 use grpc::{CallError, Channel};
 use messages::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
@@ -50,7 +52,16 @@ const CREDENTIALS: [&str; 3] = ["caCert", "tlsClientCert", "tlsClientKey"];
 
 /// Connections of all external scalers.
 #[derive(Debug, Default)]
-pub(crate) struct Channels(Pool<Place, Channel>);
+pub(crate) struct Channels {
+    pool: Pool<Place, Channel>,
+    roots: Roots,
+}
+
+impl Channels {
+    pub(crate) fn new(roots: Roots) -> Self {
+        Self { roots, ..Self::default() }
+    }
+}
 
 /// Where an address leads for the rule's environment: two environments never share a connection by chance.
 type Place = (Arc<Address>, Option<IpAddr>);
@@ -60,11 +71,7 @@ type Place = (Arc<Address>, Option<IpAddr>);
 struct Address {
     host: String,
     port: u16,
-    is_tls: bool,
-    is_unsafe: bool,
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
+    tls: Option<TlsOptions>,
 }
 
 /// One rule's scaler.
@@ -100,15 +107,14 @@ pub(crate) fn open(trigger: &Trigger, context: &Context, channels: &Arc<Channels
     let (host, port) = net::host_and_port(bare, DEFAULT_PORT).ok_or_else(|| {
         OpenError::metadata(format!("scalerAddress is `{address}`; expected host:port, without a scheme"))
     })?;
-    let [ca, cert, key] = CREDENTIALS.map(|name| trigger.get(name));
-    let is_unsafe = flag(trigger, "unsafeSsl")?;
-    let is_tls = flag(trigger, "enableTLS")? || ca.is_some() || cert.is_some() || key.is_some();
-    let settings = TlsSettings { ca, cert, key, is_unsafe, protocols: &[b"h2"] };
-    let tls = is_tls.then(|| settings.config()).transpose()?;
-    let [ca, cert, key] = [ca, cert, key].map(|text| text.map(str::to_owned));
+    let [ca, cert, key] = CREDENTIALS.map(|name| trigger.get(name).map(str::to_owned));
+    let is_tls = keys::flag(trigger, "enableTLS", false)? || ca.is_some() || cert.is_some() || key.is_some();
+    let trust = if keys::flag(trigger, "unsafeSsl", false)? { Trust::Nothing } else { Trust::Full };
+    let options = is_tls.then_some(TlsOptions { trust, ca, cert, key, key_password: None });
+    let tls = options.as_ref().map(|options| client(options, &channels.roots)).transpose()?;
     let told = trigger.parameters.iter().filter(|(name, _)| !CREDENTIALS.contains(&name.as_str()));
     let link = Link {
-        address: Arc::new(Address { host, port, is_tls, is_unsafe, ca, cert, key }),
+        address: Arc::new(Address { host, port, tls: options }),
         tls,
         hosts: Arc::clone(&context.hosts),
         channels: Arc::clone(channels),
@@ -122,12 +128,14 @@ pub(crate) fn open(trigger: &Trigger, context: &Context, channels: &Arc<Channels
     Ok(External { link, push: (trigger.scaler == "external-push").then_some(push) })
 }
 
-fn flag(trigger: &Trigger, key: &str) -> Result<bool, OpenError> {
-    match trigger.get(key).map(str::to_ascii_lowercase).as_deref() {
-        None | Some("false" | "0" | "f") => Ok(false),
-        Some("true" | "1" | "t") => Ok(true),
-        Some(other) => Err(OpenError::metadata(format!("{key} is `{other}`; expected true or false"))),
-    }
+/// TLS as gRPC wants it.
+fn client(options: &TlsOptions, roots: &Roots) -> Result<Arc<ClientConfig>, OpenError> {
+    let config = options.client_config(roots);
+    let mut config = config.map_err(|error| {
+        OpenError::metadata(format!("caCert, tlsClientCert and tlsClientKey (ca, cert and key): {error}"))
+    })?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
 }
 
 impl std::fmt::Debug for External {
@@ -169,12 +177,12 @@ impl Link {
     async fn channel(&self, place: &Place) -> Result<Channel, ReadError> {
         let Address { host, port, .. } = &*self.address;
         let connect = || Channel::connect(&self.hosts, host, *port, self.tls.as_ref());
-        let channel = self.channels.0.get(place, connect).await?;
+        let channel = self.channels.pool.get(place, connect).await?;
         if channel.is_usable() {
             return Ok(channel);
         }
-        self.channels.0.forget(place).await;
-        self.channels.0.get(place, connect).await
+        self.channels.pool.forget(place).await;
+        self.channels.pool.get(place, connect).await
     }
 
     async fn read(&self) -> Result<Answer, ReadError> {
@@ -187,7 +195,7 @@ impl Link {
             Ok(metric) => Ok(Answer::External(metric)),
             Err(error) => {
                 if let CallError::Broken(_) = &error {
-                    self.channels.0.forget(&place).await;
+                    self.channels.pool.forget(&place).await;
                 }
                 Err(ReadError::new(format!("{}:{}: {error}", self.address.host, self.address.port)))
             }

@@ -15,6 +15,7 @@ mod beanstalkd;
 mod clock;
 mod dial;
 mod etcd;
+mod eventhub;
 mod external;
 mod http;
 mod kafka;

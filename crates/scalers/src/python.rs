@@ -22,8 +22,17 @@ pub(crate) struct Script {
 impl Script {
     /// Starts `tests/servers/NAME` and waits until it is ready.
     pub(crate) fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::start_by(&python(), name, arguments)
+    }
+
+    /// The same by Debian's own Python, which has Debian's packages.
+    pub(crate) fn start_by_debian(name: &str, arguments: &[&str]) -> Self {
+        Self::start_by(Path::new("/usr/bin/python3"), name, arguments)
+    }
+
+    fn start_by(python: &Path, name: &str, arguments: &[&str]) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers").join(name);
-        let mut child = Command::new(python())
+        let mut child = Command::new(python)
             .arg(script)
             .args(arguments)
             .stdin(Stdio::piped())

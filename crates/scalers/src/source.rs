@@ -17,6 +17,7 @@ use crate::azure;
 use crate::beanstalkd;
 use crate::clock;
 use crate::etcd;
+use crate::eventhub;
 use crate::external;
 use crate::http::{self, Http};
 use crate::kafka;
@@ -142,6 +143,7 @@ impl fmt::Debug for Context {
 pub struct Scalers {
     beanstalkd: Arc<beanstalkd::Servers>,
     clock: Clock,
+    event_hubs: Arc<eventhub::Hubs>,
     externals: Arc<external::Channels>,
     http: Http,
     kafka: Arc<kafka::Brokers>,
@@ -160,6 +162,7 @@ impl Scalers {
         "azure-blob",
         "azure-log-analytics",
         "azure-pipelines",
+        "azure-eventhub",
         "azure-queue",
         "azure-servicebus",
         "beanstalkd",
@@ -197,6 +200,7 @@ impl Scalers {
         Self {
             beanstalkd: Arc::default(),
             clock,
+            event_hubs: Arc::default(),
             externals: Arc::default(),
             http: Http::default(),
             kafka: Arc::default(),
@@ -210,6 +214,8 @@ impl Scalers {
     #[must_use]
     pub fn with_roots(mut self, roots: Roots) -> Self {
         self.sql = Arc::new(sql::Databases::new(roots.clone()));
+        self.externals = Arc::new(external::Channels::new(roots.clone()));
+        self.event_hubs = Arc::new(eventhub::Hubs::new(roots.clone()));
         self.kafka = Arc::new(kafka::Brokers::new(roots.clone()));
         self.rabbitmq = Arc::new(rabbitmq::Brokers::new(roots.clone()));
         self.redis = Arc::new(redis::Servers::new(roots.clone()));
@@ -228,6 +234,7 @@ impl Scalers {
 
     fn source_of(&self, trigger: &Trigger, context: &Context) -> Result<Arc<dyn Source>, OpenError> {
         match trigger.scaler.as_str() {
+            "azure-eventhub" => Ok(Arc::new(eventhub::open(&self.event_hubs, &self.http, trigger, context)?)),
             "cron" => Ok(Arc::new(clock::open(trigger, &self.clock)?)),
             "external" | "external-push" => Ok(Arc::new(external::open(trigger, context, &self.externals)?)),
             "beanstalkd" => Ok(Arc::new(beanstalkd::open(&self.beanstalkd, trigger, context)?)),

@@ -228,7 +228,7 @@ impl ServiceBus {
 }
 
 /// `SharedAccessSignature` of a resource, good until `until` (seconds since 1970).
-fn signature(resource: &str, name: &str, key: &hmac::Key, until: i64) -> String {
+pub(crate) fn signature(resource: &str, name: &str, key: &hmac::Key, until: i64) -> String {
     use base64::Engine;
     let resource = utf8_percent_encode(&resource.to_ascii_lowercase(), PLAIN).to_string();
     let signed = hmac::sign(key, format!("{resource}\n{until}").as_bytes());

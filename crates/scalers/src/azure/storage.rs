@@ -113,29 +113,51 @@ impl Account {
     /// The account cannot be reached, refuses, or has no such thing.
     pub(crate) async fn get(&self, url: Url, what: &str) -> Result<Reply, ReadError> {
         let place = place(&url);
-        let mut call = Call::get(url);
-        call.headers.insert("x-ms-version", HeaderValue::from_static(API_VERSION));
-        let reply = match &self.credential {
-            Credential::SharedKey { account, key } => {
-                sign(&mut call, account, key)?;
-                self.client.send(call).await?
-            }
-            Credential::Signature(query) => {
-                call.url.query_pairs_mut().extend_pairs(query);
-                self.client.send(call).await?
-            }
-            Credential::Identity(auth) => auth.send(&self.client, call).await?,
-        };
+        let reply = self.ask(url).await?;
         if reply.status.is_success() {
             return Ok(reply);
         }
-        let code = reply.headers.get("x-ms-error-code").and_then(|code| code.to_str().ok());
-        let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
         Err(match reply.status {
-            StatusCode::NOT_FOUND => ReadError::new(format!("{place}: there is no {what}{code}")),
-            status => ReadError::new(format!("{}{code}", refused(&place, status))),
+            StatusCode::NOT_FOUND => ReadError::new(format!("{place}: there is no {what}{}", code(&reply))),
+            status => ReadError::new(format!("{}{}", refused(&place, status), code(&reply))),
         })
     }
+
+    /// A GET of what need not be there.
+    ///
+    /// # Errors
+    /// The account cannot be reached, or refuses.
+    pub(crate) async fn find(&self, url: Url) -> Result<Option<Reply>, ReadError> {
+        let place = place(&url);
+        let reply = self.ask(url).await?;
+        match reply.status {
+            status if status.is_success() => Ok(Some(reply)),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(ReadError::new(format!("{}{}", refused(&place, status), code(&reply)))),
+        }
+    }
+
+    async fn ask(&self, url: Url) -> Result<Reply, ReadError> {
+        let mut call = Call::get(url);
+        call.headers.insert("x-ms-version", HeaderValue::from_static(API_VERSION));
+        match &self.credential {
+            Credential::SharedKey { account, key } => {
+                sign(&mut call, account, key)?;
+                self.client.send(call).await
+            }
+            Credential::Signature(query) => {
+                call.url.query_pairs_mut().extend_pairs(query);
+                self.client.send(call).await
+            }
+            Credential::Identity(auth) => auth.send(&self.client, call).await,
+        }
+    }
+}
+
+/// The service's word for what is wrong.
+fn code(reply: &Reply) -> String {
+    let code = reply.headers.get("x-ms-error-code").and_then(|code| code.to_str().ok());
+    code.map(|code| format!(" ({code})")).unwrap_or_default()
 }
 
 fn identity(trigger: &Trigger, context: &Context) -> Credential {

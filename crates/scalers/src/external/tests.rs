@@ -224,8 +224,15 @@ fn metadata_that_cannot_be_used() {
             "scalerAddress is `http://scaler:80`; expected host:port, without a scheme",
         ),
         (("enableTLS", "yes"), "enableTLS is `yes`; expected true or false"),
-        (("caCert", "secret"), "the ca certificate is not PEM"),
-        (("tlsClientKey", "secret"), "give both the client certificate and its key, or neither"),
+        (
+            ("caCert", "secret"),
+            "caCert, tlsClientCert and tlsClientKey (ca, cert and key): ca is no certificate in PEM \
+             (-----BEGIN CERTIFICATE----- ...)",
+        ),
+        (
+            ("tlsClientKey", "secret"),
+            "caCert, tlsClientCert and tlsClientKey (ca, cert and key): cert and key belong together; one of them is missing",
+        ),
     ] {
         assert_eq!(error(&[more]), Err(expected.to_owned()));
     }
