@@ -45,7 +45,8 @@ impl Source for Watched {
         let now = Instant::now();
         let round = self.seen.round.load(Ordering::Relaxed);
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, first) = *first.insert(first.filter(|(of, _)| *of == round).unwrap_or((round, now)));
+        let known = first.filter(|(of, _)| *of == round);
+        let (_, first) = *first.insert(known.unwrap_or((round, now)));
         self.seen.reads.fetch_add(1, Ordering::Relaxed);
         self.seen.latest_us.fetch_max(late_us(now.duration_since(first)), Ordering::Relaxed);
         Box::pin(async {
