@@ -41,6 +41,8 @@ const LIMITATION_MAX: usize = 100_000;
 
 /// Offsets by topic and partition.
 type Offsets = BTreeMap<(String, i32), i64>;
+/// One of them.
+type Offset = ((String, i32), i64);
 
 /// One rule's group.
 #[derive(Debug)]
@@ -290,7 +292,7 @@ impl Group {
     }
 
     /// One group of an answer in the compact form.
-    fn group_offsets(&self, answer: &mut Answer<'_>) -> Result<Vec<((String, i32), i64)>, ReadError> {
+    fn group_offsets(&self, answer: &mut Answer<'_>) -> Result<Vec<Offset>, ReadError> {
         let _group = answer.compact_text()?;
         let topics = answer.compact_list(|answer| {
             let topic = answer.compact_text()?;
@@ -300,7 +302,10 @@ impl Group {
                 let _metadata = answer.compact_text()?;
                 let error = answer.error()?;
                 answer.tags()?;
-                error.map_or(Ok(((topic.clone(), partition), offset)), |code| Err(self.no_offsets(code)))
+                match error {
+                    None => Ok(((topic.clone(), partition), offset)),
+                    Some(code) => Err(self.no_offsets(code)),
+                }
             })?;
             answer.tags()?;
             Ok(partitions)

@@ -201,8 +201,16 @@ async fn a_group_without_a_topic_is_all_it_has_committed() {
     assert_eq!(client.ask("topics"), "bills letters orders");
 }
 
-#[tokio::test]
-async fn logins_under_tls() {
+/// Tansu behind the gateway that logs clients in under TLS.
+struct Secured {
+    address: String,
+    /// Of the gateway, PEM and the file of it.
+    certificate: String,
+    cert: String,
+    _servers: (Script, rig::Server, tempfile::TempDir),
+}
+
+async fn secured() -> Secured {
     let folder = tempfile::tempdir().unwrap();
     let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let write = |name: &str, text: String| {
@@ -216,6 +224,13 @@ async fn logins_under_tls() {
     let server = tansu(Some(gateway.port())).await;
     assert_eq!(gateway.ask(&format!("to {}", server.port())), "ok");
     let address = format!("127.0.0.1:{}", gateway.port());
+    Secured { address, certificate: certificate.cert.pem(), cert, _servers: (gateway, server, folder) }
+}
+
+#[tokio::test]
+async fn logins_under_tls() {
+    let secured = secured().await;
+    let Secured { address, certificate, cert, .. } = &secured;
 
     // librdkafka enters by every way: the gateway does as brokers do.
     let of_client = |more: &str| {
@@ -233,11 +248,10 @@ async fn logins_under_tls() {
     }
 
     let rule = |more: &str| {
-        let pem = certificate.cert.pem();
         let mut trigger =
             rig::trigger("kafka", &format!("bootstrapServers={address}\ntopic=orders\nconsumerGroup=workers"));
         trigger.parameters.extend([("tls", "enable"), ("username", "app")].map(|(k, v)| (k.to_owned(), v.to_owned())));
-        trigger.parameters.insert("ca".to_owned(), pem);
+        trigger.parameters.insert("ca".to_owned(), certificate.clone());
         for pair in more.split(' ') {
             let (key, value) = pair.split_once('=').unwrap();
             trigger.parameters.insert(key.to_owned(), value.to_owned());
@@ -261,7 +275,7 @@ async fn logins_under_tls() {
         let trigger = rule(more);
         let source = scalers.open(&trigger, &rig::context()).unwrap();
         let read = rig::read_source(&source, &trigger, rig::DEADLINE).await;
-        text += &format!("{more}\n  {}\n", read.replace(&address, "SERVER"));
+        text += &format!("{more}\n  {}\n", read.replace(address, "SERVER"));
     }
     expect![[r#"
         sasl=plaintext password=pencil

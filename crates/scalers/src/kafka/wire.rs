@@ -68,11 +68,15 @@ impl Question {
 
     /// Of a compact array or text: one more than its length, 0 = it is not there.
     pub(super) fn compact_length(&mut self, mut value: usize) {
-        while value >= 0x80 {
-            self.0.put_u8((value & 0x7f) as u8 | 0x80);
+        loop {
+            let low = value.to_le_bytes()[0] & 0x7f;
             value >>= 7;
+            if value == 0 {
+                self.0.put_u8(low);
+                return;
+            }
+            self.0.put_u8(low | 0x80);
         }
-        self.0.put_u8((value & 0x7f) as u8);
     }
 
     pub(super) fn compact_text(&mut self, text: &str) {
