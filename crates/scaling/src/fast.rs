@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** the limits, the cool-down and the polling of event rules are the app's own in both modes.
 
+pub use cove_model::ScaleMode;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
@@ -12,24 +13,13 @@ use crate::config::ScaleConfig;
 use crate::reading::Reading;
 use crate::settings::ScaleSettings;
 
-/// How an app is scaled; `template.scale.coveMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScaleMode {
-    /// As Azure documents it, to the tick.
-    #[default]
-    Aca,
-    /// By open requests, within a second.
-    Fast,
-}
-
 /// Every constant of the fast mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FastSettings {
     /// Time between two readings of http and tcp rules. Default 1 s.
     pub load_sampling: SignedDuration,
-    /// A proposal holds the count for this long. Default 20 s.
+    /// A proposal holds the count for this long. Default 10 s.
     pub scale_down_window: SignedDuration,
     /// Smallest ceiling of one step up, in replicas. Default 8.
     pub step_floor: u32,
@@ -45,7 +35,7 @@ impl Default for FastSettings {
     fn default() -> Self {
         Self {
             load_sampling: SignedDuration::from_secs(1),
-            scale_down_window: SignedDuration::from_secs(20),
+            scale_down_window: SignedDuration::from_secs(10),
             step_floor: 8,
             step_factor: 4,
             tolerance_percent: 0,
@@ -103,7 +93,7 @@ mod tests {
         let config = fast.configure(&config);
         let mut state = ScaleState { current: 1, seeded: true, ..ScaleState::default() };
         let mut decided = Vec::new();
-        for (second, open, mean_milli) in [(1, 9, 0), (2, 60, 90_000), (3, 400, 0), (4, 0, 0), (23, 0, 0), (24, 0, 0)] {
+        for (second, open, mean_milli) in [(1, 9, 0), (2, 60, 90_000), (3, 400, 0), (4, 0, 0), (13, 0, 0), (14, 0, 0)] {
             let readings = [fast.open_reading(open, mean_milli)];
             let now = Timestamp::from_second(second).unwrap();
             let input = Input { now, readings: &readings, existing: state.current, in_flight: open, hold: Hold::None };

@@ -7,15 +7,22 @@
 
 mod bound;
 mod replay;
+mod suggest;
+mod trace;
 mod world;
 
 use serde::{Deserialize, Serialize};
 
 pub use bound::clairvoyant;
-pub use replay::{Recorded, Replayed, replay};
+pub use replay::{Recorded, Replayed, replay, state_before};
+pub use suggest::{Objective, Suggestion, suggest};
+pub use trace::{TRACE_MAX, TraceError, parse_csv, rebuild};
+
+use cove_model::{Scale, ScaleMode};
 
 use crate::config::ScaleConfig;
-use crate::fast::{FastSettings, ScaleMode};
+use crate::effective::{ScaleDefaults, effective};
+use crate::fast::FastSettings;
 
 /// One request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,24 +51,73 @@ impl Default for Fleet {
     }
 }
 
-/// What running costs, in any one currency.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What running costs, in any one currency. The default is Azure's consumption plan in most regions, in US dollars
+/// (prices as published in 2026); what is free each month is not taken off.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct RateCard {
-    /// One replica for one second.
-    pub per_replica_second: f64,
-    /// A million requests.
-    pub per_million_requests: f64,
+    /// One vCPU of an active replica for one second. Default 0.000024.
+    pub vcpu_second: f64,
+    /// One vCPU of an idle replica for one second: at `minReplicas` above zero, without an open request. Default 0.000003.
+    pub idle_vcpu_second: f64,
+    /// One GiB of a replica for one second, active or idle. Default 0.000003.
+    pub gib_second: f64,
+    /// A million requests. Default 0.40.
+    pub million_requests: f64,
+}
+
+impl Default for RateCard {
+    fn default() -> Self {
+        Self { vcpu_second: 0.000_024, idle_vcpu_second: 0.000_003, gib_second: 0.000_003, million_requests: 0.4 }
+    }
+}
+
+/// What one replica asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaSize {
+    /// Cores.
+    pub vcpu: f64,
+    /// Memory in GiB.
+    pub gib: f64,
+}
+
+impl Default for ReplicaSize {
+    /// 0.5 cores and 1 GiB, Azure's default.
+    fn default() -> Self {
+        Self { vcpu: 0.5, gib: 1.0 }
+    }
+}
+
+impl RateCard {
+    /// The cost of replica time, of which a part was idle, and of requests.
+    #[expect(clippy::cast_precision_loss, reason = "money is shown with a few digits")]
+    pub fn cost(&self, size: ReplicaSize, replica_ms: u64, idle_ms: u64, requests: u64) -> f64 {
+        let active_s = replica_ms.saturating_sub(idle_ms) as f64 / 1000.0;
+        let idle_s = idle_ms as f64 / 1000.0;
+        size.vcpu * (active_s * self.vcpu_second + idle_s * self.idle_vcpu_second)
+            + size.gib * (active_s + idle_s) * self.gib_second
+            + requests as f64 / 1e6 * self.million_requests
+    }
 }
 
 /// Rules to try: the configuration, and the mode it runs in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Limits, rules, settings; only http and tcp rules see the trace.
+    /// Limits, rules, and the settings in force; only http and tcp rules see the trace.
     pub config: ScaleConfig,
     /// Which readings the rules get.
     pub mode: ScaleMode,
-    /// Constants of the fast mode.
+    /// Of the fast mode, its headroom; the rest of its constants is in `config`.
     pub fast: FastSettings,
+}
+
+impl Policy {
+    /// The policy of a template on a server with these defaults.
+    pub fn of(scale: &Scale, has_ingress: bool, defaults: &ScaleDefaults) -> Self {
+        let in_force = effective(scale, defaults);
+        let fast = FastSettings { headroom_percent: in_force.headroom_percent, ..defaults.fast.clone() };
+        Self { config: ScaleConfig::from_effective(scale, has_ingress, &in_force), mode: in_force.mode, fast }
+    }
 }
 
 /// What came of it.
@@ -71,6 +127,8 @@ pub struct Outcome {
     pub requests: u64,
     /// Time that replicas existed, starting and draining included.
     pub replica_ms: u64,
+    /// Of it, time at `minReplicas` above zero without an open request.
+    pub idle_ms: u64,
     /// Replicas started.
     pub starts: u64,
     /// Requests that found no replica ready.
@@ -85,6 +143,8 @@ pub struct Outcome {
     pub decisions: u64,
     /// Turns of direction within 300 s of the change before.
     pub reversals: u64,
+    /// Decided counts: from when on, in milliseconds, and how many.
+    pub counts: Vec<(u64, u32)>,
 }
 
 /// How long requests waited, in milliseconds.
@@ -114,9 +174,8 @@ impl Outcome {
     }
 
     /// The cost by a rate card.
-    #[expect(clippy::cast_precision_loss, reason = "money is shown with a few digits")]
-    pub fn cost(&self, card: &RateCard) -> f64 {
-        self.replica_seconds() * card.per_replica_second + self.requests as f64 / 1e6 * card.per_million_requests
+    pub fn cost(&self, card: &RateCard, size: ReplicaSize) -> f64 {
+        card.cost(size, self.replica_ms, self.idle_ms, self.requests)
     }
 }
 

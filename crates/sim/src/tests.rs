@@ -124,13 +124,13 @@ fn the_table_of_quality_is_what_it_was() {
     expect_test::expect![[r#"
         workload  mode    waits>1s %  replica-s  x bound  starts  cold  p99 ms  max ms
         steps     aca           1.46      23880     5.67      30   202    3507    8854
-        steps     fast          0.19       6615     1.57      89   202       2    2294
+        steps     fast          0.19       5689     1.35      97   202       8    2294
         steps     bound         0.00       4209     1.00     122     0       0       0
         diurnal   aca           0.94      53837     2.07      46     2     913    7719
-        diurnal   fast          0.08      33397     1.28     182     2      21    2000
+        diurnal   fast          0.08      31227     1.20     288     2      64    2000
         diurnal   bound         0.00      26001     1.00    1304     0       0       0
         llm       aca          99.91       7671     0.74       1     9 4032998 4057924
-        llm       fast          0.03      14112     1.36      63     9       0    2000
+        llm       fast          0.03      13296     1.28     105     9       0    2000
         llm       bound         0.00      10351     1.00     302     0       0       0
         sparse    aca           0.72       7190    24.05       1     1       0    2000
         sparse    fast          1.45       7189    24.04       2     2    2000    2000

@@ -1,5 +1,6 @@
 //! Worlds small enough to be counted by hand, and properties of the bound.
 
+use cove_model::ScaleMode;
 use jiff::SignedDuration;
 use proptest::prelude::*;
 
@@ -10,7 +11,9 @@ fn policy(mode: ScaleMode, min: u32, max: u32) -> Policy {
     let settings = ScaleSettings { cooldown_period: SignedDuration::from_secs(30), ..ScaleSettings::default() };
     let rules = vec![Rule::new("h", RuleKind::Http, 10.0)];
     let config = ScaleConfig { min_replicas: min, max_replicas: max, rules, settings, fallback: None };
-    Policy { config, mode, fast: FastSettings::default() }
+    let fast = FastSettings::default();
+    let config = if mode == ScaleMode::Fast { fast.configure(&config) } else { config };
+    Policy { config, mode, fast }
 }
 
 fn request(at_ms: u64, duration_ms: u64) -> Request {
@@ -24,8 +27,8 @@ fn one_request_wakes_waits_and_lets_go() {
     assert_eq!((outcome.starts, outcome.cold_requests, outcome.violations), (1, 1, 1));
     assert_eq!(outcome.wait_ms, WaitPercentiles { p50: 2000, p95: 2000, p99: 2000, max: 2000 });
     assert_eq!(outcome.replica_ms, 59_000);
-    let card = RateCard { per_replica_second: 0.5, per_million_requests: 1e6 };
-    assert!((outcome.cost(&card) - 30.5).abs() < 1e-9);
+    let card = RateCard { vcpu_second: 0.25, idle_vcpu_second: 0.0, gib_second: 0.25, million_requests: 1e6 };
+    assert!((outcome.cost(&card, ReplicaSize { vcpu: 1.0, gib: 1.0 }) - 30.5).abs() < 1e-9);
 }
 
 #[test]

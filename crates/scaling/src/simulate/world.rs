@@ -5,13 +5,13 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use cove_model::ScaleMode;
 use jiff::Timestamp;
 
 use super::{Fleet, Outcome, Policy, Request, WaitPercentiles};
 use crate::cadence::next_tick;
 use crate::config::ScaleConfig;
 use crate::decide::{Decision, activate, decide};
-use crate::fast::ScaleMode;
 use crate::measure::load_reading;
 use crate::reading::{Hold, Input, Reading};
 use crate::state::ScaleState;
@@ -63,10 +63,7 @@ pub(super) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(super) fn new(policy: &'a Policy, trace: &'a [Request], fleet: &'a Fleet) -> Self {
-        let config = match policy.mode {
-            ScaleMode::Aca => policy.config.clone(),
-            ScaleMode::Fast => policy.fast.configure(&policy.config),
-        };
+        let config = policy.config.clone();
         Self {
             trace,
             fleet,
@@ -172,7 +169,12 @@ impl<'a> World<'a> {
     }
 
     fn count_load(&mut self) {
-        self.load_ms += self.load() * (self.now_ms - self.load_since_ms);
+        let passed_ms = self.now_ms - self.load_since_ms;
+        self.load_ms += self.load() * passed_ms;
+        let least = self.config.min_replicas;
+        if self.load() == 0 && least > 0 && self.state.current == least {
+            self.outcome.idle_ms += passed_ms * u64::from(least);
+        }
         self.load_since_ms = self.now_ms;
     }
 
@@ -235,9 +237,11 @@ impl<'a> World<'a> {
     }
 
     fn apply(&mut self, decision: &Decision) {
+        self.count_load();
         self.outcome.decisions += 1;
         self.state.apply(&self.config, decision);
         if decision.changes() {
+            self.outcome.counts.push((self.now_ms, decision.new));
             let up = decision.new > decision.current;
             let turned = self.last_change.is_some_and(|(at, was)| was != up && self.now_ms - at <= REVERSAL_MS);
             self.outcome.reversals += u64::from(turned);
