@@ -187,7 +187,8 @@ async fn advance(State(context): State<Arc<Context>>, Json(advance): Json<Advanc
     let moved = match (&advance.by, &advance.to) {
         (Some(by), None) => {
             let Some(by) = cove_base::parse_duration(by).and_then(|by| SignedDuration::try_from(by).ok()) else {
-                return refused("InvalidDuration", format!("`{by}` is not a duration; write `90s`, `5m` or `2h`"));
+                let message = format!("`{by}` is not a duration; write `90s`, `5m` or `2h`");
+                return Err(Failed(StatusCode::BAD_REQUEST, "InvalidDuration", message));
             };
             context.mover.advance(by).await
         }

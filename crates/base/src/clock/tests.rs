@@ -1,3 +1,5 @@
+//! A virtual clock: who sleeps, who works, and what time it was.
+
 use super::*;
 
 fn at(second: i64) -> Timestamp {

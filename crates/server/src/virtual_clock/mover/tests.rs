@@ -1,3 +1,5 @@
+//! The mover against a loop with timers, a fake driver and a real monitor.
+
 use cove_model::{ContainerObservation, ResourceId, RevisionName};
 use cove_monitor::MonitorConfig;
 use cove_runtime::fake::FakeRuntime;
