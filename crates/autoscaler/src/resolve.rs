@@ -41,6 +41,7 @@ pub(crate) struct Resolved {
 /// The trigger of a custom or azure-queue rule; `None` for rules that no event source answers.
 pub(crate) fn resolve(revision: &RevisionKey, kind: &ScaleRuleKind, around: &Surroundings) -> Option<Resolved> {
     let mut missing = Vec::new();
+    let mut told = BTreeMap::new();
     let (scaler, mut parameters, auth, identity) = match kind {
         ScaleRuleKind::Http { .. } | ScaleRuleKind::Tcp { .. } => return None,
         ScaleRuleKind::Custom { scaler, metadata, auth, identity } => {
@@ -50,11 +51,13 @@ pub(crate) fn resolve(revision: &RevisionKey, kind: &ScaleRuleKind, around: &Sur
             for (key, value) in metadata.iter().filter(|(key, value)| is_read(key) && !value.trim().is_empty()) {
                 parameters.insert(key.clone(), value.clone());
             }
+            told = parameters.clone();
             for (key, value) in metadata {
-                if let Some(name) = named(key).filter(|name| !parameters.contains_key(name))
+                if let Some(name) = named(key)
                     && let Some(found) = variable(value.trim(), key, around, &mut missing)
                 {
-                    parameters.insert(name, found);
+                    told.insert(key.clone(), found.clone());
+                    parameters.entry(name).or_insert(found);
                 }
             }
             (scaler.clone(), parameters, auth, identity)
@@ -79,6 +82,7 @@ pub(crate) fn resolve(revision: &RevisionKey, kind: &ScaleRuleKind, around: &Sur
     let trigger = Trigger {
         scaler,
         parameters,
+        metadata: told,
         identity: identity.clone(),
         namespace: revision.app.group_name().to_owned(),
         name: revision.name.to_string(),
@@ -164,6 +168,9 @@ mod tests {
                 ("password", "hunter2"),
             ]
         );
+        let told: Vec<_> = resolved.trigger.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let named = [("addressFromEnv", "redis:6379"), ("host", "x"), ("listName", "jobs"), ("passwordFromEnv", "hunter2")];
+        assert_eq!(told, named, "no authentication parameter");
         assert_eq!((resolved.trigger.namespace.as_str(), resolved.trigger.name.as_str()), ("rg", "worker--v1"));
         assert_eq!(resolved.trigger.identity.as_deref(), Some("system"));
         assert!(resolved.missing.is_empty());

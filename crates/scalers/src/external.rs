@@ -11,7 +11,6 @@
 mod grpc;
 mod messages;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -112,7 +111,6 @@ pub(crate) fn open(trigger: &Trigger, context: &Context, channels: &Arc<Channels
     let trust = if keys::flag(trigger, "unsafeSsl", false)? { Trust::Nothing } else { Trust::Full };
     let options = is_tls.then_some(TlsOptions { trust, ca, cert, key, key_password: None });
     let tls = options.as_ref().map(|options| client(options, &channels.roots)).transpose()?;
-    let told = trigger.parameters.iter().filter(|(name, _)| !CREDENTIALS.contains(&name.as_str()));
     let link = Link {
         address: Arc::new(Address { host, port, tls: options }),
         tls,
@@ -121,7 +119,7 @@ pub(crate) fn open(trigger: &Trigger, context: &Context, channels: &Arc<Channels
         of: Arc::new(ScaledObjectRef {
             name: trigger.name.clone(),
             namespace: trigger.namespace.clone(),
-            scaler_metadata: told.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>(),
+            scaler_metadata: trigger.metadata.clone(),
         }),
     };
     let push = Push { pushes: watch::Sender::new(0), task: Mutex::new(None) };

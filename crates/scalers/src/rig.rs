@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** a server ends with its test, by its own process id, and its folder goes with it.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
@@ -204,6 +205,7 @@ pub(crate) fn trigger(scaler: &str, metadata: &str) -> Trigger {
             .map(|pair| pair.split_once('=').expect("key=value"))
             .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
             .collect(),
+        metadata: BTreeMap::new(),
         identity: None,
         namespace: "group".into(),
         name: "app--1".into(),

@@ -35,6 +35,8 @@ pub struct Trigger {
     pub scaler: String,
     /// Metadata, `…FromEnv` keys under the name without that ending, and authentication parameters, which win.
     pub parameters: BTreeMap<String, String>,
+    /// What a user's own scaler is told: the metadata, `…FromEnv` keys with the variable's value, nothing of authentication.
+    pub metadata: BTreeMap<String, String>,
     /// Client id, resource id or `system` of the identity that reads, where the rule names one.
     pub identity: Option<String>,
     /// The resource group, for a user's own scaler (`ScaledObjectRef.namespace`).
@@ -243,7 +245,11 @@ impl Scalers {
             "mysql" | "postgresql" => sql::open(&self.sql, trigger, context),
             "apache-kafka" | "kafka" => Ok(Arc::new(kafka::open(&self.kafka, trigger, context)?)),
             "rabbitmq" => Ok(Arc::new(rabbitmq::open(&self.rabbitmq, &self.http, trigger, context)?)),
-            "redis" | "redis-cluster" | "redis-cluster-streams" | "redis-sentinel" | "redis-sentinel-streams"
+            "redis"
+            | "redis-cluster"
+            | "redis-cluster-streams"
+            | "redis-sentinel"
+            | "redis-sentinel-streams"
             | "redis-streams" => Ok(Arc::new(redis::open(&self.redis, trigger, context)?)),
             other => azure::open(&self.http, trigger, context)
                 .or_else(|| http::open(&self.http, trigger, context))

@@ -1,5 +1,6 @@
 //! Users' scalers on grpcio, the library that most of them are written with.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use cove_base::Clock;
@@ -18,7 +19,9 @@ fn trigger(kind: &str, port: u16, more: &[(&str, &str)]) -> Trigger {
     let mut parameters = BTreeMap::from([("scalerAddress".to_owned(), format!("scaler:{port}"))]);
     parameters.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     let [namespace, name] = ["group", "app--1"].map(str::to_owned);
-    Trigger { scaler: kind.to_owned(), parameters, identity: None, namespace, name }
+    let mut metadata = parameters.clone();
+    metadata.retain(|key, _| !super::CREDENTIALS.contains(&key.as_str()));
+    Trigger { scaler: kind.to_owned(), parameters, metadata, identity: None, namespace, name }
 }
 
 /// What a reading gives, within the autoscaler's deadline.

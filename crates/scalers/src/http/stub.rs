@@ -1,5 +1,6 @@
 //! An HTTP server of a test, plain or under TLS: answers by a closure and keeps what it was asked.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
@@ -124,6 +125,7 @@ pub(crate) fn trigger(scaler: &str, parameters: &[(&str, &str)]) -> Trigger {
     Trigger {
         scaler: scaler.to_owned(),
         parameters: parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        metadata: BTreeMap::new(),
         identity: None,
         namespace: "group".to_owned(),
         name: "app--1".to_owned(),
