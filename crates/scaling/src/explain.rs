@@ -109,8 +109,10 @@ fn words(
         Reason::PartialErrorHold => {
             format!("kept at {new}: {asked}, but fewer are not taken while a rule fails ({})", failed_rules(decision))
         }
-        Reason::ScaleUp => format!("{current} to {new}: {asked}"),
-        Reason::ScaleUpLimited => format!("{current} to {new}: {asked}; {}", limited_by(config, decision)),
+        Reason::ScaleUp => format!("{current} to {new}: {asked}{}", earlier(decision)),
+        Reason::ScaleUpLimited => {
+            format!("{current} to {new}: {asked}{}; {}", earlier(decision), limited_by(config, decision))
+        }
         Reason::ScaleDown => {
             let span = config.settings.scale_down_window.as_secs();
             format!("{current} to {new}: {asked}, and nothing asked for more than {new} in the last {span} s")
@@ -144,6 +146,14 @@ fn steady(config: &ScaleConfig, decision: &Decision, asked: &str) -> String {
             format!("kept at {new}, the least while it runs: {asked}")
         }
         _ => format!("kept at {new}: {asked}"),
+    }
+}
+
+/// A larger proposal of the window counts, too.
+fn earlier(decision: &Decision) -> String {
+    match (decision.stable, decision.want) {
+        (Some(stable), Some(want)) if stable > want => format!(", {stable} were asked for within the window"),
+        _ => String::new(),
     }
 }
 

@@ -167,7 +167,7 @@ fn the_oldest_go_first_by_time_and_by_bytes() {
         tapes.write(Timestamp::from_second(second).unwrap());
     }
     assert!(read::read(dir.path(), &all(1)).unwrap().is_empty());
-    assert_eq!(counts(dir.path(), &all(2)).len(), 13, "a week of them and one segment");
+    assert_eq!(counts(dir.path(), &all(2)).len(), 14, "a week of them and one segment");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Recorded {
     pub at: Timestamp,
     /// The newest reading per rule name.
     pub readings: Vec<(Arc<str>, Reading)>,
+    /// Failed readings in a row per rule, as in `readings`, this one included; none = counted here, one per instant.
+    pub failures: Vec<u32>,
     /// Open requests and connections.
     pub in_flight: u64,
     /// Replicas that existed; `None` = as many as were decided.
@@ -54,6 +56,7 @@ impl From<&Decision> for Recorded {
         Self {
             at: decision.at,
             readings: decision.rules.iter().map(|rule| (rule.name.clone(), rule.reading.clone())).collect(),
+            failures: decision.rules.iter().map(|rule| rule.failures).collect(),
             in_flight: decision.in_flight,
             existing: Some(decision.existing),
             is_request: decision.rules.is_empty() && decision.reason == Reason::Activated,
@@ -135,6 +138,14 @@ pub fn replay(config: &ScaleConfig, mut state: ScaleState, recorded: &[Recorded]
             let found = tick.readings.iter().find(|(known, _)| known == name);
             found.map_or_else(|| Reading::error("not recorded"), |(_, reading)| reading.clone())
         };
+        if !tick.failures.is_empty() {
+            // a reading that failed once is decided on more than once where other rules are read more often
+            let before = |name: &Arc<str>| {
+                let place = tick.readings.iter().position(|(known, _)| known == name);
+                place.and_then(|place| tick.failures.get(place)).map_or(0, |failures| failures.saturating_sub(1))
+            };
+            state.failures = config.rules.iter().map(|rule| before(&rule.name)).collect();
+        }
         let readings: Vec<Reading> = config.rules.iter().map(|rule| reading(&rule.name)).collect();
         let existing = tick.existing.unwrap_or(state.current);
         let input = Input { now: tick.at, readings: &readings, existing, in_flight: tick.in_flight, hold: Hold::None };

@@ -1,5 +1,7 @@
 //! Event, cpu and memory rules beside sources that the test writes: slow, failing, flapping, lying, dead.
 
+mod recorded;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -260,7 +262,7 @@ async fn a_rotated_secret_heals_by_itself() {
     assert_eq!(bench.polls("w--v1", 1).await, [16]);
     let events = bench.events();
     assert!(events.contains("60 Normal") || events.contains("can be read again"), "{events}");
-    assert!(events.contains("refused the password") && !events.contains("new\"") , "{events}");
+    assert!(events.contains("refused the password") && !events.contains("new\""), "{events}");
     bench.stop().await.unwrap();
 }
 
