@@ -285,6 +285,16 @@ mod tests {
         }}});
         let revisions = json!([{"revision": "web--a", "current": 4, "lastActive": "2026-01-01T00:00:15.5Z",
             "nextTick": null, "limits": {"min": 0, "max": 10}, "decisions": [decision]}]);
-        expect![[r#""#]].assert_eq(&describe(&revisions));
+        expect![[r#"
+            web--a: 4 replicas, limits 0..10
+            last active 2026-01-01T00:00:15, next look never
+
+            At                   Times  Replicas  Open  Rules
+            -------------------  -----  --------  ----  -----------------------------------------------
+            2026-01-01T00:00:15  2      1 -> 4    12    http 45.50 asks for 5, queue failed (no answer)
+
+            00:00:15 1 to 4: http asks for 5; one step reaches 4
+
+        "#]].assert_eq(&describe(&revisions));
     }
 }

@@ -232,7 +232,8 @@ fn number(value: &Value) -> Option<f64> {
 
 async fn median_wake_ms(client: &Client, app: &str) -> Result<Option<u64>, Failure> {
     let found = wakes::fetch(client, Some(app), 100).await?;
-    let mut ready: Vec<u64> = list(&found).iter().filter_map(|wake| wake["ready_us"].as_u64()).collect();
+    let mut ready: Vec<u64> =
+        list(&found).iter().filter_map(|wake| wake["ready_us"].as_u64().or(wake["first_byte_us"].as_u64())).collect();
     ready.sort_unstable();
     Ok(ready.get(ready.len() / 2).map(|us| us.div_ceil(1000)))
 }
