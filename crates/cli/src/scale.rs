@@ -207,7 +207,7 @@ fn describe(revisions: &Value) -> String {
         text.push('\n');
         for decision in list(&revision["decisions"]) {
             let at = decision["at"].as_str().unwrap_or_default().chars().skip(11).take(8).collect::<String>();
-            let words = decision["words"].as_str().or(decision["record"]["decision"]["reason"].as_str());
+            let words = decision["words"].as_str().or_else(|| decision["record"]["decision"]["reason"].as_str());
             text.push_str(&format!("{at} {}\n", words.unwrap_or_default()));
         }
         if revision["isCut"] == true {
@@ -295,6 +295,7 @@ mod tests {
 
             00:00:15 1 to 4: http asks for 5; one step reaches 4
 
-        "#]].assert_eq(&describe(&revisions));
+        "#]]
+        .assert_eq(&describe(&revisions));
     }
 }

@@ -105,8 +105,8 @@ pub(crate) async fn explain(
     let at = ExplainQuery::instant("at", query.at.as_ref())?;
     let from = ExplainQuery::instant("from", query.from.as_ref())?;
     let to = ExplainQuery::instant("to", query.to.as_ref())?;
-    let limit =
-        query.limit.unwrap_or(if from.is_some() { DECISIONS_DEFAULT } else { RUNS_DEFAULT }).clamp(1, DECISIONS_MAX);
+    let shown_max = if from.is_some() { DECISIONS_DEFAULT } else { RUNS_DEFAULT };
+    let limit = query.limit.unwrap_or(shown_max).clamp(1, DECISIONS_MAX);
     let has_time = at.or(from).or(to).is_some();
     let until = at.or(to).unwrap_or(Timestamp::MAX);
     let begin = from.unwrap_or_else(|| {

@@ -223,7 +223,7 @@ impl Tapes {
         let Some(ended) = &mut self.ended else { return Ok(()) };
         let mut bytes = ended.iter().map(|(_, bytes)| *bytes).sum::<u64>() + current.map_or(0, |(_, bytes)| bytes);
         while let Some((segment, size)) = ended.front() {
-            let next_ms = ended.get(1).map(|(next, _)| next.first_ms).or(current.map(|(first_ms, _)| first_ms));
+            let next_ms = ended.get(1).map(|(next, _)| next.first_ms).or_else(|| current.map(|(first_ms, _)| first_ms));
             let is_old = next_ms.is_some_and(|next_ms| next_ms < oldest_ms);
             if !is_old && bytes <= bytes_max && ended.len() < SEGMENTS_MAX {
                 break;

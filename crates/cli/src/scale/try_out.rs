@@ -232,8 +232,10 @@ fn number(value: &Value) -> Option<f64> {
 
 async fn median_wake_ms(client: &Client, app: &str) -> Result<Option<u64>, Failure> {
     let found = wakes::fetch(client, Some(app), 100).await?;
-    let mut ready: Vec<u64> =
-        list(&found).iter().filter_map(|wake| wake["ready_us"].as_u64().or(wake["first_byte_us"].as_u64())).collect();
+    let mut ready: Vec<u64> = list(&found)
+        .iter()
+        .filter_map(|wake| wake["ready_us"].as_u64().or_else(|| wake["first_byte_us"].as_u64()))
+        .collect();
     ready.sort_unstable();
     Ok(ready.get(ready.len() / 2).map(|us| us.div_ceil(1000)))
 }
@@ -470,7 +472,7 @@ pub(crate) async fn suggest_rules(args: &SuggestArgs, session: Option<&Session>)
     let until_ms = ground.until_ms();
     let before = simulate(&policy, &trace, &ground.fleet, until_ms);
     let found = suggest(&policy, &trace, &ground.fleet, until_ms, (&ground.card, ground.size), objective, SHOWN);
-    let mut columns = vec![(today.name.clone(), before)];
+    let mut columns = vec![(today.name, before)];
     let mut sections = String::new();
     for (number, suggestion) in (1..).zip(&found) {
         columns.push((format!("#{number}"), suggestion.outcome.clone()));
