@@ -168,8 +168,10 @@ mod tests {
                 ("password", "hunter2"),
             ]
         );
-        let told: Vec<_> = resolved.trigger.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        let named = [("addressFromEnv", "redis:6379"), ("host", "x"), ("listName", "jobs"), ("passwordFromEnv", "hunter2")];
+        let told: Vec<_> =
+            resolved.trigger.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let named =
+            [("addressFromEnv", "redis:6379"), ("host", "x"), ("listName", "jobs"), ("passwordFromEnv", "hunter2")];
         assert_eq!(told, named, "no authentication parameter");
         assert_eq!((resolved.trigger.namespace.as_str(), resolved.trigger.name.as_str()), ("rg", "worker--v1"));
         assert_eq!(resolved.trigger.identity.as_deref(), Some("system"));

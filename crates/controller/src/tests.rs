@@ -461,7 +461,9 @@ async fn stop_start_and_delete() {
     assert_eq!(bench.ended("gone").await, OperationStatus::Succeeded);
     assert!(bench.store.resource(&app_id()).unwrap().is_none());
     assert!(bench.fake.world().replicas.is_empty());
-    bench.until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.snapshot().is_empty()).await;
+    bench
+        .until("nothing is left", || bench.routes.borrow().hosts.is_empty() && bench.scaled.snapshot().is_empty())
+        .await;
     assert_eq!(bench.endpoints.get(&key("v1")), None);
 }
 
@@ -511,10 +513,8 @@ async fn an_app_that_cannot_be_read_is_left_as_it_runs_and_keeps_no_other_from_s
     bench.ended(&operation).await;
     bench.want("v1", 1);
     bench.until("it serves", || bench.ready("v1") == 1).await;
-    let damaged = PutResource {
-        spec: Some(serde_json::json!({"nothing": "of an app"})),
-        ..put(app_id(), bench.clock.now())
-    };
+    let damaged =
+        PutResource { spec: Some(serde_json::json!({"nothing": "of an app"})), ..put(app_id(), bench.clock.now()) };
     bench.store.put(damaged).await.unwrap();
     bench.fake.world().log.clear();
     let mut bench = bench.restart().await;

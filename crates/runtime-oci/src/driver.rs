@@ -540,7 +540,8 @@ impl Runtime for OciRuntime {
     }
 
     fn usage(&self, name: &ReplicaName) -> Option<ReplicaUse> {
-        let path = lock(&self.inner.state).replicas.get(name).filter(|replica| replica.ended.is_none())?.cgroup.clone()?;
+        let path =
+            lock(&self.inner.state).replicas.get(name).filter(|replica| replica.ended.is_none())?.cgroup.clone()?;
         Some(self.inner.cgroups.usage(&path))
     }
 

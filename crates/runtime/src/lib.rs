@@ -13,6 +13,6 @@ pub mod fake;
 pub mod logs;
 
 pub use contract::{
-    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime, RuntimeError,
-    StorageBinding,
+    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime,
+    RuntimeError, StorageBinding,
 };

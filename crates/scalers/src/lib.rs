@@ -22,8 +22,8 @@ mod kafka;
 mod keys;
 mod nats;
 mod net;
-mod pipe;
 mod paced;
+mod pipe;
 mod pool;
 #[cfg(test)]
 mod python;

@@ -60,7 +60,8 @@ impl ScalersSection {
         let mut texts = Vec::new();
         for path in &self.ca_certificates {
             let text = std::fs::read_to_string(path);
-            texts.push(text.with_context(|| format!("`scalers.ca_certificates` names `{path}`, which cannot be read"))?);
+            texts
+                .push(text.with_context(|| format!("`scalers.ca_certificates` names `{path}`, which cannot be read"))?);
         }
         cove_scalers::Roots::from_pem(&texts)
             .context("a file of `scalers.ca_certificates` holds no certificate in PEM form")

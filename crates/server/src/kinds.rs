@@ -15,6 +15,9 @@ fn every_rule_that_is_accepted_is_read_and_the_other_way_round() {
     let unread: Vec<_> = accepted.difference(&read).collect();
     let refused: Vec<_> = read.difference(&accepted).collect();
     assert!(unread.is_empty(), "in crates/scaling/src/validate/catalogue.txt, but no module reads them: {unread:?}");
-    assert!(refused.is_empty(), "read, but refused: take the `?` off in the catalogue and make their pages: {refused:?}");
+    assert!(
+        refused.is_empty(),
+        "read, but refused: take the `?` off in the catalogue and make their pages: {refused:?}"
+    );
     assert!(Scalers::KINDS.is_sorted());
 }

@@ -154,8 +154,7 @@ fn rules(count: usize, app: usize, port: u16) -> Vec<ScaleRule> {
         let url = format!("http://127.0.0.1:{port}/{app}/{number}");
         let metadata = [("url", url.as_str()), ("valueLocation", "queue.length"), ("targetValue", "5")];
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let kind =
-            ScaleRuleKind::Custom { scaler: "metrics-api".into(), metadata, auth: Vec::new(), identity: None };
+        let kind = ScaleRuleKind::Custom { scaler: "metrics-api".into(), metadata, auth: Vec::new(), identity: None };
         ScaleRule { name: format!("r{number}"), kind }
     };
     (0..count).map(rule).collect()
@@ -238,7 +237,8 @@ fn decision_time() -> Duration {
 fn cpu() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("failed to read the processor time")?;
     let time = |value: nix::sys::time::TimeVal| {
-        let micros = u64::try_from(value.tv_sec()).unwrap_or(0) * 1_000_000 + u64::try_from(value.tv_usec()).unwrap_or(0);
+        let micros =
+            u64::try_from(value.tv_sec()).unwrap_or(0) * 1_000_000 + u64::try_from(value.tv_usec()).unwrap_or(0);
         Duration::from_micros(micros)
     };
     Ok(time(usage.user_time()) + time(usage.system_time()))

@@ -108,7 +108,8 @@ impl Bench {
             events: event_sender,
         };
         // what never answers is given up soon
-        let settings = cove_scaling::ScaleSettings { read_deadline: SignedDuration::from_millis(100), ..Default::default() };
+        let settings =
+            cove_scaling::ScaleSettings { read_deadline: SignedDuration::from_millis(100), ..Default::default() };
         let config = Config { settings, save_after: SignedDuration::ZERO, ..Config::default() };
         let service = Service::new(config, deps);
         let (handle, shutdown) = (service.handle(), CancellationToken::new());

@@ -36,7 +36,8 @@ pub(crate) fn open(http: &Http, trigger: &Trigger, context: &Context) -> Result<
     let delimiter = trigger.get("blobDelimiter").unwrap_or("/").to_owned();
     let delimiter = if flag(trigger, "recursive", false)? { None } else { Some(delimiter) };
     // The prefix is a folder: the delimiter follows it, as KEDA has it.
-    let prefix = trigger.get("blobPrefix").map(|prefix| format!("{prefix}{}", delimiter.as_deref().unwrap_or_default()));
+    let prefix =
+        trigger.get("blobPrefix").map(|prefix| format!("{prefix}{}", delimiter.as_deref().unwrap_or_default()));
     let pattern = trigger.get("globPattern").map(glob).transpose()?;
     let client = http.client(&tls(trigger)?, context)?;
     let account = Account::of(client, trigger, context, Service::Blob, ("connection", "accountName"))?;
@@ -100,7 +101,8 @@ impl Blobs {
 
 /// A pattern of file names: `*` and `**` any text, `?` one character, `[abc]`, `[!abc]`, `{one,two}`.
 fn glob(pattern: &str) -> Result<Regex, OpenError> {
-    let wrong = || OpenError::metadata(format!("globPattern `{pattern}` cannot be read; expected such as reports/*.csv"));
+    let wrong =
+        || OpenError::metadata(format!("globPattern `{pattern}` cannot be read; expected such as reports/*.csv"));
     let mut regex = String::from("(?s)^");
     let mut characters = pattern.chars().peekable();
     let mut open = 0u32;

@@ -22,7 +22,8 @@ async fn ask(azurite: &Azurite, method: &str, address: &str, body: &str) -> (u16
     let join = if address.contains('?') { '&' } else { '?' };
     let url = format!("{address}{join}{}", azurite.signature());
     let request = reqwest::Client::new().request(method.parse().unwrap(), url).body(body.to_owned());
-    let reply = request.header("x-ms-version", "2021-12-02").header("x-ms-blob-type", "BlockBlob").send().await.unwrap();
+    let reply =
+        request.header("x-ms-version", "2021-12-02").header("x-ms-blob-type", "BlockBlob").send().await.unwrap();
     (reply.status().as_u16(), reply.text().await.unwrap())
 }
 
@@ -100,7 +101,9 @@ async fn blobs_of_a_container() {
 async fn lists_of_blobs_are_read_to_their_end() {
     let page = |names: &[&str], next: &str| {
         let blobs: String = names.iter().map(|name| format!("<Blob><Name>{name}</Name></Blob>")).collect();
-        format!("\u{feff}<?xml version=\"1.0\"?><EnumerationResults><Blobs>{blobs}</Blobs><NextMarker>{next}</NextMarker></EnumerationResults>")
+        format!(
+            "\u{feff}<?xml version=\"1.0\"?><EnumerationResults><Blobs>{blobs}</Blobs><NextMarker>{next}</NextMarker></EnumerationResults>"
+        )
     };
     let stub = Stub::start(move |seen| {
         let is_first = !seen.target.contains("marker");
@@ -174,7 +177,10 @@ impl Double {
     }
 
     fn connection(&self, key: &str) -> String {
-        format!("Endpoint=sb://127.0.0.1:{}/;SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey={key}", self.port)
+        format!(
+            "Endpoint=sb://127.0.0.1:{}/;SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey={key}",
+            self.port
+        )
     }
 
     /// What a rule reads with the double's certificate in the server's configuration.

@@ -148,7 +148,8 @@ async fn certificates_on_both_sides() {
     let sealed = String::from_utf8(sealed.stdout).unwrap();
     assert!(sealed.contains("ENCRYPTED"), "{sealed}");
     let server = Server::start("redis-server", |_, port| {
-        let files = [("--tls-cert-file", "cert.pem"), ("--tls-key-file", "key.pem"), ("--tls-ca-cert-file", "cert.pem")];
+        let files =
+            [("--tls-cert-file", "cert.pem"), ("--tls-key-file", "key.pem"), ("--tls-ca-cert-file", "cert.pem")];
         let files = files.into_iter().flat_map(|(flag, name)| [flag.to_owned(), path(name)]);
         let rest = ["--port", "0", "--bind", "127.0.0.1", "--tls-port"].map(String::from).into_iter();
         rest.chain([port.to_string()]).chain(files).collect()
