@@ -30,10 +30,13 @@ struct Seen {
     ready_since: Option<Timestamp>,
 }
 
+/// A replica, what was seen of it, and its processor use since the look before (thousandths of a core, over that time).
+type Looked = (ReplicaUsage, Seen, Option<(u64, SignedDuration)>);
+
 /// One look: each replica with its use since the look before.
 #[derive(Debug)]
 pub(crate) struct Look {
-    replicas: Vec<(ReplicaUsage, Seen, Option<(u64, SignedDuration)>)>,
+    replicas: Vec<Looked>,
     at: Timestamp,
 }
 
@@ -86,12 +89,7 @@ impl Look {
         self.replicas.iter().any(|(replica, ..)| replica.phase == ReplicaPhase::Running && !replica.is_leaving)
     }
 
-    fn sample(
-        &self,
-        settings: &ScaleSettings,
-        kind: RuleKind,
-        (replica, seen, rate): &(ReplicaUsage, Seen, Option<(u64, SignedDuration)>),
-    ) -> ReplicaSample {
+    fn sample(&self, settings: &ScaleSettings, kind: RuleKind, (replica, seen, rate): &Looked) -> ReplicaSample {
         let (request, usage) = if kind == RuleKind::Cpu {
             (u64::from(replica.cpu_request.0), rate.map(|(milli, _)| milli))
         } else {

@@ -115,7 +115,6 @@ impl Clock {
     }
 
     /// Work that has begun and is over when the guard is dropped: a virtual clock is not moved on meanwhile.
-    #[must_use]
     pub fn busy(&self, name: &'static str) -> Busy {
         Busy::new(self, name)
     }

@@ -115,7 +115,7 @@ fn tcp_replica(table: &RouteTable, endpoints: &Board<RevisionKey, Endpoints>, ap
     let address = endpoints.get(&app.choose(0)?.clone())?.ready.first()?.address;
     let mut ports = table.tcp.iter().filter(|(_, route)| route.route.app == app.app).peekable();
     ports.peek()?;
-    let same = ports.all(|((port, _), route)| *port == route.target_port.unwrap_or(address.port()));
+    let same = ports.all(|((port, _), route)| *port == route.target_port.unwrap_or_else(|| address.port()));
     same.then_some(address.ip())
 }
 

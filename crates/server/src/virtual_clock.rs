@@ -123,14 +123,14 @@ mod tests {
     #[test]
     fn a_virtual_clock_goes_on_where_it_stood() {
         let dir = tempfile::tempdir().unwrap();
-        let start = Some(at("2030-01-01T00:00:00Z"));
-        let (clock, file) = open(ClockKind::Virtual { start }, dir.path()).unwrap();
-        assert_eq!(clock.now(), start.unwrap());
+        let start = at("2030-01-01T00:00:00Z");
+        let (clock, file) = open(ClockKind::Virtual { start: Some(start) }, dir.path()).unwrap();
+        assert_eq!(clock.now(), start);
         let (noon, night) = (at("2030-01-01T12:00:00Z"), at("2030-01-02T00:00:00Z"));
         let mut file = file.unwrap();
         file.before_move(noon, night).unwrap();
         drop(file);
-        let (clock, file) = open(ClockKind::Virtual { start }, dir.path()).unwrap();
+        let (clock, file) = open(ClockKind::Virtual { start: Some(start) }, dir.path()).unwrap();
         assert_eq!(clock.now(), at("2030-01-01T12:05:00Z"), "killed on the way: ahead, not behind");
         file.unwrap().write(night).unwrap();
         let (clock, _) = open(ClockKind::Virtual { start: None }, dir.path()).unwrap();

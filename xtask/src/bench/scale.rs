@@ -277,8 +277,8 @@ fn report(machine: &str, args: &ScaleArgs, found: &Found, quality: &str) -> Outc
     let _ = write!(text, "\nquality of the modes, seed {} (see `cove-sim --scaling`)\n{quality}", args.seed);
     let json = json!({
         "machine": machine, "apps": args.apps, "rules": args.apps * args.rules, "seconds": args.seconds,
-        "reads": reads, "failed": failed, "cpu_percent": cpu_percent, "latest_us": latest.as_micros() as u64,
-        "decision_ns": decision.as_nanos() as u64, "idle_app_bytes": idle_bytes, "quality": quality,
+        "reads": reads, "failed": failed, "cpu_percent": cpu_percent, "latest_seconds": latest.as_secs_f64(),
+        "decision_seconds": decision.as_secs_f64(), "idle_app_bytes": idle_bytes, "quality": quality,
     });
     Outcome { text, json, is_clean: *failed == 0 && *reads > 0 }
 }

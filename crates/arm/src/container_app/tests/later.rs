@@ -181,7 +181,7 @@ fn constants_make_the_round_trip() {
         &PutContext { id: &id(), known_secrets: &BTreeSet::from(["s".to_owned()]) },
     );
     let patched = patched.unwrap();
-    assert_eq!(patched.app.template.scale, cove_model::Scale { max_replicas: 7, ..parsed.app.template.scale.clone() });
+    assert_eq!(patched.app.template.scale, cove_model::Scale { max_replicas: 7, ..parsed.app.template.scale });
     assert!(patched.doc.pointer("/properties/template/scale/coveEffective").is_none());
 }
 
