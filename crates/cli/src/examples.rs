@@ -4,7 +4,10 @@
 use clap::{Arg, Command};
 
 /// Commands whose required flags alone show little.
-const BY_HAND: [(&str, &str); 29] = [
+const BY_HAND: [(&str, &str); 32] = [
+    ("scale simulate", "--app web --rules new.yaml"),
+    ("scale suggest", "--app web"),
+    ("clock advance", "5m"),
     ("containerapp port-forward", "-n web -g rg 5000:8080"),
     (
         "containerapp create",
