@@ -23,6 +23,8 @@ retry_after = 0
 drain_period = "1s"
 fresh_hold = "1s"
 provisioning_deadline = "10s"
+[autoscaler]
+save_after = "0s"
 "#;
 
 /// A running server.
