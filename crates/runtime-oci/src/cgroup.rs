@@ -510,7 +510,7 @@ mod tests {
             cgroups.create(&leaf).unwrap();
             // counts in a file, each time with a new process
             let file = tempfile::NamedTempFile::new().unwrap();
-            let script = format!("while :; do /bin/echo x >> {}; done", file.path().display());
+            let script = format!("while :; do /bin/ls -d / >> {}; done", file.path().display());
             let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
             cgroups.attach(&leaf, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
             let length = || file.as_file().metadata().unwrap().len();
