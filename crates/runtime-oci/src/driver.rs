@@ -153,7 +153,7 @@ struct Inner {
     events: mpsc::Sender<SystemEvent>,
     board: Board<RevisionKey, Arc<Vec<ReplicaObservation>>>,
     cgroups: Cgroups,
-    helpers: Helpers,
+    helpers: Arc<Helpers>,
     state: Mutex<State>,
     capabilities: Capabilities,
     stop: CancellationToken,
@@ -381,7 +381,7 @@ impl OciRuntime {
             std::fs::create_dir_all(path).map_err(|source| OpenError::Folder { path: path.clone(), source })?;
         }
         let cgroups = Cgroups::detect(Path::new(CGROUP_ROOT)).map_err(|source| OpenError::NoCgroups { source })?;
-        let helpers = Helpers::open(&config).await?;
+        let helpers = Arc::new(Helpers::open(&config).await?);
         let capabilities = capabilities(&cgroups, &network);
         let inner = Arc::new(Inner {
             config,

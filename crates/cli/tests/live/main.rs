@@ -104,7 +104,10 @@ fn a_sleeping_app_wakes_and_says_how_long_it_took() {
     let phases = server.ok("wakes web --query [0].[started_us,first_byte_us] -o tsv");
     assert!(phases.split_whitespace().all(|us| us.parse::<u64>().is_ok_and(|us| us > 0)), "{phases}");
     let explained = server.ok("scale explain web -o table");
-    assert!(explained.contains("more than the cool-down of 300 s") && explained.contains("a request arrived"), "{explained}");
+    assert!(
+        explained.contains("more than the cool-down of 300 s") && explained.contains("a request arrived"),
+        "{explained}"
+    );
     let traffic = server.ok("containerapp ingress traffic set -g cove -n web --revision-weight latest=100 -o table");
     assert!(traffic.contains("latest") && traffic.contains("100%"), "{traffic}");
     server.ok("containerapp stop -g cove -n web");

@@ -16,6 +16,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::timeout};
+use tokio_util::task::TaskTracker;
 
 use super::{Inner, OciConfig, OpenError, conn::Conn, lock};
 use crate::{
@@ -46,6 +47,8 @@ pub(super) struct Helpers {
     spare: Mutex<VecDeque<Helper>>,
     is_filling: AtomicBool,
     filled: Notify,
+    /// Helpers that are being made. Nothing cuts that off: a process that was ordered joins its group late or soon.
+    making: TaskTracker,
 }
 
 impl Helpers {
@@ -60,6 +63,7 @@ impl Helpers {
             spare: Mutex::default(),
             is_filling: AtomicBool::new(false),
             filled: Notify::new(),
+            making: TaskTracker::new(),
         };
         let zygote = helpers.start_zygote().await.map_err(|error| OpenError::Helper {
             program: config.shim_program.join(" "),
@@ -95,7 +99,7 @@ impl Helpers {
     }
 
     /// A helper: one that waits, else a new one.
-    pub(super) async fn take(&self) -> io::Result<Helper> {
+    pub(super) async fn take(self: &Arc<Self>) -> io::Result<Helper> {
         if let Some(helper) = self.take_spare() {
             return Ok(helper);
         }
@@ -117,7 +121,12 @@ impl Helpers {
         }
     }
 
-    async fn make(&self) -> io::Result<Helper> {
+    async fn make(self: &Arc<Self>) -> io::Result<Helper> {
+        let helpers = Arc::clone(self);
+        self.making.spawn(async move { helpers.make_one().await }).await.map_err(io::Error::other)?
+    }
+
+    async fn make_one(&self) -> io::Result<Helper> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("{}/{}{number}", self.cgroup_parent, self.prefix());
         let (ours, theirs) = pair()?;
@@ -148,8 +157,12 @@ impl Helpers {
         format!("h{:08x}-", self.nonce)
     }
 
-    /// Lets the zygote and all helpers that wait end.
+    /// Lets the zygote and all helpers that wait end; those that are being made come into being first, within a limit.
     pub(super) async fn close(&self) {
+        self.making.close();
+        if timeout(READY_LIMIT, self.making.wait()).await.is_err() {
+            tracing::warn!("a helper is still being made; its cgroup may stay");
+        }
         *self.zygote.lock().await = None;
         lock(&self.spare).clear();
     }
