@@ -309,6 +309,9 @@ async fn sentinels_name_the_master() {
     let metadata = format!("addresses={}\nsentinelMaster=main\nlistName=jobs", sentinel.address());
     tell(first.port(), "RPUSH jobs a b");
     assert_eq!(read(&scalers, "redis-sentinel", &metadata).await, "2 active");
+    tell(first.port(), "XADD s * a 1");
+    let stream = format!("addresses={}\nsentinelMaster=main\nstream=s", sentinel.address());
+    assert_eq!(read(&scalers, "redis-sentinel-streams", &stream).await, "1 active");
     let unknown = format!("addresses={}\nsentinelMaster=other\nlistName=jobs", sentinel.address());
     assert_eq!(read(&scalers, "redis-sentinel", &unknown).await, "failed: the sentinels know no master `other`");
 
