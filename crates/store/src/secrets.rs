@@ -281,11 +281,18 @@ pub(crate) fn repair(db: &Connection, keyring: &Keyring) -> Result<(), StoreErro
     }
     if keyring.is_rotating() {
         db.execute_batch("BEGIN IMMEDIATE")?;
-        reseal(db, keyring).inspect_err(|_| {
+        let resealed = reseal(db, keyring).inspect_err(|_| {
             let _nothing_written = db.execute_batch("ROLLBACK");
-        })?;
-        db.execute_batch("COMMIT")?;
-        keyring.forget_old()?;
+        });
+        match resealed {
+            Ok(_) => {
+                db.execute_batch("COMMIT")?;
+                keyring.forget_old()?;
+            }
+            // one value must not keep everything down: its reader says so, and both keys stay until a rotation succeeds
+            Err(StoreError::SecretDamaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

@@ -2,8 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -17,7 +19,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpStream,
+    sync::{Barrier, mpsc},
+    task::JoinSet,
+};
 
 use crate::world::{Backend, Body, World, parts, raw, reason, revision, route, soon, streamed, text, until};
 
@@ -121,12 +127,18 @@ async fn messages_flow_both_ways_while_a_call_is_open_and_end_with_trailers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_calls_share_few_connections() {
-    let app = http2_app(|request| async move {
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "5".parse().unwrap())]);
-        let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(trailers))];
-        Response::new(streamed(futures_util::stream::iter(frames)))
+    // a new replica is tried with 40; then the other 200 are open at once
+    let (count, first, rest) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(40)), Arc::new(Barrier::new(200)));
+    let app = http2_app(move |request| {
+        let company = if count.fetch_add(1, Ordering::SeqCst) < 40 { &first } else { &rest };
+        let company = Arc::clone(company);
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            company.wait().await;
+            let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "5".parse().unwrap())]);
+            let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(trailers))];
+            Response::new(streamed(futures_util::stream::iter(frames)))
+        }
     })
     .await;
     let world = world(&app).await;

@@ -213,6 +213,26 @@ async fn a_rotation_that_was_killed_is_ended_by_the_next_start() {
 }
 
 #[tokio::test]
+async fn a_damaged_value_does_not_keep_the_next_start_from_happening() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = Store::open(dir.path()).unwrap();
+        store.put(put("web", VALUE)).await.unwrap();
+        store.put(put("api", VALUE)).await.unwrap();
+        store.keyring().add_key().unwrap();
+    }
+    let db = Connection::open(dir.path().join("cove.db")).unwrap();
+    let damage = "UPDATE sealed_secrets SET sealed = zeroblob(64) WHERE key = ?1";
+    assert_eq!(db.execute(damage, [app("api").key()]).unwrap(), 1);
+    drop(db);
+    let store = Store::open(dir.path()).unwrap();
+    assert!(matches!(store.secrets(&app("api")), Err(StoreError::SecretDamaged { .. })));
+    assert_eq!(value_of(&store, "web"), VALUE, "the old key is still there");
+    assert!(store.rotate_secrets().await.is_err());
+    assert_eq!(value_of(&store, "web"), VALUE);
+}
+
+#[tokio::test]
 async fn readers_and_writers_go_on_during_rotations() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
