@@ -1,4 +1,4 @@
-//! Console and system logs, and the record of every wake: ingest, keep, read, follow.
+//! Console and system logs, the record of every wake, and the access log: ingest, keep, read, follow.
 //!
 //! Drivers leave console output in files ([`cove_runtime::logs`]); the ingester follows them by inotify and copies each
 //! line into one SQLite file per day. A line's place in its file is its key, so reading a stretch twice after a crash
@@ -8,6 +8,7 @@
 //! **Invariant:** retention is deleting a day's file; no row is ever updated.
 
 mod days;
+mod http;
 mod ingest;
 mod query;
 mod rows;
@@ -27,6 +28,7 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use http::{HttpLog, HttpLogConfig, HttpLogService, HttpQuery, columns as http_columns};
 pub use query::{ConsoleQuery, SystemQuery};
 pub use rows::{ConsoleRow, SystemRow, WakeRow};
 

@@ -1,8 +1,8 @@
-//! Reading: the last lines, then what arrives.
+//! Reading: the last rows, then what arrives; from the day files and from every other sequence of files.
 
 use std::collections::VecDeque;
 
-use cove_base::Changes;
+use cove_base::{Board, Changes};
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use jiff::civil::Date;
 use rusqlite::{Connection, params_from_iter, types::Value};
@@ -46,21 +46,50 @@ pub struct SystemQuery {
 /// Rows read in one go.
 const PAGE_ROWS: i64 = 500;
 
-/// A selection in the shape of SQL.
-#[derive(Clone, Debug)]
-struct Selection<T> {
-    table: &'static str,
-    condition: String,
-    values: Vec<String>,
-    key: String,
-    columns: &'static str,
-    parse: fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
+/// Files that hold rows of one table, one file after the other.
+pub(crate) trait Files: Clone + Send + 'static {
+    /// What a file is called; later ones are greater.
+    type Key: Copy + Ord + Send + 'static;
+    /// Before every file.
+    const FIRST: Self::Key;
+
+    /// The files that are there, oldest first.
+    fn list(&self) -> Vec<Self::Key>;
+
+    /// A read connection to a file; `None` when it is not there or not made yet.
+    fn reader(&self, key: Self::Key) -> Result<Option<Connection>, MonitorError>;
 }
 
-/// Where a reader is: a day and the last row of it that was read.
+impl Files for Days {
+    type Key = Date;
+    const FIRST: Date = Date::MIN;
+
+    fn list(&self) -> Vec<Date> {
+        Self::list(self)
+    }
+
+    fn reader(&self, key: Date) -> Result<Option<Connection>, MonitorError> {
+        Self::reader(self, key)
+    }
+}
+
+/// A selection in the shape of SQL.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection<T> {
+    pub(crate) table: &'static str,
+    pub(crate) condition: String,
+    pub(crate) values: Vec<String>,
+    /// What is told when there are new rows.
+    pub(crate) key: String,
+    /// The first one is `seq`.
+    pub(crate) columns: &'static str,
+    pub(crate) parse: fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
+}
+
+/// Where a reader is: a file and the last row of it that was read.
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
-    day: Date,
+struct Cursor<K> {
+    file: K,
     seq: i64,
 }
 
@@ -79,7 +108,7 @@ impl Monitor {
         }
         let columns = "seq, at, environment, app, revision, replica, container, stream, log, file, offset";
         let selection = Selection { table: "console", condition, values, key: app, columns, parse: console_row };
-        self.rows(selection, query.tail, query.follow)
+        rows(&self.days, &self.arrivals, selection, query.tail, query.follow)
     }
 
     /// System events, oldest first: the last `tail`, then, if asked, what arrives.
@@ -98,54 +127,55 @@ impl Monitor {
             columns: "seq, event",
             parse: system_row,
         };
-        self.rows(selection, query.tail, query.follow)
-    }
-
-    fn rows<T: Send + 'static>(
-        &self,
-        selection: Selection<T>,
-        tail: u32,
-        follow: bool,
-    ) -> BoxStream<'static, Result<T, MonitorError>> {
-        let reader = Reader {
-            changes: follow.then(|| self.arrivals.subscribe()),
-            days: self.days.clone(),
-            selection,
-            cursor: None,
-            tail,
-            ready: VecDeque::new(),
-        };
-        stream::unfold(reader, |mut reader| async move {
-            let next = reader.next().await?;
-            Some((next, reader))
-        })
-        .boxed()
+        rows(&self.days, &self.arrivals, selection, query.tail, query.follow)
     }
 }
 
-struct Reader<T> {
-    days: Days,
+/// Rows, oldest first: the last `tail`, then, if asked, what `arrivals` tells of.
+pub(crate) fn rows<F: Files, T: Send + 'static>(
+    files: &F,
+    arrivals: &Board<String, u64>,
+    selection: Selection<T>,
+    tail: u32,
+    follow: bool,
+) -> BoxStream<'static, Result<T, MonitorError>> {
+    let reader = Reader {
+        changes: follow.then(|| arrivals.subscribe()),
+        files: files.clone(),
+        selection,
+        cursor: None,
+        tail,
+        ready: VecDeque::new(),
+    };
+    stream::unfold(reader, |mut reader| async move {
+        let next = reader.next().await?;
+        Some((next, reader))
+    })
+    .boxed()
+}
+
+struct Reader<F: Files, T> {
+    files: F,
     selection: Selection<T>,
     changes: Option<Changes<String>>,
-    cursor: Option<Cursor>,
+    cursor: Option<Cursor<F::Key>>,
     tail: u32,
     ready: VecDeque<T>,
 }
 
-impl<T: Send + 'static> Reader<T> {
+impl<F: Files, T: Send + 'static> Reader<F, T> {
     async fn next(&mut self) -> Option<Result<T, MonitorError>> {
         loop {
             if let Some(row) = self.ready.pop_front() {
                 return Some(Ok(row));
             }
-            let (days, selection, cursor, tail) = (&self.days, self.selection.shallow(), self.cursor, self.tail);
-            let read = days
-                .blocking(move |days| match cursor {
-                    None => selection.tail(days, tail),
-                    Some(cursor) => selection.after(days, cursor),
-                })
-                .await;
-            match read {
+            let (files, selection, cursor, tail) =
+                (self.files.clone(), self.selection.shallow(), self.cursor, self.tail);
+            let read = tokio::task::spawn_blocking(move || match cursor {
+                None => selection.tail(&files, tail),
+                Some(cursor) => selection.after(&files, cursor),
+            });
+            match read.await.unwrap_or(Err(MonitorError::Closed)) {
                 Err(error) => return Some(Err(error)),
                 Ok((rows, cursor)) => {
                     let first = self.cursor.replace(cursor).is_none();
@@ -174,43 +204,43 @@ impl<T> Selection<T> {
     }
 
     /// The newest `tail` rows, oldest first, and the cursor behind them.
-    fn tail(&self, days: &Days, tail: u32) -> Result<(Vec<T>, Cursor), MonitorError> {
+    fn tail<F: Files>(&self, files: &F, tail: u32) -> Result<(Vec<T>, Cursor<F::Key>), MonitorError> {
         let mut found: VecDeque<T> = VecDeque::new();
         let mut cursor = None;
-        for day in days.list().into_iter().rev() {
-            let Some(db) = days.reader(day)? else { continue };
+        for file in files.list().into_iter().rev() {
+            let Some(db) = files.reader(file)? else { continue };
             if cursor.is_none() {
                 let seq =
                     db.query_row(&format!("SELECT coalesce(max(seq), 0) FROM {}", self.table), [], |row| row.get(0));
-                cursor = Some(Cursor { day, seq: seq? });
+                cursor = Some(Cursor { file, seq: seq? });
             }
             let left = i64::from(tail) - i64::try_from(found.len()).unwrap_or(i64::MAX);
             if left <= 0 {
                 break;
             }
-            let upto = cursor.filter(|cursor| cursor.day == day).map_or(i64::MAX, |cursor| cursor.seq);
+            let upto = cursor.filter(|cursor| cursor.file == file).map_or(i64::MAX, |cursor| cursor.seq);
             let newest_first = self.select(&db, &format!("seq <= {upto}"), "DESC", left)?;
             for row in newest_first.into_iter().filter_map(|(_, row)| row) {
                 found.push_front(row);
             }
         }
-        let cursor = cursor.unwrap_or(Cursor { day: Date::MIN, seq: 0 });
+        let cursor = cursor.unwrap_or(Cursor { file: F::FIRST, seq: 0 });
         Ok((found.into(), cursor))
     }
 
     /// The next rows behind a cursor, oldest first.
-    fn after(&self, days: &Days, cursor: Cursor) -> Result<(Vec<T>, Cursor), MonitorError> {
-        let start = cursor.day;
+    fn after<F: Files>(&self, files: &F, cursor: Cursor<F::Key>) -> Result<(Vec<T>, Cursor<F::Key>), MonitorError> {
+        let start = cursor.file;
         let mut cursor = cursor;
-        for day in days.list().into_iter().filter(|day| *day >= start) {
-            let Some(db) = days.reader(day)? else { continue };
-            let from = if day == start { cursor.seq } else { 0 };
+        for file in files.list().into_iter().filter(|file| *file >= start) {
+            let Some(db) = files.reader(file)? else { continue };
+            let from = if file == start { cursor.seq } else { 0 };
             let rows = self.select(&db, &format!("seq > {from}"), "ASC", PAGE_ROWS)?;
             if let Some((seq, _)) = rows.last() {
-                let next = Cursor { day, seq: *seq };
+                let next = Cursor { file, seq: *seq };
                 return Ok((rows.into_iter().filter_map(|(_, row)| row).collect(), next));
             }
-            cursor = Cursor { day, seq: from };
+            cursor = Cursor { file, seq: from };
         }
         Ok((Vec::new(), cursor))
     }

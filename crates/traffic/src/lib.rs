@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** nothing here opens a socket or reads a clock; `cove-ingress` does both.
 
+mod access;
 mod endpoints;
 mod load;
 mod paths;
@@ -9,6 +10,7 @@ mod routes;
 mod shards;
 mod wake;
 
+pub use access::{AccessRecord, DURATION_EDGES_US, Ending, Percentiles, RevisionTraffic, is_error};
 pub use endpoints::{Endpoint, EndpointState, Endpoints};
 pub use load::RevisionLoad;
 pub use paths::{PathMatch, PathRoutes, target_name};
