@@ -30,6 +30,8 @@ const GROUP_MAX: usize = 256;
 const QUEUE_MAX: usize = 4096;
 /// Read connections that are kept.
 const READERS_MAX: usize = 4;
+/// Page cache of each, KiB; the kernel holds the file's pages as well.
+const READER_CACHE_KIB: i32 = 512;
 
 /// Each entry brings the schema one version further; never edit one that was released.
 const MIGRATIONS: &[Migration] = &[
@@ -53,13 +55,13 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    jobs: Option<mpsc::SyncSender<Job>>,
-    writer: Option<thread::JoinHandle<()>>,
+    jobs: Mutex<Option<mpsc::SyncSender<Job>>>,
+    writer: Mutex<Option<thread::JoinHandle<()>>>,
     readers: Mutex<Vec<Connection>>,
     changes: Board<ResourceId, u64>,
     sequence: Arc<AtomicU64>,
     keyring: Arc<Keyring>,
-    _lock: Option<Flock<File>>,
+    lock: Mutex<Option<Flock<File>>>,
     /// The directory of a rehearsal, gone when the store goes; declared last, so dropped after the connections.
     _scratch: Option<crate::rehearsal::Scratch>,
 }
@@ -158,16 +160,28 @@ impl Store {
             .map_err(|source| StoreError::Io { what: "start the writer thread".into(), source })?;
         let inner = Inner {
             path,
-            jobs: Some(jobs),
-            writer: Some(writer),
+            jobs: Mutex::new(Some(jobs)),
+            writer: Mutex::new(Some(writer)),
             readers: Mutex::new(Vec::new()),
             changes,
             sequence,
             keyring,
-            _lock: lock,
+            lock: Mutex::new(lock),
             _scratch: scratch,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The newest form of the database that this program knows.
+    #[must_use]
+    pub fn schema() -> i64 {
+        i64::try_from(MIGRATIONS.len()).expect("a handful of migrations")
+    }
+
+    /// Ends all writing and unlocks the directory, whoever else still holds a clone: another process may open it then. What
+    /// is written later fails with [`StoreError::Closed`]; what was handed over before is committed first. Blocks the caller.
+    pub fn close(&self) {
+        self.inner.end();
     }
 
     /// What opens and seals secrets.
@@ -214,7 +228,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(Queued { f: Some(f), result: None, answer });
-        let jobs = self.inner.jobs.clone().ok_or(StoreError::Closed)?;
+        let jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
         match jobs.try_send(job) {
             Ok(()) => {}
             Err(mpsc::TrySendError::Full(job)) => {
@@ -229,13 +243,20 @@ impl Store {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(writer) = self.writer.take() {
+impl Inner {
+    fn end(&self) {
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // the writer never holds a `Store`, so this thread is not the writer
             let _ended = writer.join();
         }
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -315,7 +336,7 @@ fn run_group(tx: &mut Tx<'_>, group: &mut [Job]) -> Result<(), rusqlite::Error> 
 
 fn migrate(db: &mut Connection, keyring: &Keyring) -> Result<(), StoreError> {
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let known = i64::try_from(MIGRATIONS.len()).expect("a handful of migrations");
+    let known = Store::schema();
     if found > known {
         return Err(StoreError::TooNew { found, known });
     }
@@ -333,6 +354,8 @@ fn migrate(db: &mut Connection, keyring: &Keyring) -> Result<(), StoreError> {
 fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(Duration::from_secs(5))?;
+    // a negative number is a size in KiB, a positive one a number of pages
+    db.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     Ok(db)
 }
 
