@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -123,6 +124,15 @@ pub fn app_label<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
     (!label.is_empty() && !label.contains('.')).then_some(label)
 }
 
+/// The sockets of a DNS server, which may be another process's too: questions wait in them while nobody reads.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// For questions in one datagram.
+    pub udp: std::net::UdpSocket,
+    /// For longer ones.
+    pub tcp: std::net::TcpListener,
+}
+
 impl DnsServer {
     /// Opens the sockets; the address must exist, so open the network first.
     pub async fn bind(config: DnsConfig) -> Result<Self, DnsBindError> {
@@ -133,6 +143,38 @@ impl DnsServer {
             io::Result::Ok((udp, tcp))
         };
         let (udp, tcp) = open.await.map_err(|source| DnsBindError { listen, source })?;
+        Ok(Self::on(config, udp, tcp))
+    }
+
+    /// Serves on sockets that are open already.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub fn with(config: DnsConfig, sockets: DnsSockets) -> Result<Self, DnsBindError> {
+        let DnsSockets { udp, tcp } = sockets;
+        let listen = config.listen;
+        let take = || {
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            io::Result::Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
+        };
+        let (udp, tcp) = take().map_err(|source| DnsBindError { listen, source })?;
+        Ok(Self::on(config, udp, tcp))
+    }
+
+    /// Copies of its sockets.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn sockets(&self) -> io::Result<DnsSockets> {
+        Ok(DnsSockets {
+            udp: self.udp.as_fd().try_clone_to_owned()?.into(),
+            tcp: self.tcp.as_fd().try_clone_to_owned()?.into(),
+        })
+    }
+
+    fn on(config: DnsConfig, udp: UdpSocket, tcp: TcpListener) -> Self {
+        let listen = config.listen;
         let own = tcp.local_addr().unwrap_or(listen);
         let upstreams = Upstreams::new(config.resolv_conf.clone(), own);
         let shared = Shared {
@@ -141,7 +183,7 @@ impl DnsServer {
             forwards: Arc::new(Semaphore::new(FORWARDED_MAX)),
             per_client: Mutex::new(HashMap::new()),
         };
-        Ok(Self { udp: Arc::new(udp), tcp, shared: Arc::new(shared) })
+        Self { udp: Arc::new(udp), tcp, shared: Arc::new(shared) }
     }
 
     /// Where it listens.

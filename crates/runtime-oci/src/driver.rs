@@ -25,7 +25,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -81,7 +81,14 @@ pub struct OciConfig {
     pub shares: SharesConfig,
     /// Whose time observations and events carry and which probes follow. Default: the machine's.
     pub clock: Clock,
+    /// Certificate in PEM of the authority that signs apps' own certificates: a file that containers find at
+    /// [`CA_FILE`]. Default none.
+    pub ca_certificate: Option<String>,
 }
+
+/// Where containers find the certificate of the authority that signs apps' own certificates; the variable `COVE_CA_FILE`
+/// names it.
+pub const CA_FILE: &str = "/etc/cove-ca.pem";
 
 impl OciConfig {
     /// The defaults; the helper is this very program.
@@ -99,6 +106,7 @@ impl OciConfig {
             prepares_max: 2 * cores,
             replicas_max: 2000,
             clock: Clock::real(),
+            ca_certificate: None,
         }
     }
 }
@@ -157,6 +165,10 @@ struct Inner {
     state: Mutex<State>,
     capabilities: Capabilities,
     stop: CancellationToken,
+    /// Nothing more is begun.
+    is_closing: AtomicBool,
+    /// Something that was being made is made.
+    prepared: Notify,
     execs: AtomicU64,
 }
 
@@ -396,6 +408,8 @@ impl OciRuntime {
             state: Mutex::default(),
             capabilities,
             stop: CancellationToken::new(),
+            is_closing: AtomicBool::new(false),
+            prepared: Notify::new(),
             execs: AtomicU64::new(1),
         });
         adopt::adopt(&inner).await;
@@ -412,6 +426,13 @@ impl OciRuntime {
     /// Waits until as many helpers as configured wait for a replica; the caller sets a limit. For measurements.
     pub async fn helpers_full(&self) {
         self.inner.helpers.full(self.inner.config.helpers_spare).await;
+    }
+
+    /// Ends all this driver does and leaves the replicas to the next one, whoever else still holds it: nothing is made,
+    /// watched or removed from here any more. What is being made is finished first, within a limit.
+    pub async fn close(&self) {
+        prepare::close(&self.inner).await;
+        self.inner.helpers.close().await;
     }
 
     /// Ends every replica and removes all that was made: processes, cgroups, folders. For tests and `cove purge`.

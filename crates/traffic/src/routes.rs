@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{PathRoutes, Shards};
 
-/// Everything that the ingress answers; cheap to clone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Everything that the ingress answers; cheap to clone. Its written form is what one server tells the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteTable {
     /// Host name, lower case, without port. Revision and label hosts have their own entries.
     pub hosts: Shards<Host>,
@@ -17,11 +17,33 @@ pub struct RouteTable {
     /// The environment of an app, by [`ResourceId::key`] of the app.
     pub environments: Shards<ResourceId>,
     /// TCP ports by number and environment.
+    #[serde(with = "tcp_as_list")]
     pub tcp: Arc<BTreeMap<(u16, ResourceId), Arc<TcpRoute>>>,
 }
 
+/// Keys of two parts are no names of members.
+mod tcp_as_list {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use cove_model::ResourceId;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::TcpRoute;
+
+    type Ports = BTreeMap<(u16, ResourceId), Arc<TcpRoute>>;
+
+    pub(super) fn serialize<S: Serializer>(ports: &Arc<Ports>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(ports.iter())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Ports>, D::Error> {
+        let all = Vec::<((u16, ResourceId), Arc<TcpRoute>)>::deserialize(deserializer)?;
+        Ok(Arc::new(all.into_iter().collect()))
+    }
+}
+
 /// A host name's entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// What answers.
     pub route: HostRoute,
@@ -30,7 +52,7 @@ pub struct Host {
 }
 
 /// What answers at a host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostRoute {
     /// One app.
     App(Arc<AppRoute>),
@@ -39,7 +61,7 @@ pub enum HostRoute {
 }
 
 /// What a TLS client of a host is shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostCertificate {
     /// The platform's own for its default domain.
     Platform,
@@ -50,7 +72,7 @@ pub enum HostCertificate {
 }
 
 /// A TCP port and who serves it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpRoute {
     /// App, revisions, policies.
     pub route: Arc<AppRoute>,

@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Parts of a map; with sixty thousand names about a hundred each.
 pub const SHARDS: usize = 512;
 
@@ -65,6 +67,24 @@ impl<V> Shards<V> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+}
+
+/// Written as a list of names and values.
+impl<V: Serialize> Serialize for Shards<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de, V: Deserialize<'de> + Clone + PartialEq> Deserialize<'de> for Shards<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let all = Vec::<(String, V)>::deserialize(deserializer)?;
+        let mut shards = Self::default();
+        for (name, value) in all {
+            shards.insert(&name, value);
+        }
+        Ok(shards)
     }
 }
 

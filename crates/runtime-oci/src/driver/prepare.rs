@@ -8,7 +8,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{fd::AsRawFd, unix::fs::DirBuilderExt as _},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use super::{
     images, link, lock,
 };
 use crate::{
+    CA_FILE,
     protocol::{ContainerSpec, MESSAGE_FDS_MAX, SPEC_FILE, ShimSpec, ToShim, VolumeSpec, write_atomically},
     shares::{self, OpenShare},
 };
@@ -40,8 +41,14 @@ const NETWORK_LIMIT: Duration = Duration::from_secs(30);
 /// Longest time a helper may take to make all containers of a replica.
 const MAKE_LIMIT: Duration = Duration::from_secs(120);
 
+/// Longest wait until what is being made is made when another driver takes over.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Most volumes on storages of one replica: their mounts go to the helper in one message, with its network.
 const SHARES_MAX: usize = MESSAGE_FDS_MAX - 1;
+
+/// Names [`CA_FILE`] to programs.
+const CA_VARIABLE: &str = "COVE_CA_FILE=";
 
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -70,7 +77,7 @@ pub(super) fn order(inner: &Arc<Inner>, spec: ReplicaSpec) -> Result<(), Runtime
 
 /// Begins as many as may run at once.
 fn pump(inner: &Arc<Inner>) {
-    if inner.stop.is_cancelled() {
+    if inner.stop.is_cancelled() || inner.is_closing.load(Ordering::Acquire) {
         return;
     }
     let mut state = lock(&inner.state);
@@ -81,9 +88,24 @@ fn pump(inner: &Arc<Inner>) {
         tokio::spawn(async move {
             make(&inner, &name).await;
             lock(&inner.state).preparing -= 1;
+            inner.prepared.notify_one();
             pump(&inner);
         });
     }
+}
+
+/// Begins nothing more, and waits until what was begun is made or has failed.
+pub(super) async fn close(inner: &Arc<Inner>) {
+    inner.is_closing.store(true, Ordering::Release);
+    let done = async {
+        while lock(&inner.state).preparing > 0 {
+            inner.prepared.notified().await;
+        }
+    };
+    if timeout(CLOSE_LIMIT, done).await.is_err() {
+        tracing::warn!("a replica is still being made; the next server may make it anew");
+    }
+    inner.stop.cancel();
 }
 
 fn next(state: &mut State) -> Option<ReplicaName> {
@@ -258,7 +280,12 @@ fn shim_spec(
     let mut all = Vec::new();
     for (container, is_init) in containers(&spec.template) {
         let Some(image) = found.get(&container.image) else { continue };
-        all.push(container_spec(spec, container, is_init, image)?);
+        let mut made = container_spec(spec, container, is_init, image)?;
+        let is_set = made.env.iter().any(|entry| entry.starts_with(CA_VARIABLE));
+        if inner.config.ca_certificate.is_some() && !is_set {
+            made.env.push(format!("{CA_VARIABLE}{CA_FILE}"));
+        }
+        all.push(made);
     }
     let mut volumes = BTreeMap::new();
     for volume in &spec.template.volumes {
@@ -270,6 +297,7 @@ fn shim_spec(
         log_dir: inner.config.log_dir.join(spec.name.as_str()),
         hosts: files::hosts(spec.name.as_str(), lease.address),
         resolv_conf: files::resolv_conf(lease.gateway, &[&spec.environment_domain]),
+        ca_certificate: inner.config.ca_certificate.clone(),
         containers: all,
         volumes,
         created_at: network_at,
