@@ -1,22 +1,19 @@
-//! Bodies on their way through: streamed both ways, never collected, each end noticed.
+//! Answers on their way back: streamed, never collected, each end noticed.
 //!
-//! **Invariant:** a request body whose first byte was not read yet can be sent again on another connection.
 //! **Invariant:** a response holds its lease until its last byte came from the replica or the client left.
 
 use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use cove_base::Tasks;
+use cove_traffic::Ending;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -24,86 +21,10 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     gate::{Lease, Ticket},
+    observe::Seen,
     pool::Connection,
+    request_body::RequestBody,
 };
-
-/// A client's body; shared so that a try that failed before its first byte gives it to the next.
-#[derive(Clone)]
-pub(crate) struct RequestBody(Option<Arc<SharedBody>>);
-
-struct SharedBody {
-    incoming: Mutex<Incoming>,
-    is_started: AtomicBool,
-    is_over: AtomicBool,
-    has_failed: AtomicBool,
-}
-
-impl RequestBody {
-    pub(crate) fn new(incoming: Incoming) -> Self {
-        if incoming.is_end_stream() {
-            return Self(None);
-        }
-        Self(Some(Arc::new(SharedBody {
-            incoming: Mutex::new(incoming),
-            is_started: AtomicBool::new(false),
-            is_over: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
-        })))
-    }
-
-    /// There is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// A part of it was read already.
-    pub(crate) fn is_started(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| shared.is_started.load(Ordering::Acquire))
-    }
-
-    /// It was read to its end.
-    pub(crate) fn is_over(&self) -> bool {
-        self.0.as_ref().is_none_or(|shared| shared.is_over.load(Ordering::Acquire))
-    }
-
-    /// The client broke it off.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| shared.has_failed.load(Ordering::Acquire))
-    }
-}
-
-impl SharedBody {
-    fn lock(&self) -> MutexGuard<'_, Incoming> {
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(shared) = &self.0 else { return Poll::Ready(None) };
-        let mut incoming = shared.lock();
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        match &frame {
-            Some(Err(_)) => shared.has_failed.store(true, Ordering::Release),
-            Some(Ok(_)) | None => shared.is_started.store(true, Ordering::Release),
-        }
-        if frame.is_none() || incoming.is_end_stream() {
-            shared.is_over.store(true, Ordering::Release);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|shared| shared.lock().is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |shared| shared.lock().size_hint())
-    }
-}
 
 /// What a response keeps until it is over.
 pub(crate) struct Held {
@@ -140,8 +61,20 @@ pub(crate) enum ResponseError {
     Idle(Duration),
 }
 
+impl ResponseError {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Upstream(_) => Ending::AppCut,
+            Self::Idle(_) => Ending::AppSilent,
+        }
+    }
+}
+
 /// A response body: ours, or a replica's with all that it holds.
-pub(crate) struct ResponseBody(Kind);
+pub(crate) struct ResponseBody {
+    kind: Kind,
+    seen: Option<Arc<Seen>>,
+}
 
 enum Kind {
     Own(Full<Bytes>),
@@ -160,7 +93,13 @@ struct Upstream {
 
 impl From<Full<Bytes>> for ResponseBody {
     fn from(body: Full<Bytes>) -> Self {
-        Self(Kind::Own(body))
+        Kind::Own(body).into()
+    }
+}
+
+impl From<Kind> for ResponseBody {
+    fn from(kind: Kind) -> Self {
+        Self { kind, seen: None }
     }
 }
 
@@ -169,20 +108,47 @@ impl ResponseBody {
     pub(crate) fn upstream(incoming: Incoming, held: Held, idle_timeout: Duration) -> Self {
         if incoming.is_end_stream() {
             held.finish();
-            return Self(Kind::Own(Full::default()));
+            return Self::empty();
         }
-        Self(Kind::Upstream(Box::new(Upstream {
+        Kind::Upstream(Box::new(Upstream {
             incoming,
             held: Some(held),
             idle_timeout,
             waiting_since: None,
             timer: None,
-        })))
+        }))
+        .into()
     }
 
     /// Nothing.
     pub(crate) fn empty() -> Self {
-        Self(Kind::Own(Full::default()))
+        Full::default().into()
+    }
+
+    /// Notes what goes through and how it ends.
+    pub(crate) fn observed(mut self, seen: Arc<Seen>) -> Self {
+        if self.is_end_stream() {
+            seen.over(Ending::Complete);
+        } else {
+            self.seen = Some(seen);
+        }
+        self
+    }
+
+    fn note(&self, polled: Option<&Result<Frame<Bytes>, ResponseError>>) {
+        let Some(seen) = &self.seen else { return };
+        match polled {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    seen.sent(data.len() as u64);
+                }
+                if frame.is_trailers() || self.is_end_stream() {
+                    seen.over(Ending::Complete);
+                }
+            }
+            None => seen.over(Ending::Complete),
+            Some(Err(error)) => seen.over(error.ending()),
+        }
     }
 }
 
@@ -235,21 +201,23 @@ impl Body for ResponseBody {
     type Error = ResponseError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
-        match &mut self.0 {
+        let polled = ready!(match &mut self.kind {
             Kind::Own(body) => Pin::new(body).poll_frame(cx).map_err(impossible),
             Kind::Upstream(upstream) => upstream.poll_frame(cx),
-        }
+        });
+        self.note(polled.as_ref());
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Own(body) => body.is_end_stream(),
             Kind::Upstream(upstream) => upstream.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Own(body) => body.size_hint(),
             Kind::Upstream(upstream) => upstream.incoming.size_hint(),
         }

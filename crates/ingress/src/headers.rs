@@ -11,15 +11,18 @@ use http::{
 };
 use uuid::Uuid;
 
-use crate::{answer::Refusal, config::IngressConfig};
+use crate::{answer::Refusal, auth::claims::is_ours, config::IngressConfig};
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The client's certificate.
 pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Names one request through all that it passes.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C trace context: the trace and the span that this request is part of.
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -33,6 +36,9 @@ const FORWARDING: [HeaderName; 6] = [
     X_FORWARDED_CLIENT_CERT,
     header::FORWARDED,
 ];
+
+/// What `Connection` cannot name.
+const KEPT: [HeaderName; 4] = [header::CONTENT_LENGTH, header::HOST, X_REQUEST_ID, TRACEPARENT];
 
 /// Longest `x-request-id` that is kept.
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -81,8 +87,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|list| list.split(','))
             .filter_map(|item| item.trim().parse().ok())
-            // the body's framing and its target are not the client's to take away
-            .filter(|name| *name != header::CONTENT_LENGTH && *name != header::HOST)
+            // the body's framing, its target and its ids are not the client's to take away, nor who it is
+            .filter(|name| !KEPT.contains(name) && !is_ours(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -161,20 +167,29 @@ pub(crate) fn forward(headers: &mut HeaderMap, via: Via<'_>, config: &IngressCon
     }
 }
 
-/// Keeps the client's ids if they are well-formed, else makes new ones.
+/// Keeps the client's ids if they are well-formed, else makes new ones. The span stays the caller's: no span of ours is
+/// recorded that the app's could hang below. A `tracestate` without its `traceparent` means nothing and is dropped, as
+/// W3C's Trace Context wants it (3.3 and 4.3).
 pub(crate) fn identify(headers: &mut HeaderMap) {
     let is_good = |value: &HeaderValue| {
         !value.is_empty() && value.len() <= REQUEST_ID_MAX_BYTES && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    if !headers.get(X_REQUEST_ID).is_some_and(is_good) {
+    if !only(headers, &X_REQUEST_ID).is_some_and(is_good) {
         let id = Uuid::from_u128(rand::random());
         headers.insert(X_REQUEST_ID, header_value(id.hyphenated().to_string()));
     }
-    if !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes())) {
+    if !only(headers, &TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes())) {
+        headers.remove(TRACESTATE);
         // W3C trace context: an all-zero id is invalid, so a bit is always set
         let (trace, span) = (rand::random::<u128>() | 1, rand::random::<u64>() | 1);
         headers.insert(TRACEPARENT, header_value(format!("00-{trace:032x}-{span:016x}-01")));
     }
+}
+
+/// A field that was sent once.
+fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 fn header_value(text: String) -> HeaderValue {
@@ -183,10 +198,14 @@ fn header_value(text: String) -> HeaderValue {
 
 fn is_traceparent(value: &[u8]) -> bool {
     let is_hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
-    let parts: Vec<&[u8]> = value.split(|&b| b == b'-').collect();
-    let [version, trace, span, flags] = parts[..] else { return false };
+    let mut parts = value.split(|&b| b == b'-');
+    let mut next = || parts.next().unwrap_or_default();
+    let (version, trace, span, flags) = (next(), next(), next(), next());
+    // later versions may say more behind these four
+    let is_whole = version != b"00" || parts.next().is_none();
     (version.len(), trace.len(), span.len(), flags.len()) == (2, 32, 16, 2)
-        && parts.iter().all(|part| is_hex(part))
+        && [version, trace, span, flags].into_iter().all(is_hex)
+        && is_whole
         && version != b"ff"
         && trace.iter().any(|&b| b != b'0')
         && span.iter().any(|&b| b != b'0')
@@ -310,12 +329,35 @@ mod tests {
         let mut headers = map(&good);
         identify(&mut headers);
         assert_eq!(headers, map(&good));
-        for bad in ["", "x", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
-            let mut headers = map(&[("x-request-id", "a b"), ("traceparent", bad)]);
+        let later = [
+            ("x-request-id", "abc-1"),
+            ("traceparent", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"),
+            ("tracestate", "vendor=1"),
+        ];
+        let mut headers = map(&later);
+        identify(&mut headers);
+        assert_eq!(headers, map(&later));
+        for bad in [
+            "",
+            "x",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            let mut headers = map(&[("x-request-id", "a b"), ("traceparent", bad), ("tracestate", "vendor=1")]);
             identify(&mut headers);
+            assert!(!headers.contains_key("tracestate"), "{bad}");
             assert!(is_traceparent(headers["traceparent"].as_bytes()), "{bad}");
             assert_eq!(headers["x-request-id"].len(), 36);
         }
+        // two of one kind: nobody knows which is meant
+        let mut headers = map(&[("x-request-id", "a"), ("x-request-id", "b"), good[1], good[1]]);
+        identify(&mut headers);
+        assert_eq!(headers["x-request-id"].len(), 36);
+        assert_ne!(headers["traceparent"], good[1].1);
+        assert_eq!(headers.len(), 2);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::{
     body::ResponseBody,
     gate::{Lease, Ticket},
     headers,
+    observe::Seen,
     proxy::{Client, Proxy},
     upstream::Answered,
     websocket::{Frames, GOING_AWAY},
@@ -62,7 +63,7 @@ pub(crate) fn switch(
             tokio::try_join!(client_side, app)
         });
         match ends.await {
-            Ok(Ok((client, app))) => tunnel(&proxy_of_task, &lease, client, app, is_websocket).await,
+            Ok(Ok(ends)) => tunnel(&proxy_of_task, (&ticket, &lease), ends, is_websocket).await,
             Ok(Err(error)) => tracing::debug!(%error, "an upgrade was not completed"),
             Err(_late) => tracing::debug!("an upgrade was not completed in time"),
         }
@@ -71,7 +72,13 @@ pub(crate) fn switch(
     Ok(Response::from_parts(head, ResponseBody::empty()))
 }
 
-async fn tunnel(proxy: &Proxy, lease: &Lease, client: Upgraded, app: Upgraded, is_websocket: bool) {
+async fn tunnel(
+    proxy: &Proxy,
+    (ticket, lease): (&Ticket, &Lease),
+    (client, app): (Upgraded, Upgraded),
+    is_websocket: bool,
+) {
+    let seen = ticket.seen().map(Arc::as_ref);
     let (client_reader, client_writer) = split(TokioIo::new(client));
     let (app_reader, app_writer) = split(TokioIo::new(app));
     let (client_closed, client_close) = watch::channel(false);
@@ -81,9 +88,9 @@ async fn tunnel(proxy: &Proxy, lease: &Lease, client: Upgraded, app: Upgraded, i
             () = lease.replica().evicted() => {}
         }
     };
-    let up = to_app(client_reader, app_writer, is_websocket, client_closed);
+    let up = to_app(client_reader, app_writer, seen, is_websocket, client_closed);
     let leaving = || lease.replica().is_draining() || proxy.evict.is_cancelled();
-    let down = to_client(app_reader, client_writer, is_websocket, evicted, leaving, client_close);
+    let down = to_client((app_reader, client_writer, seen), is_websocket, evicted, leaving, client_close);
     tokio::pin!(up, down);
     tokio::select! {
         // the client is told all that the app said; what the client still says then has no listener
@@ -93,7 +100,13 @@ async fn tunnel(proxy: &Proxy, lease: &Lease, client: Upgraded, app: Upgraded, i
 }
 
 /// Copies from the client to the app; says whether the client is gone for good.
-async fn to_app(mut reader: Reader, mut writer: Writer, is_websocket: bool, closed: watch::Sender<bool>) -> bool {
+async fn to_app(
+    mut reader: Reader,
+    mut writer: Writer,
+    seen: Option<&Seen>,
+    is_websocket: bool,
+    closed: watch::Sender<bool>,
+) -> bool {
     let mut buffer = vec![0; COPY_BYTES];
     let mut frames = Frames::default();
     loop {
@@ -104,6 +117,9 @@ async fn to_app(mut reader: Reader, mut writer: Writer, is_websocket: bool, clos
                 return false;
             }
             Ok(count) => {
+                if let Some(seen) = seen {
+                    seen.received(count as u64);
+                }
                 if is_websocket {
                     frames.advance(&buffer[..count]);
                     if frames.saw_close() {
@@ -122,8 +138,7 @@ async fn to_app(mut reader: Reader, mut writer: Writer, is_websocket: bool, clos
 
 /// Copies from the app to the client until either ends or the tunnel is evicted.
 async fn to_client(
-    mut reader: Reader,
-    mut writer: Writer,
+    (mut reader, mut writer, seen): (Reader, Writer, Option<&Seen>),
     is_websocket: bool,
     evicted: impl Future<Output = ()>,
     is_leaving: impl Fn() -> bool,
@@ -158,6 +173,9 @@ async fn to_client(
                     }
                     if writer.write_all(bytes).await.is_err() {
                         return;
+                    }
+                    if let Some(seen) = seen {
+                        seen.sent(bytes.len() as u64);
                     }
                     if is_evicted && bytes.len() < count {
                         is_cut = true;

@@ -1,0 +1,75 @@
+//! What noting a request costs, and that a flood of requests is no flood of rows.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body as _;
+use http_body_util::Full;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::Observer;
+use crate::{
+    access::AccessLogConfig,
+    body::ResponseBody,
+    config::IngressConfig,
+    io::Socket,
+    proxy::{Client, Side},
+};
+
+async fn client() -> Client {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+    Client {
+        connection: 1,
+        peer: [127, 0, 0, 1].into(),
+        side: Side::Http,
+        socket: Socket::new(stream),
+        tls: Arc::default(),
+        permit: Arc::new(permit),
+    }
+}
+
+fn request() -> Request<()> {
+    Request::builder()
+        .uri("/some/path?and=query")
+        .header("host", "web.env.localhost")
+        .header("user-agent", "test/1")
+        .header("x-request-id", "0af76519-16cd-43dd-8448-eb211c80319c")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .body(())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_flood_of_requests_is_no_flood_of_rows_and_costs_little() {
+    const REQUESTS: u32 = 20_000;
+    let (client, config) = (client().await, IngressConfig::default());
+    for (name, max, is_read) in [("not read", 0, false), ("left out", 0, true), ("kept", 1000, true)] {
+        let observer = Observer::new(AccessLogConfig { rows_per_second_max: max, ..AccessLogConfig::default() });
+        let mut rows = is_read.then(|| observer.rows().unwrap());
+        let mut kept = 0;
+        let begun = Instant::now();
+        let mut requests: Vec<Request<()>> = (0..REQUESTS).map(|_| request()).collect();
+        let made = begun.elapsed();
+        for request in &mut requests {
+            let seen = observer.begin(&client, request, &config);
+            seen.over(cove_traffic::Ending::Complete);
+            let mut response = seen.answered(Response::new(ResponseBody::from(Full::new(Bytes::from_static(b"ok")))));
+            let frame = std::pin::Pin::new(response.body_mut())
+                .poll_frame(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+            assert!(frame.is_ready());
+            drop(response);
+            kept += rows.as_mut().map_or(0, |rows| u64::from(rows.try_recv().is_ok()));
+        }
+        let (took, secs) = (begun.elapsed() - made, begun.elapsed().as_secs() + 1);
+        println!("{name}: {:?} a request", took / REQUESTS);
+        assert!(kept <= u64::from(max) * secs, "{kept} rows in {secs} s");
+        let left_out = if is_read { u64::from(REQUESTS) - kept } else { 0 };
+        assert_eq!(observer.left_out_total(), left_out, "{name}");
+    }
+}
