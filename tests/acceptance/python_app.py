@@ -1,16 +1,21 @@
 """Runs inside the image of `python_image`: a kind of server or worker and its port, such as `http PORT`, or several pairs."""
 
+import hashlib
 import http.server
 import json
 import os
 import signal
-import socket
 import socketserver
 import sys
 import threading
 import time
 
+from resp import Redis
+
 NAME = os.environ.get("NAME", "")
+MEBIBYTE = b"x" * (1 << 20)
+# held while a job is done
+AT_WORK, IS_ENDING = threading.Lock(), threading.Event()
 
 
 class Http(http.server.BaseHTTPRequestHandler):
@@ -86,53 +91,38 @@ def serve_grpc(port):
     server.wait_for_termination()
 
 
-def burn(port):
-    """Answers HTTP; takes a processor while the file `/burn` is there, and 300 MiB while `/keep` is."""
+def serve_flaky(port):
+    """Fails on purpose: `/KEY/STATUS/TIMES` answers STATUS to the first TIMES requests for KEY, `/KEY/drop/TIMES` hangs up on
+    them, `/KEY/hang/TIMES` never answers them. After that: 200 with how many there were and the body of this one."""
+    asked, lock = {}, threading.Lock()
 
-    def work():
-        kept = b""
-        while True:
-            if bool(kept) != os.path.exists("/keep"):
-                kept = b"" if kept else b"x" * (300 << 20)
-            if not os.path.exists("/burn"):
-                time.sleep(0.1)
+    class Flaky(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
 
-    threading.Thread(target=work, daemon=True).start()
-    serve_http(port)
+        def answer(self):
+            told = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+            key, what, times = self.path.strip("/").split("/")
+            with lock:
+                number = asked[key] = asked.get(key, 0) + 1
+            if number <= int(times) and what in ("drop", "hang"):
+                if what == "hang":
+                    IS_ENDING.wait(60)
+                self.close_connection = True
+                return
+            body = json.dumps({"number": number, "told": told}).encode()
+            self.send_response(int(what) if number <= int(times) else 200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer
+
+    http.server.ThreadingHTTPServer(("0.0.0.0", port), Flaky).serve_forever()
 
 
 def redis(port):
     """Redis itself."""
     os.execv("/usr/bin/redis-server", ["redis-server", "--port", str(port), "--save", "", "--protected-mode", "no"])
-
-
-class Redis:
-    """As much of Redis' protocol as a worker needs."""
-
-    def __init__(self, host, port):
-        self.socket = socket.create_connection((host, port))
-        self.stream = self.socket.makefile("rwb")
-
-    def close(self):
-        self.stream.close()
-        self.socket.close()
-
-    def __call__(self, *words):
-        lines = [f"*{len(words)}"] + [line for word in words for line in (f"${len(word.encode())}", word)]
-        self.stream.write(("\r\n".join(lines) + "\r\n").encode())
-        self.stream.flush()
-        return self.answer()
-
-    def answer(self):
-        line = self.stream.readline().decode().rstrip()
-        kind, rest = line[:1], line[1:]
-        if kind == "$":
-            return None if rest == "-1" else self.stream.read(int(rest) + 2)[:-2].decode()
-        if kind == "*":
-            return None if rest == "-1" else [self.answer() for _ in range(int(rest))]
-        if kind == "-":
-            raise OSError(rest)
-        return rest
 
 
 def work(port):
@@ -144,12 +134,58 @@ def work(port):
             ask("HINCRBY", "done", os.environ["CONTAINER_APP_REPLICA_NAME"], "1")
 
 
-KINDS = {"http": serve_http, "tcp": serve_tcp, "grpc": serve_grpc, "burn": burn, "redis": redis, "work": work}
+def take_all(port, do, rest=lambda: None):
+    """Takes jobs of the app `redis`, at its port, until it shall end; one that was taken is done, whatever comes."""
+    ask = Redis("redis", port)
+    while not IS_ENDING.is_set():
+        with AT_WORK:
+            job = ask("LPOP", "jobs")
+            if job:
+                do()
+                ask("HINCRBY", "done", os.environ["CONTAINER_APP_REPLICA_NAME"], "1")
+        if not job:
+            rest()
+            time.sleep(0.05)
+
+
+def crunch(port):
+    """Each job costs a tenth of a second of processor time."""
+
+    def do():
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+
+    take_all(port, do)
+
+
+def digest(port):
+    """Keeps 300 MiB while there are jobs; each goes over a part of them."""
+    kept = bytearray()
+
+    def do():
+        if not kept:
+            for _ in range(300):
+                kept.extend(MEBIBYTE)
+        hashlib.sha256(memoryview(kept)[: 64 << 20]).digest()
+
+    take_all(port, do, kept.clear)
+
+
+KINDS = {
+    "http": serve_http, "tcp": serve_tcp, "grpc": serve_grpc, "redis": redis, "work": work, "crunch": crunch,
+    "digest": digest, "flaky": serve_flaky,
+}  # fmt: skip
 
 
 def main():
+    def end(*_):
+        IS_ENDING.set()
+        with AT_WORK:
+            os._exit(0)
+
     # the first process of a container gets no signal that it does not ask for
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, end)
     pairs = list(zip(sys.argv[1::2], sys.argv[2::2]))
     threads = [threading.Thread(target=KINDS[kind], args=(int(port),)) for kind, port in pairs]
     for thread in threads:

@@ -1,5 +1,6 @@
 """An image with this machine's Python, the standard library and grpcio: servers of HTTP, TCP and gRPC in a few lines."""
 
+import glob
 import hashlib
 import io
 import json
@@ -14,9 +15,13 @@ import tarfile
 
 import cove
 
-LEFT_OUT = {"test", "idlelib", "tkinter", "site-packages", "__pycache__", "ensurepip", "lib2to3", "turtledemo", "config"}
+LEFT_OUT = {"test", "idlelib", "tkinter", "site-packages", "ensurepip", "lib2to3", "turtledemo", "config"}
+# compiled files that this Python takes as they are
+COMPILED = f".{sys.implementation.cache_tag}.pyc"
 PACKAGES = ["grpc", "typing_extensions.py"]
-MAIN = pathlib.Path(__file__).with_name("python_app.py")
+# clients of servers, which the environment of the scalers' tests has
+CLIENTS = os.environ.get("COVE_VENV", "/var/cache/cove/venv") + "-scalers"
+HERE = pathlib.Path(__file__).parent
 
 
 def _libraries(path):
@@ -24,17 +29,39 @@ def _libraries(path):
     return {name for name in re.findall(r"(/\S+)", linked) if os.path.exists(name)}
 
 
+def _whole_seconds(entry):
+    """A compiled file counts only while its source has the second in it."""
+    entry.mtime = int(entry.mtime)
+    return entry
+
+
 def _tree(archive, folder, target, libraries):
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT and not name.startswith("config-"))
         for name in sorted(files):
             path = os.path.join(root, name)
+            if name.endswith(".pyc") and not name.endswith(COMPILED):
+                continue
             if name.endswith(".so"):
-                libraries |= _libraries(path)
-            archive.add(path, os.path.join(target, os.path.relpath(path, folder)), recursive=False)
+                # what a package brings along itself it finds beside itself
+                libraries |= {library for library in _libraries(path) if "site-packages" not in library}
+            archive.add(path, os.path.join(target, os.path.relpath(path, folder)), recursive=False, filter=_whole_seconds)
 
 
-def _layer(programs):
+def _package(archive, site, name, version, libraries):
+    path = os.path.join(site, name)
+    if os.path.isdir(path):
+        _tree(archive, path, f"usr/lib/{version}/{name}", libraries)
+        # some ask for their own version when they are imported
+        for about in glob.glob(f"{path}-*.dist-info"):
+            _tree(archive, about, f"usr/lib/{version}/{os.path.basename(about)}", libraries)
+    elif os.path.exists(path):
+        archive.add(path, f"usr/lib/{version}/{name}")
+    else:
+        raise FileNotFoundError(f"{path} is missing: scripts/test installs it")
+
+
+def _layer(main, programs, clients):
     python = os.path.realpath(sys.executable)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     whole = io.BytesIO()
@@ -44,26 +71,25 @@ def _layer(programs):
         _tree(archive, sysconfig.get_path("stdlib", vars={"base": sys.base_prefix}), f"usr/lib/{version}", libraries)
         site = sysconfig.get_path("purelib")
         for package in PACKAGES:
-            path = os.path.join(site, package)
-            if os.path.isdir(path):
-                _tree(archive, path, f"usr/lib/{version}/{package}", libraries)
-            else:
-                archive.add(path, f"usr/lib/{version}/{package}")
+            _package(archive, site, package, version, libraries)
+        for package in clients:
+            _package(archive, f"{CLIENTS}/lib/{version}/site-packages", package, version, libraries)
         for program in programs:
             libraries |= _libraries(program)
             archive.add(os.path.realpath(program), f"usr/bin/{os.path.basename(program)}")
         for library in sorted(libraries):
             archive.add(library, library.lstrip("/"))
-        archive.add(MAIN, "app.py")
+        archive.add(HERE / main, "app.py")
+        archive.add(HERE / "resp.py", "resp.py")
     return whole.getvalue(), version
 
 
-def import_into(server, name, programs=()):
-    """Makes the image known to the server under `name`; its command is `app.py`, which takes the kind of server and a port.
+def import_into(server, name, programs=(), clients=(), main="python_app.py"):
+    """Makes the image known to the server under `name`; its command is `main`, for which see there.
 
-    `programs` of this machine go into its `/usr/bin`.
+    `programs` of this machine go into its `/usr/bin`, `clients` are packages beside the standard library.
     """
-    layer, version = _layer(programs)
+    layer, version = _layer(main, programs, clients)
     config = json.dumps({
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
         "os": "linux",

@@ -4,14 +4,12 @@ Redis is an app with a TCP port, the rule names it as its neighbours do, and the
 """
 
 import shutil
-import subprocess
-import sys
 import unittest
 
 import cove
 import python_image
 from ingress_test import free_port
-from python_app import Redis
+from resp import Redis
 
 IMAGE = "cove.local/worker:latest"
 GROUP, ENVIRONMENT = "rg", "env"
@@ -34,6 +32,17 @@ class Case(unittest.TestCase):
         )  # fmt: skip
         self.addCleanup(self.server.command, "containerapp", "delete", "-n", name, "-g", GROUP, "--yes")
 
+    def create_queue(self):
+        """Redis in an app; its port, and a connection to it."""
+        port = free_port()
+        self.create(
+            "redis", "redis", port, "--ingress", "external", "--transport", "tcp",
+            "--target-port", str(port), "--exposed-port", str(port), "--min-replicas", "1", "--max-replicas", "1",
+        )  # fmt: skip
+        ask = Redis("127.0.0.1", port)
+        self.addCleanup(ask.close)
+        return port, ask
+
     def replicas(self, name):
         listed = self.server.command("containerapp", "replica", "list", "-n", name, "-g", GROUP)
         return [one["name"] for one in listed if one["properties"]["runningState"] == "Running"]
@@ -48,18 +57,12 @@ class Queue(Case):
         return len(self.replicas("worker"))
 
     def test_replicas_come_for_a_queue_and_drain_it(self):
-        port = free_port()
-        self.create(
-            "redis", "redis", port, "--ingress", "external", "--transport", "tcp",
-            "--target-port", str(port), "--exposed-port", str(port), "--min-replicas", "1", "--max-replicas", "1",
-        )  # fmt: skip
+        port, ask = self.create_queue()
         self.create(
             "worker", "work", port, "--min-replicas", "0", "--max-replicas", "5",
             "--scale-rule-name", "jobs", "--scale-rule-type", "redis",
             "--scale-rule-metadata", f"address=redis:{port}", "listName=jobs", "listLength=10",
         )  # fmt: skip
-        ask = Redis("127.0.0.1", port)
-        self.addCleanup(ask.close)
         # a first process that does not ask for SIGTERM yet would not get it
         cove.until("the first replica is up", lambda: self.at_work(ask, 1))
         self.poll("5m")
@@ -85,39 +88,44 @@ class Queue(Case):
 
 
 class Use(Case):
-    """In real time: a processor is busy or it is not."""
+    """In real time: a processor is busy or it is not. Such rules keep one replica."""
 
-    def grow_and_shrink(self, name, kind, file):
-        """Company comes while a file lets the first replica use much, and goes again."""
+    def grow_and_shrink(self, name, kind, work):
+        """Jobs keep the first replica busy; company comes, all work the rest off together, and company goes."""
+        port, ask = self.create_queue()
         self.create(
-            name, "burn", 8080, "--ingress", "external", "--target-port", "8080",
-            "--min-replicas", "1", "--max-replicas", "3", "--scale-rule-name", kind, "--scale-rule-type", kind,
-            "--scale-rule-metadata", "type=Utilization", "value=50",
+            name, work, port, "--min-replicas", "1", "--max-replicas", "3", "--scale-rule-name", kind,
+            "--scale-rule-type", kind, "--scale-rule-metadata", "type=Utilization", "value=50",
             "--scale-setting", "resourceSamplingSeconds=1", "scaleDownWindowSeconds=1",
             "cpuInitialisationSeconds=0", "cpuReadinessDelaySeconds=0",
         )  # fmt: skip
-        [first] = self.replicas(name)
-        self.tell(name, first, f"open('{file}', 'w')")
-        cove.until("company comes", lambda: len(self.replicas(name)) > 1)
-        self.tell(name, first, f"import os; os.remove('{file}')")
+        jobs = 0
+
+        def give(count):
+            nonlocal jobs
+            jobs += count
+            ask("RPUSH", "jobs", *"x" * count)
+
+        def done():
+            pairs = ask("HGETALL", "done")
+            return dict(zip(pairs[::2], map(int, pairs[1::2])))
+
+        def has_company():
+            if (waiting := int(ask("LLEN", "jobs"))) < 8:
+                give(8 - waiting)
+            return len(done()) > 1 and len(self.replicas(name)) > 1
+
+        cove.until("company comes and works", has_company)
+        cove.until("the queue is drained", lambda: ask("LLEN", "jobs") == "0")
+        cove.until("each job is done once", lambda: sum(done().values()) == jobs)
         cove.until("one is alone again", lambda: len(self.replicas(name)) == 1)
+        self.assertEqual(sum(done().values()), jobs)
 
     def test_cpu(self):
-        self.grow_and_shrink("busy", "cpu", "/burn")
+        self.grow_and_shrink("busy", "cpu", "crunch")
 
     def test_memory(self):
-        self.grow_and_shrink("full", "memory", "/keep")
-
-    def tell(self, name, replica, script):
-        """Runs a line of Python in a replica."""
-        version = "python%d.%d" % sys.version_info[:2]
-        command = f'/usr/bin/{version} -c "{script}"'
-        line = [cove.BINARY, "containerapp", "exec", "-n", name, "-g", GROUP, "--replica", replica, "--command", command]
-        done = subprocess.run(
-            [*line, "--data-dir", str(self.server.data)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        self.assertEqual(done.returncode, 0, done.stderr)
+        self.grow_and_shrink("full", "memory", "digest")
 
 
 if __name__ == "__main__":
