@@ -24,6 +24,7 @@ class Crew:
     def __init__(self, machine):
         self.address = f"{machine.address}:{machine.port()}"
         host, port = self.address.split(":")
+        self._ask = None
         command = ["redis-server", "--port", port, "--bind", host, "--save", "", "--protected-mode", "no"]
         self._process = machine.inside(
             lambda: subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -46,6 +47,8 @@ class Crew:
         return self
 
     def __exit__(self, *_):
+        if self._ask:
+            self._ask.close()
         self._process.kill()
         self._process.wait(30)
 
