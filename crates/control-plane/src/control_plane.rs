@@ -57,6 +57,7 @@ struct Inner {
     open_streams: Arc<Semaphore>,
     shutdown: CancellationToken,
     issue: OnceLock<Issue>,
+    orders_outside: OnceLock<()>,
 }
 
 impl fmt::Debug for ControlPlane {
@@ -112,6 +113,7 @@ impl ControlPlane {
             open_streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             shutdown,
             issue: OnceLock::new(),
+            orders_outside: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner), stage: Stage::new(store, false) })
     }
@@ -141,6 +143,15 @@ impl ControlPlane {
     /// not count.
     pub fn set_authority(&self, issue: Issue) {
         let _there_already = self.inner.issue.set(issue);
+    }
+
+    /// From now on managed certificates are ordered at an authority outside, by whoever calls this.
+    pub fn order_certificates_outside(&self) {
+        let _already = self.inner.orders_outside.set(());
+    }
+
+    pub(crate) fn orders_outside(&self) -> bool {
+        self.inner.orders_outside.get().is_some()
     }
 
     pub(crate) fn issue(&self) -> Option<&Issue> {

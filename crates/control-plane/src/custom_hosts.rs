@@ -61,10 +61,12 @@ pub(crate) fn route_owner(
 /// The environment's own domain that a host name is, or is below; of any environment, as all share one ingress.
 pub(crate) fn platform_domain(plane: &ControlPlane, host: &str) -> Result<Option<String>, Refusal> {
     for row in plane.store().resources(environments::KIND, None)? {
-        let domain = environments::model(&row)?.default_domain.to_ascii_lowercase();
-        let is_below = host.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if is_below && !domain.is_empty() {
-            return Ok(Some(domain));
+        let environment = environments::model(&row)?;
+        let domains = [Some(environment.default_domain.to_ascii_lowercase()), environment.suffix.map(|own| own.name)];
+        for domain in domains.into_iter().flatten().filter(|domain| !domain.is_empty()) {
+            if host.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')) {
+                return Ok(Some(domain));
+            }
         }
     }
     Ok(None)

@@ -8,7 +8,9 @@ mod dapr;
 mod diagnostics;
 mod http_routes;
 mod maintenance;
+mod orders;
 mod questions;
+pub(crate) mod suffix;
 mod x509;
 
 use cove_arm::ArmError;
@@ -19,6 +21,7 @@ use serde_json::Value;
 use crate::{answer::Refusal, apps, control_plane::ControlPlane, route::Route};
 
 pub use certificates::{Issue, Issued};
+pub use orders::{OrderError, Ordered};
 
 /// Path of an environment.
 macro_rules! below {

@@ -18,6 +18,7 @@ use crate::{
     call::Call,
     control_plane::{ControlPlane, new_id},
     crud,
+    environment::suffix,
     groups::{self, TRIES_MAX, check_same_location},
     links::{self, Family},
     route::Route,
@@ -145,7 +146,8 @@ async fn write(
             None => free_domain(plane, &id)?,
         };
         let context = environment::PutContext { id: old.as_ref().map_or(&id, |old| &old.id), default_domain: &domain };
-        let parsed = parse(old.as_ref(), &context)?;
+        let mut parsed = parse(old.as_ref(), &context)?;
+        suffix::complete(plane, context.id, old.as_ref(), &mut parsed)?;
         if let Some(old) = &old {
             if old.provisioning == Provisioning::Deleting {
                 return Err(ArmError::operation_in_progress(id.as_str()).into());

@@ -65,6 +65,6 @@ mod tests;
 pub use config::{Auth, Client, Config};
 pub use control_plane::{ControlPlane, StartError};
 pub use coverage::coverage;
-pub use environment::{Issue, Issued};
+pub use environment::{Issue, Issued, OrderError, Ordered};
 pub use front::{identity_router, router};
 pub use streams::{ConsoleQuery, Extensions, LogLine, LogStreams, SystemQuery};

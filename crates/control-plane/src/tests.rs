@@ -5,6 +5,7 @@
 mod access;
 mod app_parts;
 mod apps;
+mod certificate_orders;
 mod children;
 mod deployments;
 mod environments;

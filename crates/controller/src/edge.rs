@@ -34,6 +34,23 @@ impl Wanted {
     pub(crate) fn is_empty(&self) -> bool {
         self.hosts.is_empty() && self.names.is_empty() && self.ports.is_empty()
     }
+
+    /// Every host right below `domain` answers below `suffix` too, with the certificate of the environment.
+    pub(crate) fn answer_below(&mut self, suffix: &str, domain: &str, environment: &ResourceId) {
+        let domain = domain.to_ascii_lowercase();
+        let below = |host: &str| {
+            let name = host.strip_suffix(&domain)?.strip_suffix('.')?;
+            (!name.contains('.')).then(|| format!("{name}.{suffix}"))
+        };
+        let certificate = HostCertificate::Custom(environment.clone());
+        let more: Vec<(String, Host)> = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.certificate == HostCertificate::Platform)
+            .filter_map(|(name, host)| Some((below(name)?, Host { certificate: certificate.clone(), ..host.clone() })))
+            .collect();
+        self.hosts.extend(more);
+    }
 }
 
 /// The entries of an app, from its hosts in the default domain.
@@ -78,12 +95,16 @@ fn ports(ingress: &Ingress) -> Vec<(u16, bool, Option<u16>)> {
 
 /// The entries of a path routing.
 pub(crate) fn of_paths(data: PathRoutesData) -> Wanted {
-    let PathRoutesData { config, environment, domain } = data;
-    let routes = Arc::new(PathRoutes { config: config.id.clone(), environment, rules: config.rules });
+    let PathRoutesData { config, environment, domain, suffix } = data;
+    let routes = PathRoutes { config: config.id.clone(), environment: environment.clone(), rules: config.rules };
+    let routes = Arc::new(routes);
     let own = format!("{}.{domain}", config.id.name()).to_ascii_lowercase();
     let mut wanted = Wanted::default();
     let host = Host { route: HostRoute::Paths(Arc::clone(&routes)), certificate: HostCertificate::Platform };
     wanted.hosts.insert(own, host);
+    if let Some(suffix) = suffix {
+        wanted.answer_below(&suffix, &domain, &environment);
+    }
     for domain in &config.custom_domains {
         let host = custom_host(domain, HostRoute::Paths(Arc::clone(&routes)));
         wanted.hosts.insert(domain.name.to_ascii_lowercase(), host);

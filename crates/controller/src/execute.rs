@@ -191,7 +191,10 @@ impl Brain {
             return;
         }
         let (app, domain) = (&entry.data.app, entry.data.domain.as_str());
-        let wanted = edge::of_app(app, domain, hosts(app, domain, &plan.traffic));
+        let mut wanted = edge::of_app(app, domain, hosts(app, domain, &plan.traffic));
+        if let Some(suffix) = &entry.data.suffix {
+            wanted.answer_below(suffix, domain, &app.environment);
+        }
         let outcome = edge::publish(&mut self.table, &mut entry.published, &app.id, wanted);
         self.table_changed |= outcome.is_changed;
         for conflict in outcome.conflicts {

@@ -41,6 +41,8 @@ pub(crate) struct AppData {
     pub(crate) generation: u64,
     pub(crate) phase: AppPhase,
     pub(crate) domain: String,
+    /// A domain of the user's own below which it answers too.
+    pub(crate) suffix: Option<String>,
     /// Oldest first.
     pub(crate) revisions: Vec<(Revision, RevisionStatus)>,
     pub(crate) secrets: BTreeMap<String, String>,
@@ -80,6 +82,8 @@ pub(crate) struct PathRoutesData {
     pub(crate) config: HttpRouteConfig,
     pub(crate) environment: ResourceId,
     pub(crate) domain: String,
+    /// A domain of the user's own below which it answers too.
+    pub(crate) suffix: Option<String>,
 }
 
 /// Follows the change feed until shutdown.
@@ -207,13 +211,10 @@ fn load_path_routes(store: &Store, id: &ResourceId) -> Result<Option<PathRoutesD
             return Ok(None);
         }
     };
-    let domain = domain_of(store, &environment)?;
-    Ok(Some(PathRoutesData { config, environment, domain }))
-}
-
-fn domain_of(store: &Store, environment: &ResourceId) -> Result<String, StoreError> {
-    let environment = environment_of(store, environment)?;
-    Ok(environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain))
+    let found = environment_of(store, &environment)?;
+    let domain = found.as_ref().map_or_else(|| "localhost".to_owned(), |found| found.default_domain.clone());
+    let suffix = found.and_then(|found| found.suffix).map(|suffix| suffix.name);
+    Ok(Some(PathRoutesData { config, environment, domain, suffix }))
 }
 
 fn environment_of(store: &Store, id: &ResourceId) -> Result<Option<Environment>, StoreError> {
@@ -246,6 +247,7 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
     let environment = known.and_then(|(_, environment)| environment.as_ref());
     let profile = environment.and_then(|environment| profile_of(&app, environment));
     let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain.clone());
+    let suffix = environment.and_then(|environment| environment.suffix.as_ref()).map(|suffix| suffix.name.clone());
     let secrets = store.secrets(id)?;
     let logins = logins(&app, &secrets);
     let mut revisions = store.revision_snapshots(id)?;
@@ -263,6 +265,7 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
             Provisioning::Deleting => AppPhase::Deleting,
         },
         domain,
+        suffix,
         profile,
         revisions,
         secrets,

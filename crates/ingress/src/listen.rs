@@ -114,7 +114,7 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
     };
     let config = &doors.proxy.shared.config;
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
-    if side == Side::Https {
+    if side.is_tls() {
         let Some(tls) = &doors.tls else { return };
         let asks = |host: &str| target::asks_certificate(&doors.proxy.snapshot_now(), host);
         let stream = tokio::select! {

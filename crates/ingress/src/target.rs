@@ -66,7 +66,7 @@ impl Proxy {
 
     fn environment(&self, client: &Client) -> Option<ResourceId> {
         match client.side {
-            Side::Internal => (self.environment_of)(client.peer),
+            Side::Internal | Side::InternalTls => (self.environment_of)(client.peer),
             Side::Http | Side::Https => None,
         }
     }
@@ -143,7 +143,7 @@ fn check(
     let found = found.ok_or(Refusal::UnknownHost)??;
     let route = &found.app.route;
     let is_inside =
-        client.side == Side::Internal && environment.is_none_or(|environment| *environment == route.environment);
+        client.side.is_internal() && environment.is_none_or(|environment| *environment == route.environment);
     if !route.external && !is_inside && !found.is_by_path {
         return Err(Refusal::AppInternal);
     }
@@ -171,7 +171,7 @@ fn check_certificate(
     }
     match mode {
         // opened for another host: the client could not know that a certificate is wanted
-        _ if client.side == Side::Https && !client.tls.was_asked => Err(Refusal::Misdirected),
+        _ if client.side.is_tls() && !client.tls.was_asked => Err(Refusal::Misdirected),
         ClientCertificateMode::Require => Err(Refusal::ClientCertificateRequired),
         ClientCertificateMode::Ignore | ClientCertificateMode::Accept => Ok(()),
     }

@@ -2,8 +2,14 @@
 //!
 //! The client's hello is read first; only then is it known whether its host asks for a certificate.
 //!
+//! Sessions are resumed by tickets, which the client keeps: a resumed handshake costs no signature. The key of the tickets
+//! lives in memory, is made anew every six hours and opens tickets of the six hours before it; after a restart of the server
+//! handshakes are full ones. Early data (0-RTT) is not taken: it can be replayed.
+//!
 //! **Invariant:** a session begun without being asked for a certificate is never resumed where one is asked for: each kind of
 //! handshake has its own tickets and cache.
+//! **Invariant:** a ticket does not stand in for a certificate: where the resolver has none for the host, a resumed handshake
+//! is refused as a full one is.
 
 use std::sync::Arc;
 
@@ -38,6 +44,7 @@ impl Tls {
         let mut asking = builder()?.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
         for config in [&mut plain, &mut asking] {
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            config.ticketer = rustls::crypto::ring::Ticketer::new()?;
         }
         Ok(Self { plain: Arc::new(plain), asking: Arc::new(asking) })
     }

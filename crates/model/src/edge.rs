@@ -13,6 +13,45 @@ pub struct Certificate {
     pub chain_pem: String,
     /// Names it is valid for, lower case, wildcards as `*.example.com`.
     pub names: Vec<String>,
+    /// How far its order is, when an authority outside signs it; `None` for uploaded ones and for those that the server's
+    /// own authority signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<CertificateOrder>,
+}
+
+/// The order of a managed certificate at an authority outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateOrder {
+    /// How far it is.
+    pub state: OrderState,
+    /// How the domain is proven.
+    pub validation: DomainValidation,
+    /// What a TXT record of the domain must say, once the authority told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// What went wrong last, in words; a certificate that is there stays in use while its renewal fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How far the order of a certificate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OrderState {
+    /// Asked for; there is no certificate yet.
+    Pending,
+    /// There is a certificate.
+    Succeeded,
+    /// Refused by the authority; a new PUT tries again.
+    Failed,
+}
+
+/// How an authority finds out that a domain is the asker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DomainValidation {
+    /// It asks the domain for a text over plain HTTP: Azure's `HTTP` and `CNAME`.
+    Http,
+    /// It looks for a TXT record, which the domain's owner writes: Azure's `TXT`.
+    Txt,
 }
 
 /// Name of the secret that keeps a certificate's private key in PEM.

@@ -22,6 +22,6 @@ pub mod shim;
 mod tree;
 mod usage;
 
-pub use driver::{OciConfig, OciRuntime, OpenError};
+pub use driver::{CA_FILE, OciConfig, OciRuntime, OpenError};
 pub use probe::{Probe, probe};
 pub use shares::{ShareBinding, ShareTarget, SharesConfig};

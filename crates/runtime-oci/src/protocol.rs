@@ -156,6 +156,9 @@ pub(crate) struct ShimSpec {
     pub(crate) hosts: String,
     /// Contents of `/etc/resolv.conf`.
     pub(crate) resolv_conf: String,
+    /// Contents of [`crate::CA_FILE`], if there is one.
+    #[serde(default)]
+    pub(crate) ca_certificate: Option<String>,
     /// Containers, init containers first.
     pub(crate) containers: Vec<ContainerSpec>,
     /// Volumes by name.

@@ -1,4 +1,5 @@
-//! Certificates of environments, read from the store and ready for handshakes.
+//! Certificates of environments, read from the store and ready for handshakes: uploaded ones, managed ones, and those of
+//! environments' own DNS suffixes.
 //!
 //! **Invariant:** a certificate that was changed or removed is not shown in any handshake that begins after the change was
 //! seen; connections that stand go on.
@@ -11,16 +12,21 @@ use std::{
 
 use anyhow::Context;
 use cove_base::Backoff;
-use cove_model::{CERTIFICATE_KEY_SECRET, Certificate, ResourceId};
+use cove_model::{CERTIFICATE_KEY_SECRET, Certificate, Environment, ResourceId};
 use cove_store::Store;
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
+/// Environments, which have one when they have a DNS suffix.
+const ENVIRONMENT: &str = "microsoft.app/managedenvironments";
 /// Kinds of resources that hold a certificate.
-const KINDS: [&str; 2] =
-    ["microsoft.app/managedenvironments/certificates", "microsoft.app/managedenvironments/managedcertificates"];
+const KINDS: [&str; 3] = [
+    "microsoft.app/managedenvironments/certificates",
+    "microsoft.app/managedenvironments/managedcertificates",
+    ENVIRONMENT,
+];
 
 /// Certificates by resource id; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -81,15 +87,14 @@ impl Certificates {
     /// Reads one anew. What cannot be used is logged and taken out: its hosts refuse TLS rather than show something old.
     fn refresh(&self, store: &Store, id: &ResourceId) -> anyhow::Result<()> {
         let spec = store.resource(id)?.and_then(|row| row.spec);
-        let made = match spec {
-            Some(spec) => {
-                let mut secrets = store.secrets(id)?;
-                let key = secrets.remove(CERTIFICATE_KEY_SECRET);
-                serde_json::from_value::<Certificate>(spec)
-                    .context("its stored form cannot be read")
-                    .and_then(|certificate| certified(&certificate, key.as_deref()))
-                    .inspect_err(|error| tracing::warn!(certificate = %id, error = format!("{error:#}"), "a certificate cannot be used"))
-                    .ok()
+        let unusable = |error: &anyhow::Error| {
+            tracing::warn!(certificate = %id, error = format!("{error:#}"), "a certificate cannot be used");
+        };
+        let chain = spec.and_then(|spec| chain_of(id, spec).inspect_err(unusable).ok().flatten());
+        let made = match chain {
+            Some(chain) => {
+                let key = store.secrets(id)?.remove(CERTIFICATE_KEY_SECRET);
+                certified(&chain, key.as_deref()).inspect_err(unusable).ok()
             }
             None => None,
         };
@@ -102,9 +107,20 @@ impl Certificates {
     }
 }
 
+/// The chain in PEM of a stored resource; `None` when there is none, or none yet.
+fn chain_of(id: &ResourceId, spec: serde_json::Value) -> anyhow::Result<Option<String>> {
+    let damaged = "its stored form cannot be read";
+    if id.kind().eq_ignore_ascii_case(ENVIRONMENT) {
+        let environment: Environment = serde_json::from_value(spec).context(damaged)?;
+        return Ok(environment.suffix.map(|suffix| suffix.chain_pem));
+    }
+    let certificate: Certificate = serde_json::from_value(spec).context(damaged)?;
+    Ok(Some(certificate.chain_pem).filter(|chain| !chain.is_empty()))
+}
+
 /// Chain and key as rustls uses them.
-fn certified(certificate: &Certificate, key_pem: Option<&str>) -> anyhow::Result<Arc<CertifiedKey>> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
+fn certified(chain_pem: &str, key_pem: Option<&str>) -> anyhow::Result<Arc<CertifiedKey>> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
         .collect::<Result<_, _>>()
         .context("its chain is not PEM")?;
     anyhow::ensure!(!chain.is_empty(), "its chain has no certificate");
@@ -124,18 +140,14 @@ mod tests {
     fn chain_and_key_must_belong_together() {
         let made = rcgen::generate_simple_self_signed(vec!["shop.example".to_owned()]).unwrap();
         let other = rcgen::generate_simple_self_signed(vec!["shop.example".to_owned()]).unwrap();
-        let certificate = Certificate {
-            id: ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap(),
-            chain_pem: made.cert.pem(),
-            names: vec!["shop.example".into()],
-        };
-        certified(&certificate, Some(&made.signing_key.serialize_pem())).unwrap();
+        let chain = made.cert.pem();
+        certified(&chain, Some(&made.signing_key.serialize_pem())).unwrap();
         for (key, expected) in [
             (Some(other.signing_key.serialize_pem()), "its private key belongs to another certificate"),
             (Some("no PEM".into()), "its private key is not PEM"),
             (None, "it has no private key"),
         ] {
-            assert_eq!(certified(&certificate, key.as_deref()).unwrap_err().to_string(), expected);
+            assert_eq!(certified(&chain, key.as_deref()).unwrap_err().to_string(), expected);
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use camino::{Utf8Path, Utf8PathBuf};
 use cove_runtime_oci::{ShareBinding, ShareTarget, SharesConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -38,6 +39,8 @@ pub struct Config {
     pub capacity: CapacitySection,
     /// `[scalers]`
     pub scalers: ScalersSection,
+    /// `[acme]`
+    pub acme: AcmeSection,
     /// `[autoscaler]`: timings of every revision; see the scaling page of the guide.
     pub autoscaler: cove_autoscaler::Config,
 }
@@ -65,6 +68,101 @@ impl ScalersSection {
         }
         cove_scalers::Roots::from_pem(&texts)
             .context("a file of `scalers.ca_certificates` holds no certificate in PEM form")
+    }
+}
+
+/// `[acme]`: managed certificates from an authority outside; without it the server's own authority signs them.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AcmeSection {
+    /// Address of the authority's directory, https. Default none: the server's own authority signs.
+    pub directory: Option<String>,
+    /// Where the authority may write to, `mailto:…`. Default none.
+    pub contact: Vec<String>,
+    /// You agree to the authority's terms of service; must be `true` where `directory` is set.
+    pub terms_agreed: bool,
+    /// PEM file with the certificates that sign the directory's own, instead of the system's. Default none.
+    pub root: Option<Utf8PathBuf>,
+    /// How long before its end a certificate is ordered anew, at most a third of its life. Default `"720h"`.
+    pub renew_before: HumanDuration,
+    /// Kind of the certificates' keys: `p256` (default) or `p384`.
+    pub key: AcmeKey,
+    /// Account at the authority that was made elsewhere, `{ key_id, hmac_key }`. Default none.
+    pub external_account: Option<ExternalAccountConfig>,
+    /// Resolver that is asked for TXT records, `address:port`. Default: the machine's first.
+    pub resolver: Option<SocketAddr>,
+}
+
+/// Kind of a certificate's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcmeKey {
+    /// ECDSA on P-256.
+    #[default]
+    P256,
+    /// ECDSA on P-384.
+    P384,
+}
+
+impl AcmeKey {
+    /// The algorithm that makes it.
+    pub(crate) fn algorithm(self) -> &'static rcgen::SignatureAlgorithm {
+        match self {
+            Self::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Self::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+        }
+    }
+}
+
+/// An account at an authority that was made elsewhere (RFC 8555, 7.3.4).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalAccountConfig {
+    /// Its name.
+    pub key_id: String,
+    /// Its key, base64url.
+    pub hmac_key: String,
+}
+
+impl ExternalAccountConfig {
+    /// The key's bytes.
+    ///
+    /// # Errors
+    /// When it is not base64url.
+    pub(crate) fn key(&self) -> anyhow::Result<Vec<u8>> {
+        let text = self.hmac_key.trim().trim_end_matches('=');
+        URL_SAFE_NO_PAD.decode(text).context("`acme.external_account.hmac_key` is not base64url")
+    }
+}
+
+impl AcmeSection {
+    fn check(&self) -> anyhow::Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        if !directory.starts_with("https://") {
+            bail!("`acme.directory` is `{directory}`; use an address that begins with https://");
+        }
+        if !self.terms_agreed {
+            bail!("`acme.directory` needs `acme.terms_agreed = true`: read the authority's terms of service first");
+        }
+        if let Some(contact) = self.contact.iter().find(|contact| !contact.starts_with("mailto:")) {
+            bail!("`acme.contact` names `{contact}`; write it as `mailto:name@example.com`");
+        }
+        self.external_account.as_ref().map_or(Ok(()), |external| external.key().map(drop))
+    }
+}
+
+impl Default for AcmeSection {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            contact: Vec::new(),
+            terms_agreed: false,
+            root: None,
+            renew_before: HumanDuration(Duration::from_secs(30 * 24 * 3600)),
+            key: AcmeKey::default(),
+            external_account: None,
+            resolver: None,
+        }
     }
 }
 
@@ -396,6 +494,7 @@ impl Config {
             crate::mirrors::check(from, to).map_err(anyhow::Error::msg)?;
         }
         self.storage.check()?;
+        self.acme.check()?;
         if !(1..=730).contains(&self.logs.retention_days) {
             bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);
         }
@@ -451,6 +550,10 @@ mod tests {
             ("[api]\nbind = \"0.0.0.0:8443\"\n", "set `[[api.clients]]`"),
             ("[logs]\nretention_days = 0\n", "use 1 to 730"),
             ("[ingress]\nrequest_timeout = \"soon\"\n", "not a duration"),
+            ("[acme]\ndirectory = \"http://ca\"\n", "begins with https://"),
+            ("[acme]\ndirectory = \"https://ca\"\n", "acme.terms_agreed = true"),
+            ("[acme]\ndirectory = \"https://ca\"\nterms_agreed = true\ncontact = [\"me\"]\n", "mailto:"),
+            ("[acme]\nkey = \"rsa\"\n", "unknown variant `rsa`"),
         ] {
             let error = parse(text, &[]).unwrap_err();
             assert!(error.contains(says), "{error}");

@@ -13,6 +13,9 @@ use cove_runtime::Runtime;
 use cove_traffic::{HostCertificate, RouteTable};
 use tokio::sync::watch;
 
+/// Environments: their certificate is that of a DNS suffix, below which apps answer too.
+const ENVIRONMENT: &str = "microsoft.app/managedenvironments";
+
 /// Answers by address; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -89,7 +92,12 @@ impl Directory {
     /// What a name means to a replica: every app of its environment is reached at the gateway, where the ingress listens.
     pub(crate) fn lookup(&self, client: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
         // a host of the user's own is asked of the world: what it serves over TLS is not served at the gateway
-        if self.routes.borrow().host(name).is_some_and(|host| host.certificate == HostCertificate::Platform) {
+        let is_of_environment = |certificate: &HostCertificate| match certificate {
+            HostCertificate::Platform => true,
+            HostCertificate::Custom(id) => id.kind().eq_ignore_ascii_case(ENVIRONMENT),
+            HostCertificate::Missing => false,
+        };
+        if self.routes.borrow().host(name).is_some_and(|host| is_of_environment(&host.certificate)) {
             return Some(self.gateway);
         }
         let environment = self.environment_of(client.into())?;

@@ -6,6 +6,7 @@
 //! **Invariant:** stopping the server stops no replica. **Invariant:** nothing is reached from outside loopback unless
 //! clients are configured.
 
+mod acme;
 mod api_listener;
 mod certificates;
 pub mod config;

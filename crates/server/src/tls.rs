@@ -8,13 +8,17 @@ use std::{
     collections::HashMap,
     fs,
     io::Write,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
+use cove_base::Backoff;
+use cove_ingress::IngressHandle;
+use cove_traffic::RouteTable;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
@@ -24,6 +28,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use tokio::sync::watch;
 
 /// App certificates kept in memory; beyond that all are forgotten and made again when asked for.
 const KEPT_MAX: usize = 10_000;
@@ -130,6 +135,34 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path))?;
     Ok(())
+}
+
+/// Serves apps to each other with TLS at an address of the replicas' gateway, once the routes are known. While somebody
+/// else has the address, such as the server before this one, it is tried again.
+pub(crate) async fn listen_inside(address: SocketAddr, ingress: IngressHandle, mut loaded: watch::Receiver<bool>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        match cove_ingress::bind(address) {
+            Ok(listener) => {
+                if loaded.wait_for(|loaded| *loaded).await.is_ok() {
+                    ingress.listen_internal_tls(listener);
+                }
+                return;
+            }
+            Err(error) => {
+                if backoff.tries() == 0 {
+                    tracing::warn!(%address, %error, "apps cannot reach each other with TLS yet; it is tried again");
+                }
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+    }
+}
+
+/// Whether a server name is what replicas call an app of some environment: a name without dots.
+pub(crate) fn is_app_name(table: &RouteTable, name: &str) -> bool {
+    !name.contains('.')
+        && table.names.iter().any(|(known, _)| known.split_once('@').is_some_and(|(known, _)| known == name))
 }
 
 /// What a host shows to TLS clients.

@@ -105,7 +105,7 @@ pub struct Managed {
 /// # Errors
 /// Every problem at once.
 pub fn parse_managed(mut doc: Value, mut errors: Errors) -> Result<Managed, ArmError> {
-    strip(&mut doc, &["error", "validationToken", "issuer", "expirationDate", "thumbprint"]);
+    strip(&mut doc, &["error", "validationToken", "issuer", "issueDate", "expirationDate", "thumbprint"]);
     check_location(&doc, &mut errors);
     let node = Node::root(&doc).get("properties").get("subjectName");
     let subject =

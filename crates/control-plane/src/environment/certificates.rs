@@ -1,7 +1,9 @@
-//! `managedEnvironments/certificates`: uploaded ones; and `…/managedCertificates`: issued by this server's own authority.
+//! `managedEnvironments/certificates`: uploaded ones; and `…/managedCertificates`: issued by this server's own authority, or
+//! ordered at one outside (ACME) where the server is set up for that.
 //!
-//! Nobody outside signs for the names of one's own machine, so a managed certificate is ready at once and trusted by those
-//! who trust this server's CA; no proof of the domain is asked for, and the answer says so.
+//! Nobody outside signs for the names of one's own machine, so a managed certificate of the own authority is ready at once
+//! and trusted by those who trust this server's CA; no proof of the domain is asked for, and the answer says so. One that is
+//! ordered outside is `Pending` until it came.
 //!
 //! **Invariant:** a certificate that is shown as `Succeeded` is stored with its key, as the ingress serves it.
 
@@ -15,13 +17,13 @@ use cove_arm::{
     },
     schema::Schema,
 };
-use cove_model::{CERTIFICATE_KEY_SECRET, Certificate};
+use cove_model::{CERTIFICATE_KEY_SECRET, Certificate, OrderState};
 use cove_store::{ResourceRow, SecretsChange};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    below, check_certificate_is_free, environment_of, spec_of,
+    below, check_certificate_is_free, environment_of, orders, spec_of,
     x509::{self, CertificateFile},
 };
 use crate::{
@@ -105,10 +107,13 @@ impl Resource for Uploaded {
 struct Managed;
 
 /// What a managed certificate tells besides Azure's own properties.
-const MANAGED_FACTS: [&str; 3] = ["issuer", "expirationDate", "thumbprint"];
+pub(super) const MANAGED_FACTS: [&str; 4] = ["issuer", "issueDate", "expirationDate", "thumbprint"];
+
+/// Type of managed certificates.
+pub(super) const MANAGED_KIND: &str = "Microsoft.App/managedEnvironments/managedCertificates";
 
 impl Resource for Managed {
-    const KIND: &'static str = "Microsoft.App/managedEnvironments/managedCertificates";
+    const KIND: &'static str = MANAGED_KIND;
     const PATH: &'static str = below!("managedCertificates/{certificate}");
     const HAS_PATCH: bool = true;
 
@@ -125,6 +130,10 @@ impl Resource for Managed {
         if let Some(old) = write.old {
             let before = old.doc.pointer("/properties/subjectName").and_then(Value::as_str).unwrap_or("");
             if before.eq_ignore_ascii_case(&managed.subject) {
+                let has_failed = orders::order_of(old).is_some_and(|order| order.state == OrderState::Failed);
+                if has_failed && write.plane.orders_outside() {
+                    return ordered(write, managed.doc, &managed.subject);
+                }
                 return Ok(kept(old, managed.doc, &MANAGED_FACTS));
             }
             let message =
@@ -132,6 +141,9 @@ impl Resource for Managed {
             return Err(ArmError::conflict("CertificateSubjectCannotBeChanged", message)
                 .at("properties.subjectName")
                 .into());
+        }
+        if write.plane.orders_outside() {
+            return ordered(write, managed.doc, &managed.subject);
         }
         let Some(issue) = write.plane.issue() else {
             let instead = "this server has no certificate authority; upload a certificate instead";
@@ -146,8 +158,18 @@ impl Resource for Managed {
         stored(write, doc, file)
     }
 
+    fn created(row: &ResourceRow) -> u16 {
+        // clients look again only after 201
+        let is_pending = orders::order_of(row).is_some_and(|order| order.state == OrderState::Pending);
+        if is_pending { 201 } else { Self::CREATED }
+    }
+
     fn render(_: &ControlPlane, _: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         let mut value = crud::envelope(row, Self::KIND);
+        if let Some(order) = orders::order_of(row) {
+            orders::show(&mut value, &order);
+            return Ok(value);
+        }
         let words = "Issued by this server's own authority: clients must trust its CA certificate. \
                      No proof of the domain was asked for.";
         child::show_state(&mut value, &[words.to_owned()]);
@@ -157,6 +179,12 @@ impl Resource for Managed {
     fn check_delete(plane: &ControlPlane, row: &ResourceRow) -> Result<(), Refusal> {
         check_certificate_is_free(plane, &environment_of(row)?, &row.id)
     }
+}
+
+/// A managed certificate that is to be ordered outside.
+fn ordered(write: &Write<'_>, doc: Value, subject: &str) -> Result<Parsed, Refusal> {
+    let spec = orders::pending(write.id, subject, &doc);
+    Ok(Parsed { doc, spec: Some(spec_of(&spec)?), secrets: SecretsChange::Replace(BTreeMap::new()) })
 }
 
 fn put_facts(doc: &mut Value, file: &CertificateFile) {
@@ -176,7 +204,7 @@ fn kept(old: &ResourceRow, mut doc: Value, facts: &[&str]) -> Parsed {
 }
 
 fn stored(write: &Write<'_>, doc: Value, file: CertificateFile) -> Result<Parsed, Refusal> {
-    let spec = Certificate { id: write.id.clone(), chain_pem: file.chain_pem, names: file.names };
+    let spec = Certificate { id: write.id.clone(), chain_pem: file.chain_pem, names: file.names, order: None };
     let secrets = BTreeMap::from([(CERTIFICATE_KEY_SECRET.to_owned(), Some(file.key_pem))]);
     Ok(Parsed { doc, spec: Some(spec_of(&spec)?), secrets: SecretsChange::Replace(secrets) })
 }

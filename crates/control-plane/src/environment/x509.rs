@@ -72,6 +72,12 @@ pub(crate) fn from_pem_texts(chain_pem: &str, key_pem: &str) -> Result<Certifica
     from_parts(certificates, &key)
 }
 
+/// Names of the first certificate of a chain in PEM; none when it cannot be read.
+pub(crate) fn names_in(chain_pem: &str) -> Vec<String> {
+    let Ok(leaf) = CertificateDer::from_pem_slice(chain_pem.as_bytes()) else { return Vec::new() };
+    X509Certificate::from_der(&leaf).map_or_else(|_| Vec::new(), |(_, parsed)| names_of(&parsed))
+}
+
 fn invalid(message: impl Into<String>) -> ArmError {
     ArmError::new(400, "CertificateInvalid", message).at(TARGET)
 }

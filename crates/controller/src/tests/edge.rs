@@ -142,6 +142,19 @@ fn nobody_takes_over_anothers_host_or_port() {
 }
 
 #[test]
+fn apps_answer_below_the_suffix_of_their_environment() {
+    let web = app("web");
+    let (mut table, mut published) = (RouteTable::default(), Published::default());
+    let mut wanted = of_app(&web, "Env.localhost", routes(&web));
+    wanted.answer_below("apps.test", "Env.localhost", &environment());
+    assert!(publish(&mut table, &mut published, &web.id, wanted).is_changed);
+    let hosts: Vec<String> = text(&table).into_iter().filter(|line| line.contains(".test")).collect();
+    assert_eq!(hosts, ["web--v1.apps.test env", "web.apps.test env"], "and no internal names");
+    assert!(put(&mut table, &mut published, &web));
+    assert!(table.app("web.apps.test").is_none(), "gone with the suffix");
+}
+
+#[test]
 fn a_path_routing_has_a_host_of_its_own() {
     let id = environment().child("httpRouteConfigs", "Site").unwrap();
     let target = HttpRouteTarget { app: "web".into(), revision: None, label: None, weight: None };
@@ -151,10 +164,13 @@ fn a_path_routing_has_a_host_of_its_own() {
         custom_domains: vec![CustomDomain { name: "site.example".into(), certificate: Some(certificate()) }],
         rules: vec![HttpRouteRule { routes: vec![route], targets: vec![target] }],
     };
-    let data = PathRoutesData { config, environment: environment(), domain: "env.localhost".into() };
+    let data = PathRoutesData { config, environment: environment(), domain: "env.localhost".into(), suffix: None };
     let (mut table, mut published) = (RouteTable::default(), Published::default());
+    let with_suffix = PathRoutesData { suffix: Some("apps.test".into()), ..data.clone() };
     assert!(publish(&mut table, &mut published, &id, of_paths(data)).is_changed);
     assert_eq!(text(&table), ["site.env.localhost", "site.example cert"]);
+    assert!(publish(&mut table, &mut published, &id, of_paths(with_suffix)).is_changed);
+    assert_eq!(text(&table), ["site.apps.test env", "site.env.localhost", "site.example cert"]);
     assert!(publish(&mut table, &mut published, &id, Wanted::default()).is_changed);
     assert!(table.hosts.is_empty());
 }

@@ -11,5 +11,6 @@ mod protocols;
 mod proxying;
 mod routing;
 mod tcp;
+mod tls;
 mod websocket;
 mod world;

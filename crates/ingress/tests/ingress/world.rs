@@ -100,6 +100,8 @@ pub(crate) struct World {
     pub(crate) https: SocketAddr,
     pub(crate) internal: SocketAddr,
     pub(crate) certificate: rustls::pki_types::CertificateDer<'static>,
+    /// What TLS clients are shown from the next handshake on.
+    pub(crate) shown: Arc<Mutex<Option<Arc<rustls::sign::CertifiedKey>>>>,
     shutdown: CancellationToken,
 }
 
@@ -110,20 +112,30 @@ impl Drop for World {
 }
 
 #[derive(Debug)]
-struct OneCertificate(Arc<rustls::sign::CertifiedKey>);
+struct OneCertificate(Arc<Mutex<Option<Arc<rustls::sign::CertifiedKey>>>>);
 
 impl rustls::server::ResolvesServerCert for OneCertificate {
     fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        Some(Arc::clone(&self.0))
+        self.0.lock().unwrap().clone()
     }
 }
 
-fn certificate() -> (rustls::pki_types::CertificateDer<'static>, Arc<dyn rustls::server::ResolvesServerCert>) {
-    let made = rcgen::generate_simple_self_signed(vec!["web.env.localhost".to_owned()]).unwrap();
+/// A self-signed certificate for one name, and the same with its key.
+pub(crate) fn made_certificate(
+    name: &str,
+) -> (rustls::pki_types::CertificateDer<'static>, Arc<rustls::sign::CertifiedKey>) {
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
     let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
     let der = made.cert.der().clone();
-    (der.clone(), Arc::new(OneCertificate(Arc::new(rustls::sign::CertifiedKey::new(vec![der], key)))))
+    (der.clone(), Arc::new(rustls::sign::CertifiedKey::new(vec![der], key)))
+}
+
+/// A listener on a free port.
+pub(crate) fn bound() -> (tokio::net::TcpListener, SocketAddr) {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
 }
 
 impl World {
@@ -137,7 +149,9 @@ impl World {
         let routes = watch::Sender::new(Arc::new(RouteTable::default()));
         let endpoints = Board::default();
         let activated: Arc<Mutex<Vec<RevisionKey>>> = Arc::default();
-        let (certificate, certificates) = certificate();
+        let (certificate, key) = made_certificate("web.env.localhost");
+        let shown = Arc::new(Mutex::new(Some(key)));
+        let certificates = Arc::new(OneCertificate(Arc::clone(&shown)));
         // a low-discrepancy sequence: every share is met within a fraction of a percent
         let step = AtomicU32::new(0);
         let sources = IngressSources {
@@ -158,7 +172,7 @@ impl World {
         let shutdown = CancellationToken::new();
         tokio::spawn(ingress.run(shutdown.clone()));
         let [http, https, internal] = addresses;
-        Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shutdown }
+        Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shown, shutdown }
     }
 
     /// Adds hosts `<name>.env.localhost`.

@@ -160,6 +160,9 @@ pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec, shares: &[OwnedFd]) -
     fs::write(etc.join("hosts"), &spec.hosts)?;
     fs::write(etc.join("resolv.conf"), &spec.resolv_conf)?;
     fs::write(etc.join("hostname"), format!("{}\n", spec.replica))?;
+    if let Some(certificate) = &spec.ca_certificate {
+        fs::write(etc.join("cove-ca.pem"), certificate)?;
+    }
     for (name, volume) in &spec.volumes {
         let path = dir.join("volumes").join(name);
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
@@ -267,6 +270,9 @@ fn mounts(
     }
     for file in ["hosts", "hostname", "resolv.conf"] {
         mounts.push(bind(replica_dir.join("etc").join(file).as_str(), &format!("/etc/{file}"), false));
+    }
+    if replica.ca_certificate.is_some() {
+        mounts.push(bind(replica_dir.join("etc/cove-ca.pem").as_str(), crate::CA_FILE, true));
     }
     for (index, (name, path, sub_path)) in spec.mounts.iter().enumerate() {
         let source = match sub_path {

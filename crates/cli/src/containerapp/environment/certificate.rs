@@ -212,14 +212,13 @@ pub(crate) async fn create_managed(
         "properties": { "subjectName": hostname, "domainControlValidation": method.to_uppercase() } });
     let target = format!("{path}/managedCertificates/{}", encode(name));
     let mut made = client.write(Method::PUT, &target, Some(&body), Wait::Done).await?;
-    if method.eq_ignore_ascii_case("TXT") {
-        let token = made["properties"]["validationToken"].as_str().unwrap_or_default();
-        if !token.is_empty() {
-            text::note(&format!("Add the TXT record `{token}` for {hostname}."));
-        }
-    }
     let deadline = Instant::now() + ISSUED_WITHIN;
+    let mut is_told = false;
     while made["properties"]["provisioningState"] == "Pending" {
+        if let Some(token) = made["properties"]["validationToken"].as_str().filter(|_| !is_told) {
+            is_told = true;
+            text::note(&format!("Add a TXT record `_acme-challenge.{hostname}` with the value `{token}`."));
+        }
         if Instant::now() > deadline {
             return Err(Failure::new("the certificate has not been issued").hint("look at it with `list`"));
         }
