@@ -3,13 +3,16 @@
 Nothing here waits for time to pass: `cove clock advance` returns when the platform is at rest at the new time.
 """
 
+import base64
 import datetime
 import time
 import unittest
 
 import cove
+import crew
 import images
 from az_test import SAMPLE, Az
+from machine import Machine
 from servicebus import ServiceBus
 
 GROUP, ENVIRONMENT = "rg", "env"
@@ -169,14 +172,18 @@ properties:
 
 
 class ServiceBusExample(unittest.TestCase):
-    """The example of Azure's article on scaling, with containers, a rule made by `az`, and a double of Service Bus."""
+    """The example of Azure's article on scaling: a rule made by `az`, a double of Service Bus on a machine beside this one, and
+    containers that complete its messages."""
 
     maxDiff = None
 
     def test_the_whole_climb_and_the_way_down(self):
-        bus = self.enterContext(ServiceBus())
+        machine = self.enterContext(Machine())
+        bus = self.enterContext(machine.inside(lambda: ServiceBus(address=machine.address)))
+        workers = self.enterContext(crew.Crew(machine))
         config = cove.CONFIG + f'\n[scalers]\nca_certificates = ["{bus.ca}"]\n'
         server = self.enterContext(cove.Server(config, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
+        crew.import_into(server)
         az = Az(server)
         self.addCleanup(az.close)
         az("login", "--service-principal", "-u", "any", "-p", "any", "--tenant", cove.TENANT)
@@ -185,7 +192,9 @@ class ServiceBusExample(unittest.TestCase):
         bus.namespace.set_queue("my-queue", 0)
         az(
             "containerapp", "create", "--name", "worker", "--resource-group", GROUP, "--environment", ENVIRONMENT,
-            "--image", SAMPLE, "--cpu", "0.25", "--memory", "0.5Gi", "--min-replicas", "0", "--max-replicas", "20",
+            "--image", crew.IMAGE, "--cpu", "0.25", "--memory", "0.5Gi", "--min-replicas", "0", "--max-replicas", "20",
+            "--args", "azure-servicebus", "--env-vars", *workers.variables("secretref:connection-string-secret"),
+            f"CA={base64.b64encode(bus.ca.read_bytes()).decode()}",
             "--secrets", f"connection-string-secret={bus.connection_string()}",
             "--scale-rule-name", "azure-servicebus-queue-rule",
             "--scale-rule-type", "azure-servicebus",
@@ -201,16 +210,23 @@ class ServiceBusExample(unittest.TestCase):
             return len([one for one in listed if one["properties"]["runningState"] == "Running"])
 
         # an empty queue: the first replica lives one cool-down
+        workers.come("worker", 1)
         server.command("clock", "advance", "5m")
         cooled = poll()
         counts = [cooled if cooled == 0 else poll()]
+        workers.begin("worker")
         bus.namespace.set_queue("my-queue", 50)
         counts += [poll() for _ in range(5)]
         self.assertEqual(counts, [0, 1, 4, 8, 10, 10])
+        # ten replicas, five messages each
+        names = workers.come("worker", 10)
+        self.assertEqual(workers.work("worker", 5), dict.fromkeys(names, 5))
+        self.assertEqual(bus.namespace.entity("my-queue")["active"], 0)
+        self.assertEqual(bus.namespace.completed, 50)
         # empty again: nothing happens for 300 s, then all go at once
-        bus.namespace.set_queue("my-queue", 0)
         self.assertEqual([poll() for _ in range(12)], [10] * 10 + [0, 0])
-        self.assertGreater(bus.namespace.calls, 15)
+        # a worker's message takes two calls
+        self.assertGreater(bus.namespace.calls - 2 * 50, 15)
         self.assertEqual(bus.namespace.refused, 0)
         # a namespace that is down: the count is held, an event says why, and the next poll after it is back counts
         bus.namespace.set_queue("my-queue", 50)

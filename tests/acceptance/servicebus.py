@@ -1,8 +1,10 @@
 """A double of a Service Bus namespace, on this machine: the parts that a scaler and a small consumer speak over HTTPS.
 
 Management (ATOM, api-version 2021-05): one queue, one subscription, lists of both in pages of `$skip` and `$top`. Runtime:
-`POST /ENTITY/messages` sends, `DELETE /ENTITY/messages/head` receives and deletes. Every call is checked as Azure checks it:
-the shared access signature must be by a known key, must not have ended, and must be for the resource or something above it.
+`POST /ENTITY/messages` sends, `POST /ENTITY/messages/head` receives and locks, `DELETE` of the `Location` that it gives completes,
+`DELETE /ENTITY/messages/head` receives and deletes; a locked message counts until it is completed, and locks do not end. Every
+call is checked as Azure checks it: the shared access signature must be by a known key, must not have ended, and must be for the
+resource or something above it.
 
 As a program it prints `ready PORT CONTROL_PORT CA_FILE` and ends when its input ends:
 
@@ -30,6 +32,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import uuid
 from xml.sax.saxutils import escape
 
 KEY_NAME = "RootManageSharedAccessKey"
@@ -60,6 +63,8 @@ class Namespace:
         self.keys = {KEY_NAME: KEY}
         self.queues = {}
         self.topics = {}
+        self.locks = {}  # by entity, the tokens of its locked messages
+        self.completed = 0
         self.delay_ms = 0
         self.status = 0
         self.calls = 0
@@ -87,9 +92,33 @@ class Namespace:
             entity = self.entity(path)
             if entity is None:
                 return None
-            taken = min(count, entity["active"])
+            taken = min(count, entity["active"] - len(self.locks.get(path.lower(), ())))
             entity["active"] -= taken
             return taken
+
+    def lock_one(self, path):
+        """The token of a message that nobody else gets now, "" when there is none, None when there is no such entity."""
+        with self.lock:
+            entity = self.entity(path)
+            if entity is None:
+                return None
+            locks = self.locks.setdefault(path.lower(), set())
+            if len(locks) >= entity["active"]:
+                return ""
+            token = str(uuid.uuid4())
+            locks.add(token)
+            return token
+
+    def complete(self, path, token):
+        """Removes a message that is locked by the token; whether there was one."""
+        with self.lock:
+            entity, locks = self.entity(path), self.locks.get(path.lower(), set())
+            if entity is None or token not in locks:
+                return False
+            locks.remove(token)
+            entity["active"] -= 1
+            self.completed += 1
+            return True
 
 
 def refusal(namespace, header, host, path):
@@ -127,9 +156,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, status, body="", media_type="application/atom+xml;type=entry;charset=utf-8"):
+    def answer(self, status, body="", media_type="application/atom+xml;type=entry;charset=utf-8", headers=None):
         data = body.encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -208,6 +239,8 @@ class Bus(Handler):
         self.drain()
         if not self.permitted(raw_path):
             return
+        if path.endswith("/messages/head"):
+            return self.receive(path, raw_path)
         with self.namespace.lock:
             entity = self.namespace.entity(path.removesuffix("/messages"))
             if entity is None or not path.endswith("/messages"):
@@ -215,10 +248,24 @@ class Bus(Handler):
             entity["active"] += 1
         self.answer(201)
 
+    def receive(self, path, raw_path):
+        token = self.namespace.lock_one(path.removesuffix("/messages/head"))
+        if token is None:
+            return self.error(404, "there is no such entity")
+        if not token:
+            return self.answer(204)
+        place = f"https://{self.headers.get('Host')}{raw_path.removesuffix('head')}{uuid.uuid4().hex}/{token}"
+        properties = json.dumps({"DeliveryCount": 1, "LockToken": token, "State": "Active"})
+        self.answer(201, "message", "text/plain", {"Location": place, "BrokerProperties": properties})
+
     def do_DELETE(self):
         path, _, raw_path = self.split()
         if not self.permitted(raw_path):
             return
+        parts = path.rsplit("/", 3)
+        if len(parts) == 4 and parts[1] == "messages":
+            is_done = self.namespace.complete(parts[0], parts[3])
+            return self.answer(200) if is_done else self.error(404, "there is no message with this lock")
         taken = self.namespace.take(path.removesuffix("/messages/head"), 1)
         if taken is None:
             return self.error(404, "there is no such entity")
