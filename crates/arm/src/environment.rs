@@ -11,7 +11,7 @@ mod profiles;
 
 use std::{collections::BTreeMap, fmt};
 
-use cove_model::{Environment, ResourceId};
+use cove_model::{Environment, RequestLimits, ResourceId};
 use serde_json::{Value, json};
 
 use crate::{
@@ -144,6 +144,7 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
         default_domain: context.default_domain.to_owned(),
         log_workspace: customer,
         workload_profiles,
+        limits: limits(&root.get("properties").get("ingressConfiguration")),
     };
     Ok(Parsed { environment, doc, secrets })
 }
@@ -328,6 +329,20 @@ fn check_ingress(properties: &Node<'_>, errors: &mut Errors) {
     }
 }
 
+/// Limits of requests to the environment's apps. Azure's idle timeout is the only one that it has: it ends a request that is not
+/// answered as well as an answer that stops.
+fn limits(ingress: &Node<'_>) -> RequestLimits {
+    let number = |name: &str| ingress.get(name).int().and_then(|number| u32::try_from(number).ok());
+    let idle = number("requestIdleTimeout").map(|minutes| minutes.saturating_mul(60));
+    RequestLimits {
+        request_timeout_secs: idle,
+        idle_timeout_secs: idle,
+        header_fields_max: number("headerCountLimit"),
+        drain_grace_secs: number("terminationGracePeriodSeconds"),
+        ..RequestLimits::default()
+    }
+}
+
 /// What is stored and returned and has no effect, in words.
 #[must_use]
 pub fn warnings(doc: &Value) -> Vec<String> {
@@ -345,8 +360,8 @@ pub fn warnings(doc: &Value) -> Vec<String> {
         "vnetConfiguration has no effect: an environment has a network of its own on this machine.",
     );
     warn(
-        properties.get("ingressConfiguration").value().is_some_and(asks_for_something),
-        "ingressConfiguration has no effect yet: the server's own settings hold for all environments.",
+        properties.get("ingressConfiguration").get("workloadProfileName").exists(),
+        "ingressConfiguration.workloadProfileName has no effect: the ingress is a part of this server, not nodes of a profile.",
     );
     warn(
         properties.get("infrastructureResourceGroup").exists(),

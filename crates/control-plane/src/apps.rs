@@ -13,7 +13,7 @@ use crate::{
     auth_configs,
     call::Call,
     control_plane::ControlPlane,
-    crud, environments, groups, identities, links,
+    crud, environments, groups, identities, links, resiliency,
     route::Route,
 };
 
@@ -115,6 +115,7 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
         scale_defaults: &plane.config().scale_defaults,
     };
     let mut value = container_app::render(&row.doc, &view);
+    resiliency::show_limits(plane, &mut value, (&app, &environment));
     identities::complete(plane, &mut value, row)?;
     if let Some(text) = gpu_warning(&environment, &app) {
         add_warning(&mut value, &text);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cove_model::RequestLimits;
 use cove_scaling::ScaleDefaults;
 
 /// Settings of the API.
@@ -35,6 +36,8 @@ pub struct Config {
     /// What the autoscaler gives to apps that set no mode and no constants: shown, and never decided by here. Default
     /// Azure's.
     pub scale_defaults: ScaleDefaults,
+    /// Limits of requests where neither app nor environment says one: shown, and enforced by the ingress. Default Azure's.
+    pub limit_defaults: RequestLimits,
 }
 
 impl Default for Config {
@@ -53,6 +56,13 @@ impl Default for Config {
             exec_max: Duration::from_secs(12 * 3600),
             request_timeout: Duration::from_secs(60),
             scale_defaults: ScaleDefaults::default(),
+            limit_defaults: RequestLimits {
+                request_timeout_secs: Some(240),
+                idle_timeout_secs: Some(240),
+                body_bytes_max: None,
+                header_fields_max: Some(100),
+                drain_grace_secs: Some(30),
+            },
         }
     }
 }

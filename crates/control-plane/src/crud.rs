@@ -75,6 +75,12 @@ pub(crate) trait Resource: 'static {
         Vec::new()
     }
 
+    /// Tells what a write left without effect, once it is stored. Default: each of [`Resource::warnings`] as a Warning of the
+    /// environment.
+    fn tell(plane: &ControlPlane, _parent: &ResourceRow, row: &ResourceRow) {
+        warn(plane, &row.id, Self::warnings(row));
+    }
+
     /// Whether it may go. Default: yes.
     ///
     /// # Errors
@@ -246,7 +252,7 @@ async fn write<R: Resource>(plane: &ControlPlane, call: &Call, is_patch: bool) -
         let write = Write { plane, call, id, parent: &parent, old: old.as_ref() };
         match save(&write, checked::<R>(&write, &body, is_patch)?).await {
             Ok(row) => {
-                warn(plane, &row.id, R::warnings(&row));
+                R::tell(plane, &parent, &row);
                 let status = if old.is_some() { 200 } else { R::CREATED };
                 return shown(status, &row, &R::render(plane, call, &row)?);
             }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use cove_base::Backoff;
-use cove_model::{ContainerApp, Environment, HttpRouteConfig, ResourceId, Revision, RevisionStatus, WorkloadProfile};
+use cove_model::{ContainerApp, Environment, HttpRouteConfig, Resiliency, ResourceId, Revision, RevisionStatus, WorkloadProfile};
 use cove_reconcile::AppPhase;
 use cove_runtime::RegistryLogin;
 use cove_store::{Provisioning, Store, StoreError};
@@ -24,6 +24,9 @@ use crate::storages::{self, Storages};
 const APP_KIND: &str = "microsoft.app/containerapps";
 /// Kind of the resources that apps live in.
 const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
+
+/// Kind of the resiliency policies of an app; the first counts, and the API takes only one.
+const RESILIENCY_KIND: &str = "microsoft.app/containerapps/resiliencypolicies";
 
 /// Kind of the path routings of an environment.
 const PATH_ROUTES_KIND: &str = "microsoft.app/managedenvironments/httprouteconfigs";
@@ -191,6 +194,8 @@ impl Affected {
                 if let Some(environment) = id.parent() {
                     apps.extend(store.ids_in(APP_KIND, &environment)?);
                 }
+            } else if is(id, RESILIENCY_KIND) {
+                apps.extend(id.parent());
             } else if is(id, PATH_ROUTES_KIND) {
                 routes.insert(id.clone());
             }
@@ -245,6 +250,11 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
         app.environment = shared.clone();
     }
     let environment = known.and_then(|(_, environment)| environment.as_ref());
+    if let Some(ingress) = &mut app.ingress {
+        ingress.policies.resiliency = resiliency_of(store, id)?;
+        let limits = environment.map(|environment| environment.limits).unwrap_or_default();
+        ingress.policies.limits = ingress.policies.limits.or(limits);
+    }
     let profile = environment.and_then(|environment| profile_of(&app, environment));
     let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain.clone());
     let suffix = environment.and_then(|environment| environment.suffix.as_ref()).map(|suffix| suffix.name.clone());
@@ -273,6 +283,16 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
         storages,
         config_hash,
         app,
+    }))
+}
+
+/// What keeps calls to an app from failing.
+fn resiliency_of(store: &Store, app: &ResourceId) -> Result<Resiliency, StoreError> {
+    let rows = store.resources(RESILIENCY_KIND, Some(app))?;
+    let Some(spec) = rows.into_iter().find_map(|row| row.spec) else { return Ok(Resiliency::default()) };
+    Ok(serde_json::from_value(spec).unwrap_or_else(|error| {
+        tracing::error!(%app, %error, "a resiliency policy cannot be read; the app goes without one");
+        Resiliency::default()
     }))
 }
 

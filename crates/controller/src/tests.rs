@@ -93,6 +93,7 @@ impl Bench {
             default_domain: "env.localhost".into(),
             log_workspace: None,
             workload_profiles: vec![],
+            limits: cove_model::RequestLimits::default(),
         };
         let put = PutResource {
             spec: Some(serde_json::to_value(environment).unwrap()),

@@ -94,6 +94,21 @@ pub(crate) enum Refusal {
         "the app did not answer in HTTP/2 without TLS; let it listen for h2c or set its ingress transport to `auto`"
     )]
     UpstreamNotHttp2,
+    /// Every ready replica is left out by the circuit breaker.
+    #[error("every replica of this app failed again and again and gets no requests; its circuit breaker lets them in again in {seconds} s")]
+    ReplicasEjected {
+        /// Until the first is let in again.
+        seconds: u32,
+    },
+    /// The app's connection pool is full.
+    #[error("{max} requests or connections of this app are open already, as many as its resiliency policy lets in; try again shortly")]
+    PoolOverflow {
+        /// Allowed.
+        max: u64,
+    },
+    /// The body has more bytes than the app lets in.
+    #[error("the request's body is larger than this app takes")]
+    RequestBodyTooLarge,
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]
     RequestBodyFailed,
@@ -132,6 +147,9 @@ impl Refusal {
             Self::UpstreamClosed => (StatusCode::BAD_GATEWAY, "upstream-closed"),
             Self::UpstreamInvalid => (StatusCode::BAD_GATEWAY, "upstream-invalid"),
             Self::UpstreamNotHttp2 => (StatusCode::BAD_GATEWAY, "upstream-not-http2"),
+            Self::ReplicasEjected { .. } => (StatusCode::SERVICE_UNAVAILABLE, "replicas-ejected"),
+            Self::PoolOverflow { .. } => (StatusCode::SERVICE_UNAVAILABLE, "pool-overflow"),
+            Self::RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large"),
             Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
             Self::ClientGone => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -141,7 +159,8 @@ impl Refusal {
     /// Seconds in `Retry-After`, where trying again makes sense.
     fn retry_after_secs(&self) -> Option<u32> {
         match self {
-            Self::HoldQueueFull => Some(1),
+            Self::HoldQueueFull | Self::PoolOverflow { .. } => Some(1),
+            Self::ReplicasEjected { seconds } => Some(*seconds),
             Self::RevisionFailed { .. } => Some(10),
             _ => None,
         }

@@ -42,6 +42,13 @@ pub struct IngressConfig {
     pub header_bytes_max: usize,
     /// Header fields of a request. Default 100, as in Azure; then 431.
     pub header_fields_max: usize,
+    /// Size of a request's body where neither app nor environment says one; then 413. Default `None`: any.
+    pub request_body_max: Option<u64>,
+    /// Bytes of a request's body that are kept for another try, for apps with a retry policy. Default 64 KiB; a longer body is
+    /// not retried.
+    pub retry_body_max: usize,
+    /// The same over all requests. Default 64 MiB; beyond it bodies are not kept.
+    pub retry_bodies_max: usize,
     /// Client connections at once. Default 8192; further ones wait in the kernel's queue.
     pub connections_max: usize,
     /// Streams at once in one HTTP/2 connection. Default 250.
@@ -84,6 +91,9 @@ impl Default for IngressConfig {
             write_stall_timeout: Duration::from_secs(60),
             header_bytes_max: 64 << 10,
             header_fields_max: 100,
+            request_body_max: None,
+            retry_body_max: 64 << 10,
+            retry_bodies_max: 64 << 20,
             connections_max: 8192,
             http2_streams_max: 250,
             redirect_http: false,

@@ -9,6 +9,7 @@
 //! **Invariant:** a replica in `draining` gets no lease; its open count is on the `drained` board from then until it leaves.
 //! **Invariant:** nobody waits while a replica has room.
 
+mod ejection;
 mod replica;
 mod ticket;
 
@@ -36,7 +37,9 @@ use self::{
     replica::{Slot, Stage, Trust},
     ticket::Waiting,
 };
-use crate::{answer::Refusal, arrivals::Arrivals, config::IngressConfig, sticky};
+use crate::{
+    answer::Refusal, arrivals::Arrivals, config::IngressConfig, request_body::Budget, resilience::Counters, sticky,
+};
 
 const TRUST_TIMER: TaskKind = TaskKind { name: "ingress-trust", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 const WEBSOCKET_TIMER: TaskKind =
@@ -55,6 +58,10 @@ pub(crate) struct GateShared {
     pub(crate) drained: Board<ReplicaName, u64>,
     /// Requests held now, over all gates.
     pub(crate) held_total: AtomicUsize,
+    /// Room for request bodies that are kept for another try.
+    pub(crate) kept_bodies: Arc<Budget>,
+    /// Most header fields that an app was allowed so far.
+    pub(crate) header_fields_ceiling: AtomicUsize,
 }
 
 /// The way into one revision.
@@ -66,6 +73,7 @@ pub(crate) struct Gate {
     open: AtomicU64,
     /// Answers by class of status, 1xx first.
     answers: [AtomicU64; 5],
+    counters: Counters,
     state: Mutex<State>,
 }
 
@@ -126,6 +134,7 @@ impl Gate {
             shared,
             open: AtomicU64::new(0),
             answers: Default::default(),
+            counters: Counters::default(),
             state: Mutex::default(),
         })
     }
@@ -194,10 +203,19 @@ impl Gate {
     }
 
     /// A replica at once, or a place in line.
-    fn lease_or_wait(self: &Arc<Self>, preferred: Option<u64>) -> Result<Result<Lease, Waiting>, Refusal> {
+    ///
+    /// `preferred` is the replica that a cookie names, `avoid` one that just failed.
+    fn lease_or_wait(
+        self: &Arc<Self>,
+        (preferred, avoid): (Option<u64>, Option<u64>),
+    ) -> Result<Result<Lease, Waiting>, Refusal> {
         let mut state = self.lock();
-        if let Some(index) = preferred.and_then(|replica| state.find(replica)).or_else(|| state.pick()) {
+        let preferred = preferred.filter(|_| avoid.is_none()).and_then(|replica| state.find(replica));
+        if let Some(index) = preferred.or_else(|| state.pick_beside(avoid)) {
             return Ok(Ok(state.grant(index, self)));
+        }
+        if let Some(refusal) = state.all_ejected() {
+            return Err(refusal);
         }
         if !state.has_ready() {
             state.endpoint_state_allows_waiting()?;
@@ -367,7 +385,9 @@ impl State {
 
     /// The ready replica that a cookie names. That it has not answered yet does not matter: its clients stay together.
     fn find(&self, affinity: u64) -> Option<usize> {
-        let takes = |slot: &Slot| slot.stage == Stage::Ready && slot.trust != Trust::Suspended;
+        let takes = |slot: &Slot| {
+            slot.stage == Stage::Ready && slot.trust != Trust::Suspended && slot.ejection.until().is_none()
+        };
         self.slots.iter().position(|slot| slot.replica.affinity == affinity && takes(slot))
     }
 

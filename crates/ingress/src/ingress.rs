@@ -21,6 +21,8 @@ use crate::{
     gate::{Activate, GateShared},
     listen::{self, Doors},
     proxy::{Proxy, Side},
+    request_body::Budget,
+    resilience::ResilienceCounts,
     routes::Gates,
     tcp::Ports,
     tls::Tls,
@@ -137,6 +139,7 @@ impl Ingress {
             https_port.get_or_init(|| port);
         }
         let connections = Arc::new(Semaphore::new(config.connections_max));
+        let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let shared = Arc::new(GateShared {
             config: Arc::new(config),
             clock: sources.clock,
@@ -144,6 +147,8 @@ impl Ingress {
             activate: sources.activate as Activate,
             drained: Board::default(),
             held_total: 0.into(),
+            kept_bodies,
+            header_fields_ceiling: 0.into(),
         });
         let gates = Gates::new(Arc::clone(&shared));
         let proxy = Arc::new(Proxy {
@@ -193,7 +198,7 @@ impl Ingress {
             // also after `IngressHandle::shutdown`, which asked for it
             () = failed.cancelled() => if self.doors.drain.is_cancelled() { Ok(()) } else { Err(IngressError::TaskFailed) },
         };
-        handle.shutdown(self.doors.proxy.shared.config.drain_grace).await;
+        handle.shutdown(self.doors.proxy.drain_grace()).await;
         result
     }
 }
@@ -269,6 +274,12 @@ impl IngressHandle {
     #[must_use]
     pub fn answers(&self, revision: &RevisionKey) -> [u64; 5] {
         self.doors.proxy.gates.get(revision).map_or([0; 5], |gate| gate.answers())
+    }
+
+    /// What a revision's resiliency policy did so far; all zero without one.
+    #[must_use]
+    pub fn resilience(&self, revision: &RevisionKey) -> ResilienceCounts {
+        self.doors.proxy.gates.get(revision).map_or_else(ResilienceCounts::default, |gate| gate.resilience())
     }
 
     /// Open requests of draining replicas: set when a replica begins to drain, and again when the count reaches 0. From the

@@ -161,7 +161,7 @@ where
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(config.header_timeout)
-                .max_headers(config.header_fields_max)
+                .max_headers(doors.proxy.shared.header_fields_max())
                 .max_buf_size(config.header_bytes_max.max(8192))
                 .serve_connection(io, service)
                 .with_upgrades();

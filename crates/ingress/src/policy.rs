@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use cove_model::{ClientCertificateMode, IngressPolicies};
 use ipnet::IpNet;
 
-use crate::cors::Cors;
+use crate::{cors::Cors, limits::Limits, resilience::Resilience};
 
 /// Rules of one app, read once per route.
 #[derive(Debug, Default)]
@@ -18,6 +18,10 @@ pub(crate) struct Policy {
     pub(crate) client_certificate: ClientCertificateMode,
     /// Cross-origin rules.
     pub(crate) cors: Option<Cors>,
+    /// What is done about failures.
+    pub(crate) resilience: Resilience,
+    /// How long and how large requests may be.
+    pub(crate) limits: Limits,
     allowed: Vec<IpNet>,
     denied: Vec<IpNet>,
     has_allowed: bool,
@@ -30,6 +34,8 @@ impl Policy {
             is_sticky: policies.is_sticky,
             client_certificate: policies.client_certificate,
             cors: policies.cors.as_ref().map(Cors::new),
+            resilience: Resilience::new(&policies.resiliency),
+            limits: Limits::new(policies.limits),
             ..Self::default()
         };
         for rule in &policies.ip_restrictions {

@@ -24,7 +24,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::{body::RequestBody, config::IngressConfig};
+use crate::{config::IngressConfig, request_body::RequestBody};
 
 const CONNECTION: TaskKind = TaskKind { name: "ingress-upstream", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 const SWEEP: TaskKind = TaskKind { name: "ingress-pool-sweep", on_error: OnError::Log, on_cancel: OnCancel::Abort };
@@ -60,7 +60,8 @@ impl Drop for Stream {
     }
 }
 
-type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+/// What a try on a connection gave.
+pub(crate) type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 impl Connection {
     /// Sends a request; one that was never written comes back with the error.

@@ -1,6 +1,6 @@
 //! What happens to one request, phase by phase: find the app, check, admit, send, pass the answer back.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,16 +21,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     answer::Refusal,
-    body::{Held, RequestBody, ResponseBody},
+    body::{Held, ResponseBody},
     client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
     io::Socket,
+    request_body::RequestBody,
     routes::{AppGates, Gates, Snapshot},
     sticky::Affinity,
     target::{self, Admission, Found},
     upgrade,
-    upstream::{self, Answered},
+    upstream::{self, Answered, Call},
 };
 
 /// What every request of one ingress needs.
@@ -133,14 +134,18 @@ impl Proxy {
         };
         let mut ticket = gate.admit(accepted_at);
         ticket.prefer(affinity.map(|affinity| affinity.replica));
-        let deadline = Instant::now() + self.shared.config.request_timeout;
+        let deadline = Instant::now() + app.policy.limits.request_timeout(&self.shared.config);
         let exchange = Exchange { client, host, app, path, affinity, deadline };
         // an app that speaks HTTP/2 is not asked to leave HTTP: it may answer as if the wish had not been there
         let is_http1 = exchange.app.route.transport != Transport::Http2;
         let wanted = headers::upgrade(request.version(), request.headers()).filter(|_| is_http1);
         let upgrade = wanted.map(|protocol| (protocol, on(&mut request)));
         let (accept, method) = (request.headers().get(header::ACCEPT).cloned(), request.method().clone());
-        let leased = self.first_lease(&exchange, request.uri(), &mut ticket).await;
+        let route = &exchange.app.route;
+        let leased = match exchange.app.policy.check(&request, (&ticket, route.transport), &self.shared.config) {
+            Ok(()) => self.first_lease(&exchange, request.uri(), &mut ticket).await,
+            Err(refusal) => Err(refusal),
+        };
         let gate = Arc::clone(ticket.gate());
         let passed = match leased {
             Ok(lease) => self.pass(exchange, (ticket, lease), request, upgrade).await,
@@ -171,7 +176,7 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return Err(Refusal::ConnectMethod);
         }
-        let max = self.shared.config.header_fields_max;
+        let max = self.shared.header_fields_max();
         if request.headers().len() > max {
             return Err(Refusal::TooManyHeaders { max });
         }
@@ -213,17 +218,18 @@ impl Proxy {
         let version = request.version();
         let (mut head, body) = request.into_parts();
         self.prepare(&exchange, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol))?;
-        let body = RequestBody::new(body);
-        let sent = (head, body.clone());
-        let answered = upstream::send(
-            &self.shared,
-            (&ticket, lease),
-            exchange.app.route.transport,
-            &client.socket,
-            sent,
+        let policy = &exchange.app.policy;
+        let body = RequestBody::new(body, &policy.body_limits(&self.shared));
+        let call = Call {
+            shared: &self.shared,
+            ticket: &ticket,
+            resilience: &policy.resilience,
+            transport: exchange.app.route.transport,
+            client: &client.socket,
+            random: &*self.random,
             deadline,
-        )
-        .await?;
+        };
+        let answered = upstream::send(&call, lease, (head, body.clone())).await?;
         self.note_wake(&ticket, &answered.lease.replica().name, answered.woken_at);
         let cookie = exchange
             .app
@@ -235,7 +241,8 @@ impl Proxy {
             let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
             upgrade::switch(self, client, ticket, answered, client_side)?
         } else {
-            self.stream_back(version, ticket, answered, body)
+            let idle = exchange.app.policy.limits.idle_timeout(&self.shared.config);
+            self.stream_back((version, idle), ticket, answered, body)
         };
         if let Some(cookie) = cookie {
             response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -246,7 +253,7 @@ impl Proxy {
     /// The replica's answer as the client gets it.
     fn stream_back(
         &self,
-        version: Version,
+        (version, idle): (Version, Duration),
         ticket: Ticket,
         answered: Answered,
         request: RequestBody,
@@ -258,7 +265,7 @@ impl Proxy {
         head.version = version;
         let held =
             Held { ticket, lease, request, connection: Some(connection), keep_alive, tasks: self.shared.tasks.clone() };
-        let body = ResponseBody::upstream(incoming, held, self.shared.config.stream_idle_timeout);
+        let body = ResponseBody::upstream(incoming, held, idle);
         Response::from_parts(head, body)
     }
 

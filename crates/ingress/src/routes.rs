@@ -34,6 +34,11 @@ impl AppGates {
         self.gates.get(self.route.choose_index(random)?)
     }
 
+    /// Requests or connections of it are open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.gates.iter().any(|gate| gate.open() > 0)
+    }
+
     /// The gates of revisions that get a share of the requests.
     pub(crate) fn with_share(&self) -> impl Iterator<Item = &Arc<Gate>> {
         let shares = self.route.revisions.iter().zip(&self.gates);
@@ -100,6 +105,15 @@ impl Snapshot {
             return None;
         }
         self.names.get(&short_name(environment, name))
+    }
+
+    /// Every app that has a host or a port; one with several hosts comes several times.
+    pub(crate) fn apps(&self) -> impl Iterator<Item = &Arc<AppGates>> {
+        let hosts = self.hosts.shards.iter().flat_map(|(_, made)| made.values()).filter_map(|host| match &host.target {
+            Target::App(app) => Some(app),
+            Target::Paths(_) => None,
+        });
+        hosts.chain(self.tcp.values().map(|target| &target.app))
     }
 
     /// Who serves a TCP port in an environment; without one, in the first that has it.
@@ -220,7 +234,9 @@ impl Gates {
 
     fn app_gates(&self, route: &Arc<AppRoute>) -> Arc<AppGates> {
         let gates = route.revisions.iter().map(|revision| self.ensure(&revision.revision)).collect();
-        Arc::new(AppGates { route: Arc::clone(route), policy: Policy::new(&route.policies), gates })
+        let policy = Policy::new(&route.policies);
+        self.shared.raise_header_fields(&policy);
+        Arc::new(AppGates { route: Arc::clone(route), policy, gates })
     }
 }
 
@@ -247,6 +263,8 @@ mod tests {
             activate: Arc::new(|_| {}),
             drained: Board::default(),
             held_total: 0.into(),
+            kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
+            header_fields_ceiling: 0.into(),
         }))
     }
 

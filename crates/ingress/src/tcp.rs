@@ -13,7 +13,7 @@ use std::{
 };
 
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
-use cove_model::ReplicaName;
+use cove_model::{ReplicaName, Transport};
 use cove_traffic::{AppRouteState, RouteTable};
 use jiff::Timestamp;
 use tokio::{
@@ -33,6 +33,7 @@ use crate::{
     gate::{Lease, Ticket},
     listen::{self, Doors},
     proxy::{Proxy, REROUTES_MAX},
+    resilience::Resilience,
     routes::TcpTarget,
     target::may_connect,
 };
@@ -157,6 +158,7 @@ async fn pass(proxy: &Proxy, mut client: TcpStream, peer: IpAddr, port: u16) -> 
     let found = find()?;
     let gate = found.app.choose((proxy.random)()).ok_or(Refusal::NoRevision)?;
     let mut ticket = gate.admit(accepted_at);
+    found.app.policy.check_open(&ticket, Transport::Tcp)?;
     let mut lease = None;
     for _ in 0..REROUTES_MAX {
         match ticket.lease(None, deadline).await {
@@ -171,7 +173,8 @@ async fn pass(proxy: &Proxy, mut client: TcpStream, peer: IpAddr, port: u16) -> 
         }
     }
     let lease = lease.ok_or(Refusal::RevisionInactive)?;
-    let (mut app, lease) = connect(proxy, &ticket, lease, found.route.target_port, deadline).await?;
+    let resilience = &found.app.policy.resilience;
+    let (mut app, lease) = connect((proxy, resilience), &ticket, lease, found.route.target_port, deadline).await?;
     let nodelay = client.set_nodelay(true).and_then(|()| app.set_nodelay(true));
     if let Err(error) = nodelay {
         tracing::debug!(%error, "failed to set nodelay");
@@ -203,21 +206,22 @@ fn find(proxy: &Proxy, peer: IpAddr, port: u16, is_inside: bool) -> Result<TcpTa
 
 /// Connects to the leased replica, or to another one of the revision when it refuses.
 async fn connect(
-    proxy: &Proxy,
+    (proxy, resilience): (&Proxy, &Resilience),
     ticket: &Ticket,
     first: Lease,
     port: Option<u16>,
     deadline: Instant,
 ) -> Result<(TcpStream, Lease), Refusal> {
     let config = &proxy.shared.config;
+    let connect_timeout = resilience.connect_timeout.unwrap_or(config.connect_timeout);
     let mut lease = first;
     let mut woken_at = lease.woken_at;
-    for _ in 0..config.connect_attempts_max {
+    for _ in 0..resilience.connect_attempts.unwrap_or(config.connect_attempts_max) {
         let mut address = lease.replica().address;
         if let Some(port) = port {
             address.set_port(port);
         }
-        let limit = config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let limit = connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 lease.answered();
@@ -227,6 +231,9 @@ async fn connect(
             }
             Ok(Err(_)) | Err(_) => {
                 tracing::debug!(replica = %lease.replica().name, %address, "failed to connect to a replica");
+                if let Some(breaker) = &resilience.breaker {
+                    lease.note(breaker, true);
+                }
                 lease.refused();
                 lease = ticket.lease(None, deadline).await?;
                 woken_at = woken_at.or(lease.woken_at);

@@ -1,9 +1,12 @@
-//! Sends one request to a replica, and decides when a failed try may be repeated.
+//! Sends a request to a replica, tries again what may be tried again, and says what came of it.
 //!
-//! A try is repeated when the replica cannot have acted on it: the connection was refused; or an idle connection was closed
-//! under the request before any byte of an answer, and the request is idempotent or its body had not begun.
+//! Two kinds of tries are repeated. What the replica cannot have acted on is repeated at once, whatever the app's policy: the
+//! connection was refused; or an idle connection was closed under the request before any byte of an answer, and the request
+//! is idempotent or its body had not begun. What the app's retry policy names is repeated after a wait, on another replica if
+//! there is one.
 //!
-//! **Invariant:** a body that began to be read is never sent twice.
+//! **Invariant:** a body that began to be read is sent again only from its begin, and only when all of it is still there.
+//! **Invariant:** an answer whose head was passed on is never replaced by another.
 
 use cove_model::Transport;
 use http::{HeaderValue, Method, Request, Response, Version, header, request::Parts};
@@ -13,10 +16,11 @@ use tokio::time::Instant;
 
 use crate::{
     answer::Refusal,
-    body::RequestBody,
     gate::{GateShared, Lease, Ticket},
     io::Socket,
-    pool::Connection,
+    pool::{Connection, Sent},
+    request_body::RequestBody,
+    resilience::{Failure, Resilience, Tried, count},
 };
 
 /// A replica's answer with what it needs to stay alive.
@@ -28,6 +32,32 @@ pub(crate) struct Answered {
     pub(crate) woken_at: Option<Timestamp>,
 }
 
+/// What the tries of one request share.
+pub(crate) struct Call<'a> {
+    pub(crate) shared: &'a GateShared,
+    pub(crate) ticket: &'a Ticket,
+    pub(crate) resilience: &'a Resilience,
+    pub(crate) transport: Transport,
+    pub(crate) client: &'a Socket,
+    pub(crate) random: &'a (dyn Fn() -> u32 + Send + Sync),
+    pub(crate) deadline: Instant,
+}
+
+/// A try without an answer.
+struct Failed {
+    refusal: Refusal,
+    /// In the words of the retry policy; `None`: no other try would help.
+    failure: Option<Failure>,
+    /// Where it was tried last.
+    replica: Option<u64>,
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, failure: None, replica: None }
+    }
+}
+
 /// Most tries on reused connections that turned out closed; then a fresh one is opened.
 const STALE_TRIES_MAX: u32 = 1;
 
@@ -36,72 +66,184 @@ const STALE_TRIES_MAX: u32 = 1;
 /// # Errors
 /// A [`Refusal`] that says which side failed.
 pub(crate) async fn send(
-    shared: &GateShared,
-    (ticket, first): (&Ticket, Lease),
-    transport: Transport,
-    client: &Socket,
-    (mut head, body): (Parts, RequestBody),
-    deadline: Instant,
+    call: &Call<'_>,
+    first: Lease,
+    (mut head, mut body): (Parts, RequestBody),
 ) -> Result<Answered, Refusal> {
+    let counters = call.ticket.gate().counters();
+    let (mut first, mut avoid) = (Some(first), None);
+    let (mut retries, mut woken_at) = (0, None);
+    loop {
+        let retry = call.resilience.retry.as_ref().filter(|retry| retry.has_more(retries));
+        let spare = retry.map(|_| head.clone());
+        let tried = attempt(call, (first.take(), avoid), head, body.clone()).await;
+        woken_at = woken_at.or(tried.as_ref().ok().and_then(|answered| answered.woken_at));
+        let wait = retry.zip(how(&tried)).and_then(|(retry, how)| {
+            retry.next(retries, how, (Instant::now(), call.deadline), (call.random)())
+        });
+        let again = wait.zip(spare).and_then(|(wait, spare)| Some((wait, spare, body.renew()?)));
+        let Some((wait, spare, renewed)) = again else {
+            let policy = call.resilience.retry.as_ref().filter(|_| retries > 0 && tried.is_ok());
+            if policy.zip(how(&tried)).is_some_and(|(policy, how)| !policy.is_worth(how)) {
+                count(&counters.retry_successes);
+            }
+            return match tried {
+                Ok(answered) => Ok(Answered { woken_at, ..answered }),
+                Err(failed) => Err(failed.refusal),
+            };
+        };
+        avoid = match &tried {
+            Ok(answered) => Some(answered.lease.replica().affinity),
+            Err(failed) => failed.replica,
+        };
+        tracing::debug!(revision = %call.ticket.gate().key(), retries, ?wait, "a request is tried again by its app's policy");
+        // what the replica still says of it is not wanted; its place is free for others during the wait
+        drop(tried);
+        count(&counters.retries);
+        retries += 1;
+        tokio::time::sleep(wait).await;
+        (head, body) = (spare, renewed);
+    }
+}
+
+/// A try's end as the retry policy sees it; `None`: no other try would help.
+fn how(tried: &Result<Answered, Failed>) -> Option<Tried<'_>> {
+    match tried {
+        Ok(answered) => Some(Tried::Answer(answered.response.status(), answered.response.headers())),
+        Err(failed) => failed.failure.map(Tried::Failed),
+    }
+}
+
+/// One try, with what may be repeated at once.
+async fn attempt(
+    call: &Call<'_>,
+    (mut first, avoid): (Option<Lease>, Option<u64>),
+    mut head: Parts,
+    mut body: RequestBody,
+) -> Result<Answered, Failed> {
     let mut connects_failed = 0;
     let mut stale = 0;
     let mut woken_at = None;
-    let mut first = Some(first);
     loop {
         let lease = match first.take() {
             Some(lease) => lease,
-            None => ticket.lease(Some(client), deadline).await?,
+            None => call.ticket.lease_beside(Some(call.client), avoid, call.deadline).await?,
         };
         woken_at = woken_at.or(lease.woken_at);
-        let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take(transport) } else { None };
+        let replica = Some(lease.replica().affinity);
+        call.ticket.tried(lease.replica());
+        let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take(call.transport) } else { None };
         let mut connection = match idle {
             Some(connection) => connection,
-            None => {
-                let limit = shared.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
-                let replica = lease.replica();
-                match replica.pool.connect(replica.address, transport, limit, &shared.tasks).await {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        let (replica, revision) = (&lease.replica().name, ticket.gate().key());
-                        tracing::debug!(%replica, %revision, %error, "failed to connect to a replica");
-                        lease.refused();
-                        connects_failed += 1;
-                        if connects_failed >= shared.config.connect_attempts_max {
-                            return Err(Refusal::UpstreamConnectFailed);
-                        }
-                        continue;
+            None => match connect(call, &lease).await {
+                Some(connection) => connection,
+                None => {
+                    lease.refused();
+                    connects_failed += 1;
+                    if connects_failed >= call.shared.config.connect_attempts_max {
+                        let failure = Some(Failure::Connect);
+                        return Err(Failed { refusal: Refusal::UpstreamConnectFailed, failure, replica });
                     }
+                    continue;
                 }
-            }
+            },
         };
-        let can_repeat = connection.is_reused;
-        let spare = can_repeat.then(|| head.clone());
+        let is_reused = connection.is_reused;
+        let spare = is_reused.then(|| head.clone());
         let request = request(head, body.clone());
-        let failure = match tokio::time::timeout_at(deadline, connection.try_send(request)).await {
-            Ok(Ok(response)) => {
+        let mut error = match answer(call, &mut connection, request, &body).await {
+            Some(Ok(response)) => {
                 lease.answered();
+                call.note(&lease, response.status().is_server_error());
                 return Ok(Answered { response, lease, connection, woken_at });
             }
-            Err(_late) => return Err(Refusal::UpstreamTimeout),
-            Ok(Err(failure)) => failure,
-        };
-        let mut failure = failure;
-        let unsent = failure.take_message();
-        let error = failure.into_error();
-        head = match (unsent, spare) {
-            // never written: any request may be repeated
-            (Some(request), _) if stale < STALE_TRIES_MAX + 1 => request.into_parts().0,
-            (None, Some(spare)) if error.is_incomplete_message() || is_reset(&error) || is_refused(&error) => {
-                let is_safe = if body.is_empty() { spare.method.is_idempotent() } else { !body.is_started() };
-                if !is_safe {
-                    return Err(refusal(&error, &body, (transport, can_repeat)));
-                }
-                spare
+            None => {
+                call.note(&lease, true);
+                let failure = Some(Failure::Timeout);
+                return Err(Failed { refusal: Refusal::UpstreamTimeout, failure, replica });
             }
-            _ => return Err(refusal(&error, &body, (transport, can_repeat))),
+            Some(Err(error)) => error,
+        };
+        let unsent = error.take_message();
+        let error = error.into_error();
+        (head, body) = match (unsent, spare) {
+            // never written: any request may be repeated
+            (Some(request), _) if stale < STALE_TRIES_MAX + 1 => request.into_parts(),
+            (None, Some(spare)) if is_closed(&error) && may_repeat(&spare.method, &body) => {
+                let Some(renewed) = body.renew() else { return Err(call.failed(&lease, &error, &body, is_reused)) };
+                (spare, renewed)
+            }
+            _ => return Err(call.failed(&lease, &error, &body, is_reused)),
         };
         tracing::debug!(replica = %lease.replica().name, %error, "an idle connection was closed; the request is repeated");
         stale += 1;
+    }
+}
+
+/// A new connection to the leased replica, if it lets us in.
+async fn connect(call: &Call<'_>, lease: &Lease) -> Option<Connection> {
+    let limit = call.resilience.connect_timeout.unwrap_or(call.shared.config.connect_timeout);
+    let limit = limit.min(call.deadline.saturating_duration_since(Instant::now()));
+    let replica = lease.replica();
+    match replica.pool.connect(replica.address, call.transport, limit, &call.shared.tasks).await {
+        Ok(connection) => Some(connection),
+        Err(error) => {
+            let revision = call.ticket.gate().key();
+            tracing::debug!(replica = %replica.name, %revision, %error, "failed to connect to a replica");
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                count(&call.ticket.gate().counters().connect_timeouts);
+            }
+            call.note(lease, true);
+            None
+        }
+    }
+}
+
+/// What the replica says; `None` when it says nothing in time. The policy's time runs from the request's last byte, so that a
+/// large body is not the app's fault.
+async fn answer(
+    call: &Call<'_>,
+    connection: &mut Connection,
+    request: Request<RequestBody>,
+    body: &RequestBody,
+) -> Option<Sent> {
+    let sent = connection.try_send(request);
+    let Some(limit) = call.resilience.response_timeout else {
+        return tokio::time::timeout_at(call.deadline, sent).await.ok();
+    };
+    let late = async {
+        body.over().await;
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        biased;
+        sent = sent => return Some(sent),
+        () = late => {}
+        () = tokio::time::sleep_until(call.deadline) => return None,
+    }
+    count(&call.ticket.gate().counters().request_timeouts);
+    None
+}
+
+impl Call<'_> {
+    /// Tells the circuit breaker, if there is one.
+    fn note(&self, lease: &Lease, is_error: bool) {
+        if let Some(breaker) = &self.resilience.breaker {
+            lease.note(breaker, is_error);
+        }
+    }
+
+    fn failed(&self, lease: &Lease, error: &hyper::Error, body: &RequestBody, is_reused: bool) -> Failed {
+        let refusal = refusal(error, body, (self.transport, is_reused));
+        let failure = match refusal {
+            Refusal::RequestBodyFailed | Refusal::RequestBodyTooLarge => None,
+            _ if http2_reason(error) == Some(h2::Reason::REFUSED_STREAM) => Some(Failure::Refused),
+            _ => Some(Failure::Reset),
+        };
+        if failure.is_some() {
+            self.note(lease, true);
+        }
+        Failed { refusal, failure, replica: Some(lease.replica().affinity) }
     }
 }
 
@@ -117,6 +259,16 @@ fn request(mut head: Parts, body: RequestBody) -> Request<RequestBody> {
         head.headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
     }
     Request::from_parts(head, body)
+}
+
+/// Whether the replica can be asked anew although the request may have reached it.
+fn may_repeat(method: &Method, body: &RequestBody) -> bool {
+    if body.is_empty() { method.is_idempotent() } else { !body.is_started() }
+}
+
+/// The connection was at its end before the request came.
+fn is_closed(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || is_reset(error) || is_refused(error)
 }
 
 fn is_reset(error: &hyper::Error) -> bool {
@@ -154,6 +306,9 @@ fn is_refused(error: &hyper::Error) -> bool {
 }
 
 fn refusal(error: &hyper::Error, body: &RequestBody, (transport, is_reused): (Transport, bool)) -> Refusal {
+    if body.is_too_large() {
+        return Refusal::RequestBodyTooLarge;
+    }
     if body.has_failed() || error.is_user() {
         return Refusal::RequestBodyFailed;
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ResourceId;
+use crate::{RequestLimits, ResourceId};
 
 /// What the user asked of one environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct Environment {
     pub log_workspace: Option<String>,
     /// Workload profiles; `Consumption` is always there.
     pub workload_profiles: Vec<WorkloadProfile>,
+    /// Limits of requests to its apps, from `ingressConfiguration`; an app's own win.
+    #[serde(default)]
+    pub limits: RequestLimits,
 }
 
 /// One of an environment's workload profiles.

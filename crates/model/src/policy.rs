@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ResourceId;
+use crate::{RequestLimits, Resiliency, ResourceId};
 
 /// Rules of one app's way in; the default asks for nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,10 @@ pub struct IngressPolicies {
     pub is_sticky: bool,
     /// What is asked of the client at the TLS handshake.
     pub client_certificate: ClientCertificateMode,
+    /// How calls to the app are kept from failing; the app's `resiliencyPolicies`.
+    pub resiliency: Resiliency,
+    /// How long and how large requests may be.
+    pub limits: RequestLimits,
 }
 
 /// One line of `ipSecurityRestrictions`.

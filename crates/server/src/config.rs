@@ -202,6 +202,15 @@ pub struct IngressSection {
     pub domain: String,
     /// Longest time from a request's head to its response's, waking included. Default `"240s"`, Azure's.
     pub request_timeout: HumanDuration,
+    /// Longest silence inside an answer. Default `"240s"`; then it is cut.
+    pub idle_timeout: HumanDuration,
+    /// Size of a request's body, where the app does not say one; then 413. Default `"0"`: any.
+    pub request_body_max: HumanSize,
+    /// Most of a request's body that is kept for another try, where the app has a retry policy; a longer body is not retried.
+    /// Default `"64KiB"`; `"0"`: nothing is kept.
+    pub retry_body_max: HumanSize,
+    /// The same over all requests at once. Default `"64MiB"`; beyond it bodies are not kept.
+    pub retry_bodies_max: HumanSize,
     /// Requests held at once over all apps; more are answered 503. Default `10000`.
     pub held_requests_max: usize,
     /// Requests held at once for one revision. Default `1000`.
@@ -370,6 +379,10 @@ impl Default for IngressSection {
             https: loopback(8444),
             domain: "localhost".into(),
             request_timeout: HumanDuration(Duration::from_secs(240)),
+            idle_timeout: HumanDuration(Duration::from_secs(240)),
+            request_body_max: HumanSize(0),
+            retry_body_max: HumanSize(64 << 10),
+            retry_bodies_max: HumanSize(64 << 20),
             held_requests_max: 10_000,
             held_per_revision_max: 1000,
             redirect_http: false,

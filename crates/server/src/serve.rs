@@ -415,10 +415,27 @@ fn make_controller(
     cove_controller::Controller::new(controller_config(options), deps)
 }
 
+/// The server's limits of requests as apps show them.
+fn limit_defaults(section: &crate::config::IngressSection) -> cove_model::RequestLimits {
+    let seconds = |span: Duration| u32::try_from(span.as_secs()).ok();
+    let fixed = IngressConfig::default();
+    cove_model::RequestLimits {
+        request_timeout_secs: seconds(section.request_timeout.0),
+        idle_timeout_secs: seconds(section.idle_timeout.0),
+        body_bytes_max: Some(section.request_body_max.0).filter(|bytes| *bytes > 0),
+        header_fields_max: u32::try_from(fixed.header_fields_max).ok(),
+        drain_grace_secs: seconds(fixed.drain_grace),
+    }
+}
+
 fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
     let section = &config.ingress;
     IngressConfig {
         request_timeout: section.request_timeout.0,
+        stream_idle_timeout: section.idle_timeout.0,
+        request_body_max: Some(section.request_body_max.0).filter(|bytes| *bytes > 0),
+        retry_body_max: usize::try_from(section.retry_body_max.0).unwrap_or(usize::MAX),
+        retry_bodies_max: usize::try_from(section.retry_bodies_max.0).unwrap_or(usize::MAX),
         held_total_max: section.held_requests_max,
         held_per_revision_max: section.held_per_revision_max,
         redirect_http: section.redirect_http,
@@ -593,6 +610,7 @@ async fn api_router(
         host_names: api.host_names.clone(),
         retry_after_secs: api.retry_after,
         scale_defaults: options.config.autoscaler.defaults(),
+        limit_defaults: limit_defaults(&options.config.ingress),
         ..cove_control_plane::Config::default()
     };
     let plane = ControlPlane::new(

@@ -11,7 +11,7 @@ use std::{
 };
 
 use cove_model::{
-    ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, ResourceId,
+    ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, RequestLimits, ResourceId,
 };
 
 use super::ingress::port;
@@ -25,6 +25,8 @@ const RESTRICTIONS_MAX: usize = 200;
 const PORTS_MAX: usize = 5;
 /// Most entries of a list of the CORS policy.
 const CORS_MAX: usize = 100;
+/// Longest time limit of a request: a day.
+const SECONDS_MAX: i64 = 86_400;
 
 /// Reads the policies below `configuration.ingress`.
 pub(super) fn read(ingress: &Node<'_>, errors: &mut Errors) -> IngressPolicies {
@@ -38,6 +40,27 @@ pub(super) fn read(ingress: &Node<'_>, errors: &mut Errors) -> IngressPolicies {
         cors: cors(&ingress.get("corsPolicy"), errors),
         is_sticky: ingress.get("stickySessions").get("affinity").text() == Some("sticky"),
         client_certificate,
+        limits: limits(ingress, errors),
+        ..IngressPolicies::default()
+    }
+}
+
+/// Limits of requests that the app sets itself; what it leaves open is its environment's and the server's to say.
+fn limits(ingress: &Node<'_>, errors: &mut Errors) -> RequestLimits {
+    let mut number = |name: &str, most: i64| {
+        let node = ingress.get(name);
+        let number = node.int()?;
+        if !(1..=most).contains(&number) {
+            errors.invalid(&node.path, format!("The value {number} is not valid; expected 1 to {most}."));
+        }
+        u64::try_from(number).ok()
+    };
+    let mut seconds = |name: &str| number(name, SECONDS_MAX).and_then(|number| u32::try_from(number).ok());
+    RequestLimits {
+        request_timeout_secs: seconds("coveRequestTimeoutSeconds"),
+        idle_timeout_secs: seconds("coveIdleTimeoutSeconds"),
+        body_bytes_max: number("coveRequestBodyMaxBytes", i64::MAX),
+        ..RequestLimits::default()
     }
 }
 

@@ -138,6 +138,10 @@ static INGRESS: Schema = Object(&[
     ),
     ("additionalPortMappings", &List(&Object(&[("external", &Bool), ("targetPort", &Int), ("exposedPort", &Int)]))),
     ("targetPortHttpScheme", &TextOrAbsent),
+    ("coveRequestTimeoutSeconds", &Int),
+    ("coveIdleTimeoutSeconds", &Int),
+    ("coveRequestBodyMaxBytes", &Int),
+    ("coveEffectiveLimits", &Any),
 ]);
 
 static TEMPLATE: Schema = Object(&[
@@ -257,7 +261,7 @@ pub(super) fn strip_read_only(doc: &mut Value) {
             "coveWarnings",
         ],
     );
-    strip("/properties/configuration/ingress", &["fqdn"]);
+    strip("/properties/configuration/ingress", &["fqdn", "coveEffectiveLimits"]);
     strip("/properties/template/scale", &["coveEffective"]);
     for list in ["containers", "initContainers"] {
         let containers = doc.pointer_mut(&format!("/properties/template/{list}")).and_then(Value::as_array_mut);

@@ -5,7 +5,7 @@ use cove_model::{ResourceId, RevisionKey, RevisionName};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::harness::{RG, WEB, World, app_body};
+use super::harness::{ENV, RG, WEB, World, app_body};
 
 const OTHER: &str = "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/other";
 
@@ -66,9 +66,19 @@ async fn policies_and_questions_are_answered() {
     let world = World::with_environment().await;
     world.put(WEB, app_body("nginx", "v1")).await;
     let policy = format!("{WEB}/resiliencyPolicies/p");
-    let body = json!({ "properties": { "tcpRetryPolicy": { "maxConnectAttempts": 3 } } });
-    assert_eq!(world.put(&policy, body).await.status, 200);
-    assert!(world.get(&policy).await.text.contains("no effect yet"));
+    let body = json!({ "properties": { "tcpConnectionPool": { "maxConnections": 3 } } });
+    let refused = world.put(&policy, json!({ "properties": { "tcpConnectionPool": { "maxConnections": 0 } } })).await;
+    assert_eq!((refused.status, warnings(&world).len()), (400, 0), "what is not stored is not warned of");
+    assert_eq!(world.put(&policy, body.clone()).await.status, 200);
+    let told = "tcpConnectionPool has no effect: the app's ingress takes HTTP.";
+    assert_eq!(world.get(&policy).await.json()["properties"]["coveWarnings"], json!([told]));
+    assert_eq!(warnings(&world), [told]);
+    let second = world.put(&format!("{WEB}/resiliencyPolicies/q"), body).await;
+    assert_eq!((second.status, second.code()), (409, "ResiliencyPolicyExists".into()));
+    let retry = json!({ "properties": { "httpRetryPolicy": { "maxRetries": 2 }, "tcpConnectionPool": null } });
+    let patched = world.patch(&policy, retry).await;
+    assert_eq!(patched.status, 200, "{}", patched.text);
+    assert!(patched.json()["properties"].get("coveWarnings").is_none(), "{}", patched.text);
     for (path, status) in [
         ("detectorProperties/rootApi/", 200),
         ("detectorProperties/revisionsApi/revisions/", 200),
@@ -82,6 +92,34 @@ async fn policies_and_questions_are_answered() {
     ] {
         assert_eq!(world.get(&format!("{WEB}/{path}")).await.status, status, "{path}");
     }
+}
+
+#[tokio::test]
+async fn limits_of_requests_are_shown_as_they_are_in_force() {
+    let world = World::with_environment().await;
+    let limits = |shown: &Value| shown.pointer("/properties/configuration/ingress/coveEffectiveLimits").unwrap().clone();
+    assert_eq!(world.put(WEB, app_body("nginx", "v1")).await.status, 201);
+    let servers = json!({ "requestTimeoutSeconds": 240, "idleTimeoutSeconds": 240, "headerCountLimit": 100,
+        "terminationGracePeriodSeconds": 30 });
+    assert_eq!(limits(&world.get(WEB).await.json()), servers);
+    let premium = json!({ "properties": { "ingressConfiguration": { "requestIdleTimeout": 10, "headerCountLimit": 50 } } });
+    let patched = world.patch(ENV, premium).await;
+    assert!(patched.status < 300, "{}", patched.text);
+    let environments = json!({ "requestTimeoutSeconds": 600, "idleTimeoutSeconds": 600, "headerCountLimit": 50,
+        "terminationGracePeriodSeconds": 30 });
+    let shown = world.get(WEB).await.json();
+    assert_eq!(limits(&shown), environments);
+    // what is shown sets nothing when it is sent back
+    world.put(WEB, shown).await;
+    world.patch(ENV, json!({ "properties": { "ingressConfiguration": null } })).await;
+    assert_eq!(limits(&world.get(WEB).await.json()), servers);
+    let own = with(app_body("nginx", "v1"), "/properties/configuration/ingress/coveRequestTimeoutSeconds", json!(5));
+    let own = with(own, "/properties/configuration/ingress/coveRequestBodyMaxBytes", json!("1024"));
+    world.put(WEB, own).await;
+    let apps = limits(&world.get(WEB).await.json());
+    assert_eq!((&apps["requestTimeoutSeconds"], &apps["requestBodyMaxBytes"]), (&json!(5), &json!(1024)));
+    let wrong = with(app_body("nginx", "v1"), "/properties/configuration/ingress/coveIdleTimeoutSeconds", json!(0));
+    assert_eq!(world.put(WEB, wrong).await.status, 400);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -12,7 +12,7 @@ use cove_model::ReplicaName;
 use cove_traffic::Endpoint;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::IngressConfig, pool::Pool, sticky};
+use crate::{config::IngressConfig, pool::Pool, resilience::Ejection, sticky};
 
 /// What requests need of a replica; shared by all of them.
 pub(crate) struct Replica {
@@ -26,6 +26,8 @@ pub(crate) struct Replica {
     pub(crate) pool: Pool,
     is_trusted: AtomicBool,
     is_draining: AtomicBool,
+    /// In a row.
+    errors: AtomicU32,
     evicted: CancellationToken,
 }
 
@@ -38,6 +40,7 @@ impl Replica {
             pool: Pool::new(config),
             is_trusted: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
+            errors: AtomicU32::new(0),
             evicted: CancellationToken::new(),
         })
     }
@@ -60,6 +63,18 @@ impl Replica {
         self.is_draining.store(is_draining, Ordering::Relaxed);
     }
 
+    /// It failed; gives how often in a row.
+    pub(super) fn count_error(&self) -> u32 {
+        self.errors.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// It answered well, or begins anew.
+    pub(super) fn forget_errors(&self) {
+        if self.errors.load(Ordering::Relaxed) != 0 {
+            self.errors.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Its time to drain is over: long-lived connections are told to go.
     pub(super) fn evict(&self) {
         self.evicted.cancel();
@@ -78,6 +93,8 @@ pub(super) struct Slot {
     pub(super) order: u64,
     pub(super) stage: Stage,
     pub(super) trust: Trust,
+    /// Whether the circuit breaker leaves it out.
+    pub(super) ejection: Ejection,
     /// Requests it has now.
     pub(super) open: u64,
     trial_requests_max: u64,
@@ -112,6 +129,7 @@ impl Slot {
             order,
             stage: Stage::Ready,
             trust: Trust::Trial,
+            ejection: Ejection::default(),
             open: 0,
             trial_requests_max: trial_requests_max.max(1),
         }
@@ -119,6 +137,7 @@ impl Slot {
 
     pub(super) fn has_room(&self) -> bool {
         self.stage == Stage::Ready
+            && self.ejection.until().is_none()
             && match self.trust {
                 Trust::Suspended => false,
                 Trust::Trial => self.open < self.trial_requests_max,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Gate, Grant, Replica};
-use crate::{answer::Refusal, io::Socket};
+use crate::{answer::Refusal, io::Socket, resilience::Breaker};
 
 /// A waiting request looks whether its client is still there, and repeats its wish for a replica in case it got lost, this
 /// often.
@@ -48,7 +48,20 @@ impl Ticket {
     /// # Errors
     /// A [`Refusal`] when the line is full, the revision cannot run, nothing came until its deadline, or the client left.
     pub(crate) async fn lease(&self, client: Option<&Socket>, deadline: Instant) -> Result<Lease, Refusal> {
-        match self.gate.lease_or_wait(self.preferred)? {
+        self.lease_beside(client, None, deadline).await
+    }
+
+    /// As [`Ticket::lease`], of another replica than `avoid` if there is one.
+    ///
+    /// # Errors
+    /// As [`Ticket::lease`].
+    pub(crate) async fn lease_beside(
+        &self,
+        client: Option<&Socket>,
+        avoid: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Lease, Refusal> {
+        match self.gate.lease_or_wait((self.preferred, avoid))? {
             Ok(lease) => Ok(lease),
             Err(waiting) => waiting.grant(client, deadline).await,
         }
@@ -117,6 +130,11 @@ impl Lease {
         if !self.replica.is_trusted() {
             self.gate.trust(&self.replica);
         }
+    }
+
+    /// The replica answered, well or not, or did not: a circuit breaker wants to know.
+    pub(crate) fn note(&self, breaker: &Breaker, is_error: bool) {
+        self.gate.note(&self.replica, breaker, is_error);
     }
 
     /// The replica refused the connection; gives the lease back.

@@ -9,6 +9,7 @@ mod paths;
 mod policies;
 mod protocols;
 mod proxying;
+mod resilience;
 mod routing;
 mod tcp;
 mod tls;
