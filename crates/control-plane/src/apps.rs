@@ -120,8 +120,8 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
     if let Some(text) = gpu_warning(&environment, &app) {
         add_warning(&mut value, &text);
     }
-    if auth_configs::is_on(plane, &row.id)? {
-        add_warning(&mut value, cove_arm::auth_config::NO_EFFECT);
+    for text in auth_configs::warnings(plane, &row.id)? {
+        add_warning(&mut value, &text);
     }
     if let Some(failure) = &row.failure {
         value["properties"]["deploymentErrors"] = Value::String(format!("({}) {}", failure.code, failure.message));

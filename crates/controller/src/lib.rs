@@ -8,6 +8,7 @@
 //! **Invariant:** the planning task never waits for IO. **Invariant:** first start, restart after `kill -9`, change and
 //! repair are the same code: a plan of what is there.
 
+mod auth;
 mod capacity;
 mod edge;
 mod entry;

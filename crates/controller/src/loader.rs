@@ -18,7 +18,10 @@ use cove_store::{Provisioning, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::storages::{self, Storages};
+use crate::{
+    auth,
+    storages::{self, Storages},
+};
 
 /// Kind of the resources that are reconciled.
 const APP_KIND: &str = "microsoft.app/containerapps";
@@ -194,7 +197,7 @@ impl Affected {
                 if let Some(environment) = id.parent() {
                     apps.extend(store.ids_in(APP_KIND, &environment)?);
                 }
-            } else if is(id, RESILIENCY_KIND) {
+            } else if is(id, RESILIENCY_KIND) || is(id, auth::KIND) {
                 apps.extend(id.parent());
             } else if is(id, PATH_ROUTES_KIND) {
                 routes.insert(id.clone());
@@ -259,6 +262,9 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
     let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain.clone());
     let suffix = environment.and_then(|environment| environment.suffix.as_ref()).map(|suffix| suffix.name.clone());
     let secrets = store.secrets(id)?;
+    if let Some(ingress) = &mut app.ingress {
+        ingress.policies.auth = auth::load(store, id, &secrets)?;
+    }
     let logins = logins(&app, &secrets);
     let mut revisions = store.revision_snapshots(id)?;
     for (revision, _) in &mut revisions {

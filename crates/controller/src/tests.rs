@@ -1,5 +1,6 @@
 //! The controller against a fake driver, a real store and a virtual clock.
 
+mod auth;
 mod capacity;
 mod edge;
 mod fake;

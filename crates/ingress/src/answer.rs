@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
 
+use crate::auth::AuthRefusal;
+
 /// Header with the code of an answer that does not come from the app.
 pub(crate) const REASON_HEADER: &str = "x-cove-reason";
 
@@ -109,6 +111,9 @@ pub(crate) enum Refusal {
     /// The body has more bytes than the app lets in.
     #[error("the request's body is larger than this app takes")]
     RequestBodyTooLarge,
+    /// Authentication in front of the app.
+    #[error(transparent)]
+    Auth(#[from] AuthRefusal),
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]
     RequestBodyFailed,
@@ -150,6 +155,7 @@ impl Refusal {
             Self::ReplicasEjected { .. } => (StatusCode::SERVICE_UNAVAILABLE, "replicas-ejected"),
             Self::PoolOverflow { .. } => (StatusCode::SERVICE_UNAVAILABLE, "pool-overflow"),
             Self::RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large"),
+            Self::Auth(refusal) => refusal.status(),
             Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
             Self::ClientGone => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -187,6 +193,11 @@ impl Refusal {
         headers.insert(header::CONTENT_LENGTH, length);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(REASON_HEADER, HeaderValue::from_static(code));
+        if let Self::Auth(refusal) = self
+            && let Some(challenge) = refusal.challenge()
+        {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if let Some(seconds) = self.retry_after_secs() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -6,6 +6,8 @@ use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
+use crate::access::AccessLogConfig;
+
 /// `[ingress]` of the server's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngressConfig {
@@ -70,6 +72,8 @@ pub struct IngressConfig {
     pub tcp_idle_timeout: Duration,
     /// How long open requests may go on when the server stops. Default 30 s.
     pub drain_grace: Duration,
+    /// Which requests get a row of the access log; there are none until somebody reads them.
+    pub access_log: AccessLogConfig,
 }
 
 impl Default for IngressConfig {
@@ -104,6 +108,7 @@ impl Default for IngressConfig {
             tcp_internal: None,
             tcp_idle_timeout: Duration::from_secs(240),
             drain_grace: Duration::from_secs(30),
+            access_log: AccessLogConfig::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ mod ticket;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,7 +24,7 @@ use std::{
 
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, RevisionKey};
-use cove_traffic::{EndpointState, Endpoints, RevisionLoad};
+use cove_traffic::{EndpointState, Endpoints, RevisionLoad, RevisionTraffic};
 use http::StatusCode;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -38,7 +38,13 @@ use self::{
     ticket::Waiting,
 };
 use crate::{
-    answer::Refusal, arrivals::Arrivals, config::IngressConfig, request_body::Budget, resilience::Counters, sticky,
+    answer::Refusal,
+    arrivals::Arrivals,
+    config::IngressConfig,
+    observe::{Ended, Red},
+    request_body::Budget,
+    resilience::Counters,
+    sticky,
 };
 
 const TRUST_TIMER: TaskKind = TaskKind { name: "ingress-trust", on_error: OnError::Log, on_cancel: OnCancel::Abort };
@@ -74,6 +80,8 @@ pub(crate) struct Gate {
     /// Answers by class of status, 1xx first.
     answers: [AtomicU64; 5],
     counters: Counters,
+    /// Made at the end of the first request.
+    red: OnceLock<Box<Red>>,
     state: Mutex<State>,
 }
 
@@ -135,6 +143,7 @@ impl Gate {
             open: AtomicU64::new(0),
             answers: Default::default(),
             counters: Counters::default(),
+            red: OnceLock::new(),
             state: Mutex::default(),
         })
     }
@@ -175,6 +184,23 @@ impl Gate {
     /// Answers so far by class of status, 1xx first.
     pub(crate) fn answers(&self) -> [u64; 5] {
         self.answers.each_ref().map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Counts how a request ended.
+    pub(crate) fn ended(&self, ended: &Ended) {
+        self.red.get_or_init(Box::default).count(ended);
+    }
+
+    /// Rate, errors and durations so far; `None` when no request ended yet.
+    pub(crate) fn traffic(&self, now_secs: u64) -> Option<RevisionTraffic> {
+        let red = self.red.get()?;
+        let load = self.load();
+        Some(RevisionTraffic {
+            answers: self.answers(),
+            open: load.open,
+            held: load.held,
+            ..red.read(now_secs)
+        })
     }
 
     /// Arrivals in `[from, to)`.

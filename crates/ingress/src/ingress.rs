@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
-use cove_traffic::{Endpoints, HostRoute, RevisionLoad, RouteTable, WakeObservation};
+use cove_traffic::{AccessRecord, Endpoints, HostRoute, RevisionLoad, RevisionTraffic, RouteTable, WakeObservation};
 use jiff::Timestamp;
 use rustls::server::ResolvesServerCert;
 use tokio::{
@@ -20,6 +20,7 @@ use crate::{
     config::IngressConfig,
     gate::{Activate, GateShared},
     listen::{self, Doors},
+    observe::Observer,
     proxy::{Proxy, Side},
     request_body::Budget,
     resilience::ResilienceCounts,
@@ -139,6 +140,7 @@ impl Ingress {
             https_port.get_or_init(|| port);
         }
         let connections = Arc::new(Semaphore::new(config.connections_max));
+        let observer = Observer::new(config.access_log);
         let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let shared = Arc::new(GateShared {
             config: Arc::new(config),
@@ -163,6 +165,7 @@ impl Ingress {
             connections: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             https_port,
+            observer,
         });
         let doors = Arc::new(Doors { proxy, connections, drain: CancellationToken::new(), tls });
         Ok((Self { doors, endpoints: sources.endpoints, listeners }, wakes_reader))
@@ -280,6 +283,31 @@ impl IngressHandle {
     #[must_use]
     pub fn resilience(&self, revision: &RevisionKey) -> ResilienceCounts {
         self.doors.proxy.gates.get(revision).map_or_else(ResilienceCounts::default, |gate| gate.resilience())
+    }
+
+    /// A row per finished request from now on; `None` when somebody has them already. Before the first call there are none.
+    #[must_use]
+    pub fn access_log(&self) -> Option<mpsc::Receiver<AccessRecord>> {
+        self.doors.proxy.observer.rows()
+    }
+
+    /// Requests that have no row in the access log because there were too many.
+    #[must_use]
+    pub fn access_log_left_out(&self) -> u64 {
+        self.doors.proxy.observer.left_out_total()
+    }
+
+    /// Rate, errors and durations of every revision that a request ended for since the ingress started.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<(RevisionKey, RevisionTraffic)> {
+        let (gates, now_secs) = (self.doors.proxy.gates.all(), self.doors.proxy.observer.now_secs());
+        gates.iter().filter_map(|gate| Some((gate.key().clone(), gate.traffic(now_secs)?))).collect()
+    }
+
+    /// How often Cove answered itself, by the reason in `x-cove-reason`. Only grows.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<(String, u64)> {
+        self.doors.proxy.observer.reasons()
     }
 
     /// Open requests of draining replicas: set when a replica begins to drain, and again when the count reaches 0. From the

@@ -6,6 +6,7 @@
 //! **Invariant:** a request for an app at zero is held, never refused, until a limit of [`IngressConfig`] says so.
 //! **Invariant:** the ingress decides neither how many replicas run nor which are ready; it is told.
 
+mod access;
 mod answer;
 mod arrivals;
 mod body;
@@ -18,6 +19,7 @@ mod ingress;
 mod io;
 mod limits;
 mod listen;
+mod observe;
 mod policy;
 mod pool;
 mod proxy;
@@ -32,6 +34,7 @@ mod upgrade;
 mod upstream;
 mod websocket;
 
+pub use access::AccessLogConfig;
 pub use config::IngressConfig;
 pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};
 pub use listen::bind;

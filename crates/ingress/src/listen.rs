@@ -106,6 +106,7 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
     }
     let stream = Socket::new(stream);
     let mut client = Client {
+        connection: doors.proxy.observer.next_connection(),
         peer: peer.ip().to_canonical(),
         side,
         socket: stream.clone(),

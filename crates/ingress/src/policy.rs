@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use cove_model::{ClientCertificateMode, IngressPolicies};
+use cove_model::{AccessLog, ClientCertificateMode, IngressPolicies};
 use ipnet::IpNet;
 
 use crate::{cors::Cors, limits::Limits, resilience::Resilience};
@@ -18,6 +18,8 @@ pub(crate) struct Policy {
     pub(crate) client_certificate: ClientCertificateMode,
     /// Cross-origin rules.
     pub(crate) cors: Option<Cors>,
+    /// Which requests get a row of the access log, if the app says it.
+    pub(crate) access_log: Option<AccessLog>,
     /// What is done about failures.
     pub(crate) resilience: Resilience,
     /// How long and how large requests may be.
@@ -34,6 +36,7 @@ impl Policy {
             is_sticky: policies.is_sticky,
             client_certificate: policies.client_certificate,
             cors: policies.cors.as_ref().map(Cors::new),
+            access_log: policies.access_log,
             resilience: Resilience::new(&policies.resiliency),
             limits: Limits::new(policies.limits),
             ..Self::default()

@@ -20,12 +20,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    answer::Refusal,
+    answer::{REASON_HEADER, Refusal},
     body::{Held, ResponseBody},
     client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
     io::Socket,
+    observe::{Observer, Seen},
     request_body::RequestBody,
     routes::{AppGates, Gates, Snapshot},
     sticky::Affinity,
@@ -51,6 +52,8 @@ pub(crate) struct Proxy {
     pub(crate) tunnels: TaskTracker,
     /// Port in redirects; 443 is left out.
     pub(crate) https_port: std::sync::OnceLock<u16>,
+    /// Notes what happens to requests.
+    pub(crate) observer: Arc<Observer>,
 }
 
 /// The way a connection came in.
@@ -70,6 +73,8 @@ pub(crate) const REROUTES_MAX: u32 = 3;
 /// A client's end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
+    /// Number of the connection.
+    pub(crate) connection: u64,
     pub(crate) peer: IpAddr,
     pub(crate) side: Side,
     pub(crate) socket: Socket,
@@ -89,12 +94,27 @@ struct Exchange<'a> {
     /// What the request's cookie says.
     affinity: Option<Affinity>,
     deadline: Instant,
+    seen: &'a Arc<Seen>,
 }
 
 impl Proxy {
     /// Answers one request.
-    pub(crate) async fn serve(self: Arc<Self>, client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
-        let accepted_at = Timestamp::now();
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        client: &Client,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let seen = self.observer.begin(client, &mut request, &self.shared.config);
+        let response = self.answer(client, request, &seen).await;
+        seen.answered(response)
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        client: &Client,
+        request: Request<Incoming>,
+        seen: &Arc<Seen>,
+    ) -> Response<ResponseBody> {
         let host = match self.check(&request) {
             Ok(host) => host,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
@@ -104,11 +124,12 @@ impl Proxy {
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
         };
         let app = Arc::clone(&found.app);
+        seen.found(&app);
         let origin = app.policy.cors.as_ref().and_then(|cors| cors.allowed_origin(request.headers()));
         let head = (request.method(), request.uri(), request.headers());
         let mut response = match self.admit(client, &found, &host, head) {
             Ok(Admission::Answer(answer)) => return answer.map(ResponseBody::from),
-            Ok(Admission::In) => self.serve_app(client, &host, found, request, accepted_at).await,
+            Ok(Admission::In) => self.serve_app(client, &host, found, request, seen).await,
             Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
         };
         if let (Some(cors), Some(origin)) = (&app.policy.cors, origin) {
@@ -124,7 +145,7 @@ impl Proxy {
         host: &str,
         found: Found,
         mut request: Request<Incoming>,
-        accepted_at: Timestamp,
+        seen: &Arc<Seen>,
     ) -> Response<ResponseBody> {
         let Found { app, path, .. } = found;
         let affinity = if app.policy.is_sticky { Affinity::read(request.headers()) } else { None };
@@ -132,10 +153,11 @@ impl Proxy {
         let Some(gate) = known.or_else(|| app.choose((self.random)())) else {
             return self.refuse(&Refusal::NoRevision, &request).map(ResponseBody::from);
         };
-        let mut ticket = gate.admit(accepted_at);
+        let mut ticket = gate.admit(seen.started_at());
+        ticket.observed_by(seen);
         ticket.prefer(affinity.map(|affinity| affinity.replica));
         let deadline = Instant::now() + app.policy.limits.request_timeout(&self.shared.config);
-        let exchange = Exchange { client, host, app, path, affinity, deadline };
+        let exchange = Exchange { client, host, app, path, affinity, deadline, seen };
         // an app that speaks HTTP/2 is not asked to leave HTTP: it may answer as if the wish had not been there
         let is_http1 = exchange.app.route.transport != Transport::Http2;
         let wanted = headers::upgrade(request.version(), request.headers()).filter(|_| is_http1);
@@ -201,7 +223,7 @@ impl Proxy {
                 return Err(Refusal::RevisionInactive);
             }
             let gate = app.choose((self.random)()).ok_or(Refusal::RevisionInactive)?;
-            *ticket = gate.admit(ticket.accepted_at());
+            ticket.move_to(gate);
         }
         ticket.lease(Some(&client.socket), deadline).await
     }
@@ -220,6 +242,7 @@ impl Proxy {
         self.prepare(&exchange, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol))?;
         let policy = &exchange.app.policy;
         let body = RequestBody::new(body, &policy.body_limits(&self.shared));
+        body.observed_by(exchange.seen);
         let call = Call {
             shared: &self.shared,
             ticket: &ticket,
@@ -262,6 +285,8 @@ impl Proxy {
         let (mut head, incoming) = response.into_parts();
         let keep_alive = headers::keep_alive(&head.headers);
         headers::remove_hop_by_hop(&mut head.headers);
+        // what it says is about Cove's own answers only
+        head.headers.remove(REASON_HEADER);
         head.version = version;
         let held =
             Held { ticket, lease, request, connection: Some(connection), keep_alive, tasks: self.shared.tasks.clone() };
@@ -287,7 +312,7 @@ impl Proxy {
             host,
         };
         headers::forward(&mut head.headers, via, &self.shared.config);
-        headers::identify(&mut head.headers);
+        exchange.seen.forwarded(&head.headers);
         headers::join_cookies(&mut head.headers);
         head.uri = headers::origin_form(&head.uri);
         if let Some(path) = &exchange.path {

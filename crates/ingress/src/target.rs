@@ -23,7 +23,7 @@ pub(crate) struct Found {
     /// The path to ask for, if a path routing rewrites it.
     pub(crate) path: Option<String>,
     /// The host can be reached over TLS.
-    has_tls: bool,
+    pub(crate) has_tls: bool,
     /// A path routing leads here: it publishes internal apps too.
     is_by_path: bool,
 }
@@ -123,7 +123,7 @@ impl Proxy {
         Ok(Admission::In)
     }
 
-    fn https_location(&self, host: &str, uri: &Uri) -> Result<HeaderValue, Refusal> {
+    pub(crate) fn https_location(&self, host: &str, uri: &Uri) -> Result<HeaderValue, Refusal> {
         let name = host_name(host);
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let location = match self.https_port.get() {

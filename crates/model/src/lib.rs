@@ -6,6 +6,7 @@
 //! **Invariant:** nothing here does IO, reads a clock or depends on another Cove crate.
 
 mod app;
+mod auth;
 mod edge;
 mod environment;
 mod event;
@@ -23,6 +24,7 @@ mod wake;
 mod workload;
 
 pub use app::*;
+pub use auth::*;
 pub use edge::*;
 pub use environment::*;
 pub use event::*;

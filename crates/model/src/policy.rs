@@ -20,6 +20,21 @@ pub struct IngressPolicies {
     pub resiliency: Resiliency,
     /// How long and how large requests may be.
     pub limits: RequestLimits,
+    /// `coveAccessLog`: which requests get a row of the access log; `None` leaves it to the server's `[logs] http`.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Which requests get a row of the access log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// Every one.
+    #[default]
+    All,
+    /// Those with a status of 400 or more, and those whose answer was cut.
+    Errors,
+    /// None.
+    Off,
 }
 
 /// One line of `ipSecurityRestrictions`.

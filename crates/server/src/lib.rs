@@ -8,6 +8,7 @@
 
 mod acme;
 mod api_listener;
+mod auth;
 mod certificates;
 pub mod config;
 mod directory;

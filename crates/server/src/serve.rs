@@ -14,9 +14,9 @@ use camino::Utf8PathBuf;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
 use cove_images::{ImageStore, RegistryConfig, StoreConfig};
-use cove_ingress::{Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
-use cove_model::{Bytes, DesiredCount, MilliCpu, RevisionKey};
-use cove_monitor::{Monitor, MonitorConfig};
+use cove_ingress::{AuthSources, Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
+use cove_model::{DesiredCount, ReplicaName, RevisionKey};
+use cove_monitor::{HttpLog, HttpLogService, Monitor, MonitorConfig};
 use cove_network::{
     Network, NetworkConfig,
     dns::{DnsConfig, DnsServer},
@@ -37,7 +37,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api_listener,
+    acme::{self, Acme},
+    api_listener, auth,
     certificates::Certificates,
     config::{CapacitySection, Config},
     directory::Directory,
@@ -46,8 +47,10 @@ use crate::{
     metrics::Metrics,
     mirrors,
     ports::StoredCounts,
-    registry_login, rules, tcp_ports,
-    tls::{AppCertificates, Authority, Shown},
+    registry_login, rules,
+    sockets::{self, Sockets},
+    tcp_ports,
+    tls::{self, AppCertificates, Authority, Shown},
     virtual_clock::{self, ClockKind, KeptTime, Mover, Parts},
     wakes,
 };
@@ -258,7 +261,8 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         .await
         .map_err(with_causes)
         .context("runtime")?;
-    Ok(Opened { store, monitor, network, images, runtime, authority, clock, kept_time })
+    let http_log_service = Some(http_log_service);
+    Ok(Opened { store, monitor, http_log, http_log_service, network, images, runtime, authority, clock, kept_time })
 }
 
 /// An error with its causes in one line; `anyhow` prints causes only in its alternate form.
@@ -271,34 +275,10 @@ fn utf8(path: PathBuf) -> anyhow::Result<Utf8PathBuf> {
         .map_err(|path| anyhow::anyhow!("`{}` is not UTF-8; choose another --data-dir", path.display()))
 }
 
-fn bind(config: &Config) -> anyhow::Result<Sockets> {
-    let listen = |address: SocketAddr, what: &'static str| {
-        cove_ingress::bind(address).with_context(|| {
-            format!("failed to listen on {address} for {what}; is another server running? --{what} chooses another address, port 0 any free one")
-        })
-    };
-    Ok(Sockets {
-        api: listen(config.api.bind, "api")?,
-        identity: listen(SocketAddr::from(([127, 0, 0, 1], 0)), "identity")?,
-        http: listen(config.ingress.http, "http")?,
-        https: listen(config.ingress.https, "https")?,
-    })
-}
-
-async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
-    let endpoints = endpoints_of(&sockets, &opened.authority, &options.config)?;
-    let (recording, decisions) = start_recording(options, &opened.clock, &tasks);
-    let shared = Shared {
-        clock: opened.clock.clone(),
-        tasks: tasks.clone(),
-        boards: Boards::default(),
-        metrics: Arc::new(Metrics::new()),
-        recording,
-        decisions,
-        activate: Arc::default(),
-        plane: Arc::default(),
-        origin: endpoints.api.clone(),
-    };
+async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks: Tasks) -> anyhow::Result<Server> {
+    let endpoints = sockets.endpoints(&opened.authority, &options.config)?;
+    let recording = start_recording(options, &opened.clock, &tasks);
+    let shared = Shared::new(opened.clock.clone(), tasks.clone(), recording, endpoints.api.clone());
     let runtime: Arc<dyn Runtime> = opened.runtime.clone();
     let directory = Directory::new(shared.boards.routes.subscribe(), opened.network.gateway());
     tasks.spawn(HELPER, directory.clone().follow(Arc::clone(&runtime)));
@@ -310,9 +290,14 @@ async fn wire(options: &Options, mut opened: Opened, sockets: Sockets, tasks: Ta
         https: vec![sockets.https],
     };
     let roots = options.config.scalers.roots()?;
-    let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, &directory, listeners)?;
-    let mover = make_mover(&mut opened, &shared, &ingress.handle());
-    let controller = make_controller(options, &opened, &shared, &ingress.handle());
+    let auth = auth::sources(&opened.store, &options.data_dir, &opened.authority, opened.monitor.events()).await?;
+    let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, (&directory, auth), listeners)?;
+    shared.metrics.read_ingress(ingress.handle());
+    let http_log = opened.http_log_service.take().map(|service| http_logs::Keeper::start(service, &ingress.handle()));
+    ingress.handle().inherit_ports(sockets.inherited.take_ports());
+    let drained = shared.drained(&ingress.handle(), sockets.old.is_some());
+    let mover = make_mover(&mut opened, &shared, drained.clone());
+    let controller = make_controller(options, &opened, &shared, drained.clone());
     let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle(), roots);
     let _first = shared.activate.set(autoscaler.handle());
 
@@ -352,9 +337,10 @@ fn make_ingress(
     options: &Options,
     opened: &Opened,
     shared: &Shared,
-    directory: &Directory,
+    (directory, auth): (&Directory, AuthSources),
     listeners: IngressListeners,
 ) -> anyhow::Result<(Ingress, mpsc::Receiver<WakeObservation>)> {
+    oci.ca_certificate = Some(fs::read_to_string(authority.ca_path()).context("the CA's certificate")?);
     let https_port = listeners.https.first().context("there is always an HTTPS listener")?.local_addr()?.port();
     let uploaded = Certificates::load(&opened.store)?;
     shared.tasks.spawn(HELPER, uploaded.clone().follow(opened.store.clone()));
@@ -508,6 +494,7 @@ fn make_autoscaler(
         existing: Arc::new({
             let controller = controller.clone();
             move |revision| controller.existing(revision)
+        auth,
         }),
         rules: rules::sources(rules::Parts {
             clock: shared.clock.clone(),
@@ -674,28 +661,6 @@ async fn prune(store: Store, clock: Clock) {
             tracing::warn!(error = &error as &dyn std::error::Error, "old operations were not forgotten");
         }
     }
-}
-
-fn endpoints_of(sockets: &Sockets, authority: &Authority, config: &Config) -> anyhow::Result<Endpoints> {
-    let url = |scheme: &str, address: SocketAddr| {
-        if address.ip().is_loopback() || address.ip().is_unspecified() {
-            format!("{scheme}://localhost:{}", address.port())
-        } else {
-            format!("{scheme}://{address}")
-        }
-    };
-    let api = match config.api.host_names.first() {
-        Some(name) => format!("https://{name}:{}", sockets.api.local_addr()?.port()),
-        None => url("https", sockets.api.local_addr()?),
-    };
-    Ok(Endpoints {
-        api,
-        http: url("http", sockets.http.local_addr()?),
-        https: url("https", sockets.https.local_addr()?),
-        ca: fs::canonicalize(authority.ca_path())?,
-        pid: std::process::id(),
-        identity: url("http", sockets.identity.local_addr()?),
-    })
 }
 
 fn write_endpoints(data_dir: &Path, endpoints: &Endpoints) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use cove_model::{
-    ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, RequestLimits, ResourceId,
+    AccessLog, ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, RequestLimits, ResourceId,
 };
 
 use super::ingress::port;
@@ -41,7 +41,18 @@ pub(super) fn read(ingress: &Node<'_>, errors: &mut Errors) -> IngressPolicies {
         is_sticky: ingress.get("stickySessions").get("affinity").text() == Some("sticky"),
         client_certificate,
         limits: limits(ingress, errors),
+        access_log: access_log(ingress),
         ..IngressPolicies::default()
+    }
+}
+
+/// Which requests get a row of the access log, if the app says it.
+fn access_log(ingress: &Node<'_>) -> Option<AccessLog> {
+    match ingress.get("coveAccessLog").text()? {
+        "all" => Some(AccessLog::All),
+        "errors" => Some(AccessLog::Errors),
+        "off" => Some(AccessLog::Off),
+        _ => None,
     }
 }
 

@@ -142,6 +142,7 @@ static INGRESS: Schema = Object(&[
     ("coveIdleTimeoutSeconds", &Int),
     ("coveRequestBodyMaxBytes", &Int),
     ("coveEffectiveLimits", &Any),
+    ("coveAccessLog", &Word(&["all", "errors", "off"])),
 ]);
 
 static TEMPLATE: Schema = Object(&[

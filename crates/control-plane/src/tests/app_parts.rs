@@ -36,7 +36,7 @@ async fn what_has_no_effect_is_told_by_the_answer_and_by_an_event() {
 }
 
 #[tokio::test]
-async fn authentication_is_kept_and_loudly_not_enforced() {
+async fn authentication_is_kept_and_what_cannot_be_had_is_said() {
     let world = World::with_environment().await;
     let body = app_body("nginx", "v1");
     let secrets = json!([{ "name": "google-secret", "value": "hush" }]);
@@ -51,14 +51,18 @@ async fn authentication_is_kept_and_loudly_not_enforced() {
     assert_eq!((refused.status, refused.code()), (400, "ContainerAppSecretRefNotFound".into()));
     let made = world.put(&current, google("google-secret")).await;
     assert_eq!(made.status, 200, "{}", made.text);
-    assert!(made.text.contains("NOT enforced") && !made.text.contains("hush"));
+    assert!(!made.text.contains("coveWarnings") && !made.text.contains("hush"), "{}", made.text);
     assert_eq!(made.json()["type"], "Microsoft.App/containerApps/authConfigs");
-    assert!(world.get(WEB).await.text.contains("NOT enforced"));
+    assert!(warnings(&world).is_empty());
+    let mut twitter = google("google-secret");
+    twitter["properties"]["identityProviders"]["twitter"] = json!({ "registration": { "consumerKey": "x" } });
+    assert!(world.put(&current, twitter).await.text.contains("twitter is not available"));
+    assert!(world.get(WEB).await.text.contains("twitter is not available"));
     assert_eq!(warnings(&world).len(), 1);
     assert_eq!(world.get(&format!("{WEB}/authConfigs")).await.json()["value"].as_array().unwrap().len(), 1);
     assert_eq!(world.put(&format!("{WEB}/authConfigs/mine"), google("google-secret")).await.status, 400);
     assert_eq!(world.delete(&current).await.status, 200);
-    assert!(!world.get(WEB).await.text.contains("NOT enforced"));
+    assert!(!world.get(WEB).await.text.contains("twitter"));
 }
 
 #[tokio::test]

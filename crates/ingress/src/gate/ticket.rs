@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Gate, Grant, Replica};
-use crate::{answer::Refusal, io::Socket, resilience::Breaker};
+use crate::{answer::Refusal, io::Socket, observe::Seen, resilience::Breaker};
 
 /// A waiting request looks whether its client is still there, and repeats its wish for a replica in case it got lost, this
 /// often.
@@ -20,11 +20,40 @@ pub(crate) struct Ticket {
     accepted_at: Timestamp,
     /// The replica that it would like, as an affinity cookie says it.
     preferred: Option<u64>,
+    /// The request, where it is one: a TCP connection is not.
+    seen: Option<Arc<Seen>>,
 }
 
 impl Ticket {
     pub(super) fn new(gate: Arc<Gate>, accepted_at: Timestamp) -> Self {
-        Self { gate, accepted_at, preferred: None }
+        Self { gate, accepted_at, preferred: None, seen: None }
+    }
+
+    /// From now on what happens to it is noted.
+    pub(crate) fn observed_by(&mut self, seen: &Arc<Seen>) {
+        seen.admitted(&self.gate);
+        self.seen = Some(Arc::clone(seen));
+    }
+
+    /// What is noted of its request.
+    pub(crate) fn seen(&self) -> Option<&Arc<Seen>> {
+        self.seen.as_ref()
+    }
+
+    /// It is sent to this replica, for the first time or again.
+    pub(crate) fn tried(&self, replica: &Arc<Replica>) {
+        if let Some(seen) = &self.seen {
+            seen.tried(replica);
+        }
+    }
+
+    /// Counts it for another revision instead.
+    pub(crate) fn move_to(&mut self, gate: &Arc<Gate>) {
+        let mut next = gate.admit(self.accepted_at);
+        if let Some(seen) = &self.seen {
+            next.observed_by(seen);
+        }
+        *self = next;
     }
 
     /// Asks for a certain replica while it takes requests.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod access;
 mod drain;
 mod hold;
 mod http2;
@@ -11,6 +12,7 @@ mod protocols;
 mod proxying;
 mod resilience;
 mod routing;
+mod split;
 mod tcp;
 mod tls;
 mod websocket;

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use cove_base::{Board, Clock};
-use cove_ingress::{Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources, bind};
+use cove_ingress::{AuthSources, Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources, bind};
 use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, Transport};
 use cove_traffic::{
     AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, Host, RouteTable, WakeObservation, WeightedRevision,
@@ -174,6 +174,7 @@ impl World {
         let [http, https, internal] = addresses;
         Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shown, shutdown }
     }
+            auth: AuthSources::default(),
 
     /// Adds hosts `<name>.env.localhost`.
     pub(crate) fn route(&self, name: &str, route: AppRoute) {
