@@ -1,4 +1,4 @@
-//! Builds the sample application (`sample/main.rs`) as one static executable for the store to embed.
+//! Builds the sample application (`sample/main.rs` and beside it) as one static executable for the store to embed.
 //!
 //! Compiled here and not as a workspace member, because it is data for this crate: it needs other flags than everything
 //! else (static, small, abort on panic) and must exist before the crate is compiled.
@@ -9,7 +9,7 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=sample/main.rs");
+    println!("cargo::rerun-if-changed=sample");
     let variable = |name: &str| env::var(name).unwrap_or_else(|error| panic!("cargo sets {name}: {error}"));
     let out = PathBuf::from(variable("OUT_DIR")).join("sample");
     // Set by cargo when another linker is configured for this target.

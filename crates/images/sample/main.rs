@@ -6,8 +6,13 @@
 //!
 //! **Invariant:** after SIGTERM no request that was begun is cut; the process then exits with 0.
 //!
+//! HTTP/1.1, WebSockets, and over HTTP/2 a few pages and gRPC (`h2.rs`).
+//!
 //! Environment: `PORT` (default 80), and the faults a test can ask for: `SAMPLE_START_DELAY_MS`, `SAMPLE_NEVER_LISTEN=1`,
 //! `SAMPLE_EXIT=<code>`, `SAMPLE_IGNORE_TERM=1`, `SAMPLE_HEALTH=<status>`; `SAMPLE_LOG=1` logs a line per request.
+
+mod h2;
+mod hpack;
 
 use std::env;
 use std::fmt::Write as _;
@@ -218,11 +223,16 @@ impl Request {
     }
 }
 
-fn connection(stream: &TcpStream) -> io::Result<()> {
+fn connection(stream: &Arc<TcpStream>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE_MAX))?;
-    let mut writer = stream;
-    let mut reader = BufReader::with_capacity(4096, stream);
+    let mut writer: &TcpStream = stream;
+    let mut reader = BufReader::with_capacity(4096, writer);
+    if reader.fill_buf()?.starts_with(b"PRI ") {
+        let mut preface = [0; h2::PREFACE.len()];
+        reader.read_exact(&mut preface)?;
+        return if preface == *h2::PREFACE { h2::serve(stream, &mut reader) } else { Ok(()) };
+    }
     loop {
         // An idle connection is no open request: it may be closed at any time.
         if reader.fill_buf()?.is_empty() {

@@ -1,5 +1,7 @@
 //! The sample application as a process: its paths, its faults, its way to stop.
 
+mod http2;
+
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
