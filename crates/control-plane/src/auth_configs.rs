@@ -1,4 +1,5 @@
-//! `containerApps/authConfigs`: kept and shown, not enforced, which every answer and a Warning event say.
+//! `containerApps/authConfigs`: kept and shown; the ingress enforces them. What of one cannot be had, every answer and a
+//! Warning event say.
 
 use std::collections::BTreeSet;
 
@@ -37,16 +38,13 @@ impl Resource for AuthConfig {
     fn parse(write: &Write<'_>, doc: Value, errors: Errors) -> Result<Parsed, Refusal> {
         let secrets: BTreeSet<String> = write.plane.store().secrets(&write.parent.id)?.into_keys().collect();
         let doc = auth_config::parse(write.id.name(), doc, &secrets, errors)?;
-        if auth_config::is_on(&doc) {
-            app_events::warn(write.plane, &apps::model(write.parent)?, &[auth_config::NO_EFFECT.to_owned()]);
-        }
+        app_events::warn(write.plane, &apps::model(write.parent)?, &auth_config::warnings(&doc));
         Ok(Parsed { doc, spec: None, secrets: SecretsChange::Keep })
     }
 
     fn render(_: &ControlPlane, _: &Call, row: &ResourceRow) -> Result<Value, Refusal> {
         let mut value = crud::envelope(row, Self::KIND);
-        let words = [auth_config::NO_EFFECT.to_owned()];
-        child::show_state(&mut value, if auth_config::is_on(&row.doc) { &words } else { &[] });
+        child::show_state(&mut value, &auth_config::warnings(&row.doc));
         if let Some(properties) = value["properties"].as_object_mut() {
             properties.remove("provisioningState");
         }
@@ -54,8 +52,8 @@ impl Resource for AuthConfig {
     }
 }
 
-/// Whether an app has authentication configured, which is not enforced.
-pub(crate) fn is_on(plane: &ControlPlane, app: &ResourceId) -> Result<bool, Refusal> {
-    let Ok(id) = app.child("authConfigs", auth_config::NAME) else { return Ok(false) };
-    Ok(plane.store().resource(&id)?.is_some_and(|row| auth_config::is_on(&row.doc)))
+/// What of an app's authentication cannot be had.
+pub(crate) fn warnings(plane: &ControlPlane, app: &ResourceId) -> Result<Vec<String>, Refusal> {
+    let Ok(id) = app.child("authConfigs", auth_config::NAME) else { return Ok(Vec::new()) };
+    Ok(plane.store().resource(&id)?.map(|row| auth_config::warnings(&row.doc)).unwrap_or_default())
 }

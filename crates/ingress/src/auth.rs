@@ -179,7 +179,7 @@ impl Auth {
         });
         let path = app_path.unwrap_or_else(|| request.uri().path()).to_owned();
         let seen = Seen {
-            is_https: client.side == Side::Https,
+            is_https: client.side.is_tls(),
             host,
             path: request.uri().path(),
             app_path: &path,
@@ -331,13 +331,15 @@ impl Visit<'_> {
             return Ok(Verdict::Pass);
         }
         let is_challenged = policy.providers.iter().any(|it| it.accepts_bearer && it.challenges);
+        // who sent a token wants to hear what is wrong with it, not to see a page
+        let has_token = why.is_some();
         let required = why.unwrap_or(AuthRefusal::LoginRequired { is_challenged });
         match policy.action {
             UnauthenticatedAction::AllowAnonymous => Ok(Verdict::Pass),
             UnauthenticatedAction::Return401 => Err(required.into()),
             UnauthenticatedAction::Return403 => Err(AuthRefusal::LoginForbidden.into()),
             UnauthenticatedAction::RedirectToLoginPage => match self.login_page() {
-                Some(provider) if is_navigation(request.method(), request.headers()) => {
+                Some(provider) if !has_token && is_navigation(request.method(), request.headers()) => {
                     let wanted = request.uri().path_and_query().map_or("/", |it| it.as_str());
                     let target = place::return_path("", wanted);
                     let page = format!("{}{}/login/{provider}", self.site.base, policy.api_prefix);

@@ -22,6 +22,8 @@ use crate::{
     listen::{self, Doors},
     observe::Observer,
     proxy::{Proxy, Side},
+    auth::{AuthShared, AuthSources},
+    challenge::Challenges,
     request_body::Budget,
     resilience::ResilienceCounts,
     routes::Gates,
@@ -63,6 +65,8 @@ pub struct IngressSources {
 pub struct IngressListeners {
     /// From outside, plain HTTP.
     pub http: Vec<TcpListener>,
+    /// Keys, files and events of authentication in front of apps.
+    pub auth: AuthSources,
     /// From outside, TLS.
     pub https: Vec<TcpListener>,
     /// From replicas, plain HTTP: here apps answer also when they are not external.
@@ -174,6 +178,7 @@ impl Ingress {
     /// For the rest of the server.
     #[must_use]
     pub fn handle(&self) -> IngressHandle {
+            auth: AuthShared::new(sources.auth),
         IngressHandle { doors: Arc::clone(&self.doors) }
     }
 

@@ -9,6 +9,7 @@
 mod access;
 mod answer;
 mod arrivals;
+mod auth;
 mod body;
 mod client_certificate;
 mod config;
@@ -37,5 +38,7 @@ mod websocket;
 pub use access::AccessLogConfig;
 pub use config::IngressConfig;
 pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};
+pub use auth::{AuthSources, Tell, seal::AuthKey};
+pub use challenge::{Challenges, Expected, TooManyChallenges};
 pub use listen::bind;
 pub use resilience::ResilienceCounts;

@@ -2,12 +2,12 @@
 //!
 //! **Invariant:** a rule that cannot be read shuts the app; it never lets somebody in.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use cove_model::{AccessLog, ClientCertificateMode, IngressPolicies};
 use ipnet::IpNet;
 
-use crate::{cors::Cors, limits::Limits, resilience::Resilience};
+use crate::{auth::Auth, cors::Cors, limits::Limits, resilience::Resilience};
 
 /// Rules of one app, read once per route.
 #[derive(Debug, Default)]
@@ -18,12 +18,14 @@ pub(crate) struct Policy {
     pub(crate) client_certificate: ClientCertificateMode,
     /// Cross-origin rules.
     pub(crate) cors: Option<Cors>,
-    /// Which requests get a row of the access log, if the app says it.
-    pub(crate) access_log: Option<AccessLog>,
     /// What is done about failures.
     pub(crate) resilience: Resilience,
     /// How long and how large requests may be.
     pub(crate) limits: Limits,
+    /// Which requests get a row of the access log, if the app says it.
+    pub(crate) access_log: Option<AccessLog>,
+    /// Who must log in.
+    pub(crate) auth: Option<Arc<Auth>>,
     allowed: Vec<IpNet>,
     denied: Vec<IpNet>,
     has_allowed: bool,
@@ -36,9 +38,10 @@ impl Policy {
             is_sticky: policies.is_sticky,
             client_certificate: policies.client_certificate,
             cors: policies.cors.as_ref().map(Cors::new),
-            access_log: policies.access_log,
             resilience: Resilience::new(&policies.resiliency),
             limits: Limits::new(policies.limits),
+            access_log: policies.access_log,
+            auth: policies.auth.as_ref().map(|policy| Arc::new(Auth::new(policy))),
             ..Self::default()
         };
         for rule in &policies.ip_restrictions {

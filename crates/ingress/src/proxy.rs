@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     answer::{REASON_HEADER, Refusal},
+    auth::{AuthShared, Verdict},
     body::{Held, ResponseBody},
     client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
@@ -57,6 +58,8 @@ pub(crate) struct Proxy {
 }
 
 /// The way a connection came in.
+    /// What logins of all apps share.
+    pub(crate) auth: AuthShared,
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// From outside, without TLS.
@@ -112,7 +115,7 @@ impl Proxy {
     async fn answer(
         self: &Arc<Self>,
         client: &Client,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         seen: &Arc<Seen>,
     ) -> Response<ResponseBody> {
         let host = match self.check(&request) {
@@ -129,7 +132,11 @@ impl Proxy {
         let head = (request.method(), request.uri(), request.headers());
         let mut response = match self.admit(client, &found, &host, head) {
             Ok(Admission::Answer(answer)) => return answer.map(ResponseBody::from),
-            Ok(Admission::In) => self.serve_app(client, &host, found, request, seen).await,
+            Ok(Admission::In) => match self.authenticate(client, &host, &found, &mut request).await {
+                Ok(Verdict::Pass) => self.serve_app(client, &host, found, request, seen).await,
+                Ok(Verdict::Answer(answer)) => answer.map(ResponseBody::from),
+                Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
+            },
             Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
         };
         if let (Some(cors), Some(origin)) = (&app.policy.cors, origin) {

@@ -1,8 +1,10 @@
 //! What the ingress does with a request besides passing it on: who may call, from which origins, how replicas are kept.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{RequestLimits, Resiliency, ResourceId};
+use crate::{AuthPolicy, RequestLimits, Resiliency, ResourceId};
 
 /// Rules of one app's way in; the default asks for nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub struct IngressPolicies {
     pub access_log: Option<AccessLog>,
 }
 
+    /// Who must log in; the app's `authConfigs/current` with its secrets, so it is never stored with the app.
+    #[serde(skip)]
+    pub auth: Option<Arc<AuthPolicy>>,
 /// Which requests get a row of the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -28,7 +28,7 @@ async fn a_configuration_guards_every_host_of_its_app_until_it_is_gone() {
     bench.until("all hosts are guarded, still without a secret", || all(Some(""))).await;
 
     let row = bench.store.resource(&app_id()).unwrap().unwrap();
-    let secrets = SecretsChange::Replace([("pw".to_owned(), "hush".to_owned())].into());
+    let secrets = SecretsChange::Replace([("pw".to_owned(), Some("hush".to_owned()))].into());
     let app = PutResource { spec: row.spec, secrets, ..put_resource(app_id(), bench.clock.now()) };
     bench.store.put(app).await.unwrap();
     bench.until("the secret is there", || all(Some("hush"))).await;
