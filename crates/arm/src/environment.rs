@@ -8,6 +8,7 @@ pub mod dapr;
 pub mod http_route;
 pub mod maintenance;
 mod profiles;
+pub mod suffix;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -69,7 +70,7 @@ static PROPERTIES: Schema = Schema::Object(&[
     ("daprAIConnectionString", &Schema::TextOrAbsent),
     ("daprConfiguration", &Schema::Any),
     ("kedaConfiguration", &Schema::Any),
-    ("customDomainConfiguration", &Schema::Any),
+    ("customDomainConfiguration", &suffix::SCHEMA),
     ("appInsightsConfiguration", &Schema::Any),
     ("openTelemetryConfiguration", &Schema::Any),
     (
@@ -112,6 +113,8 @@ pub struct Parsed {
     pub environment: Environment,
     /// The document to store.
     pub doc: Value,
+    /// The DNS suffix that is asked for; the caller reads its certificate and puts it into `environment`.
+    pub suffix: Option<suffix::Asked>,
     /// Values that are never shown, by the name of their secret; those that did not come keep the value they have.
     pub secrets: BTreeMap<String, Option<String>>,
 }
@@ -135,6 +138,7 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
     errors.into_result()?;
     profiles::make_canonical(&mut doc);
     let secrets = take_secrets(&mut doc);
+    let suffix = suffix::take(&mut doc);
     let root = Node::root(&doc);
     let logs = root.get("properties").get("appLogsConfiguration");
     let customer = logs.get("logAnalyticsConfiguration").get("customerId").text().map(str::to_owned);
@@ -144,9 +148,10 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
         default_domain: context.default_domain.to_owned(),
         log_workspace: customer,
         workload_profiles,
+        suffix: None,
         limits: limits(&root.get("properties").get("ingressConfiguration")),
     };
-    Ok(Parsed { environment, doc, secrets })
+    Ok(Parsed { environment, doc, suffix, secrets })
 }
 
 /// Properties that are secrets, and the names they are kept under.
@@ -224,6 +229,7 @@ fn check(doc: &Value, context: &PutContext<'_>, errors: &mut Errors) {
     check_logs(&properties, errors);
     profiles::check(&properties, errors);
     check_ingress(&properties, errors);
+    suffix::check(&properties, errors);
     check_not_built(&root, errors);
 }
 
@@ -282,24 +288,12 @@ fn check_not_built(root: &Node<'_>, errors: &mut Errors) {
             "Disk encryption with a key of one's own",
             "encrypt the disk of the data directory",
         ),
-        (
-            "customDomainConfiguration",
-            "A DNS suffix of one's own",
-            "bind a custom domain to each app: `az containerapp hostname bind`",
-        ),
         ("appInsightsConfiguration", "Application Insights", "give apps its connection string as a secret"),
         ("openTelemetryConfiguration", "The OpenTelemetry agent", "send telemetry from the apps themselves"),
     ] {
         let node = properties.get(name);
         if node.value().is_some_and(asks_for_something) {
             refuse(&node, what, instead);
-        }
-    }
-    for name in ["peerAuthentication", "peerTrafficConfiguration"] {
-        let inner = if name == "peerAuthentication" { "mtls" } else { "encryption" };
-        let flag = properties.get(name).get(inner).get("enabled");
-        if flag.flag() == Some(true) {
-            refuse(&flag, "Encryption between apps", "set enabled to false");
         }
     }
 }
@@ -366,6 +360,18 @@ pub fn warnings(doc: &Value) -> Vec<String> {
     warn(
         properties.get("infrastructureResourceGroup").exists(),
         "infrastructureResourceGroup has no effect: there are no infrastructure resources.",
+    );
+    let is_mtls = properties.get("peerAuthentication").get("mtls").get("enabled").flag() == Some(true);
+    warn(
+        is_mtls,
+        "peerAuthentication.mtls: apps are told apart by addresses that the kernel of this machine vouches for, not by \
+         certificates; who may call whom is not restricted, as in Azure.",
+    );
+    let encryption = properties.get("peerTrafficConfiguration").get("encryption").get("enabled").flag();
+    warn(
+        is_mtls || encryption == Some(true),
+        "peerTrafficConfiguration.encryption: what apps send to each other stays in this machine's memory, where no other \
+         app can read it; it is not encrypted besides. Apps that want TLS call https://<app> and trust COVE_CA_FILE.",
     );
     warnings
 }

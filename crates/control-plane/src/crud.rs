@@ -41,6 +41,11 @@ pub(crate) trait Resource: 'static {
     /// Whether clients poll a DELETE as an operation (202 with `Location`). Default no: 200.
     const POLLS_DELETE: bool = false;
 
+    /// Status of the PUT that made this one. Default: [`Self::CREATED`].
+    fn created(_row: &ResourceRow) -> u16 {
+        Self::CREATED
+    }
+
     /// The parent that the path names: an app, an environment, a group.
     ///
     /// # Errors
@@ -253,7 +258,7 @@ async fn write<R: Resource>(plane: &ControlPlane, call: &Call, is_patch: bool) -
         match save(&write, checked::<R>(&write, &body, is_patch)?).await {
             Ok(row) => {
                 R::tell(plane, &parent, &row);
-                let status = if old.is_some() { 200 } else { R::CREATED };
+                let status = if old.is_some() { 200 } else { R::created(&row) };
                 return shown(status, &row, &R::render(plane, call, &row)?);
             }
             Err(StoreError::Conflict { .. }) => {}

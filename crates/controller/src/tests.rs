@@ -94,6 +94,7 @@ impl Bench {
             default_domain: "env.localhost".into(),
             log_workspace: None,
             workload_profiles: vec![],
+            suffix: None,
             limits: cove_model::RequestLimits::default(),
         };
         let put = PutResource {

@@ -23,6 +23,7 @@ use crate::{
     answer::{REASON_HEADER, Refusal},
     auth::{AuthShared, Verdict},
     body::{Held, ResponseBody},
+    challenge::Challenges,
     client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
@@ -53,6 +54,8 @@ pub(crate) struct Proxy {
     pub(crate) tunnels: TaskTracker,
     /// Port in redirects; 443 is left out.
     pub(crate) https_port: std::sync::OnceLock<u16>,
+    /// Questions of certificate authorities that are answered here.
+    pub(crate) challenges: Challenges,
     /// Notes what happens to requests.
     pub(crate) observer: Arc<Observer>,
 }
@@ -68,6 +71,20 @@ pub(crate) enum Side {
     Https,
     /// From a replica, without TLS.
     Internal,
+    /// From a replica, with TLS.
+    InternalTls,
+}
+
+impl Side {
+    /// With TLS.
+    pub(crate) fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::InternalTls)
+    }
+
+    /// From a replica.
+    pub(crate) fn is_internal(self) -> bool {
+        matches!(self, Self::Internal | Self::InternalTls)
+    }
 }
 
 /// Times that a waiting request follows its app from a revision that became inactive to the next.
@@ -122,6 +139,9 @@ impl Proxy {
             Ok(host) => host,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
         };
+        if let Some(answer) = self.challenges.answer(request.method(), &host, request.uri().path()) {
+            return answer.map(ResponseBody::from);
+        }
         let found = match self.find(client, &host, request.uri()) {
             Ok(found) => found,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
@@ -315,7 +335,7 @@ impl Proxy {
             // it may have been asked for by another app of the same connection
             certificate: client.tls.forwarded.as_ref().filter(|_| exchange.app.policy.asks_certificate()),
             peer: client.peer,
-            is_tls: client.side == Side::Https,
+            is_tls: client.side.is_tls(),
             host,
         };
         headers::forward(&mut head.headers, via, &self.shared.config);

@@ -18,6 +18,19 @@ pub struct Environment {
     /// Limits of requests to its apps, from `ingressConfiguration`; an app's own win.
     #[serde(default)]
     pub limits: RequestLimits,
+    /// A domain of the user's own below which all apps answer too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suffix: Option<DnsSuffix>,
+}
+
+/// `customDomainConfiguration`: apps answer at `<app>.<name>` besides the default domain. The certificate's private key is
+/// a secret of the environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSuffix {
+    /// The domain, lower case: `apps.example.com`.
+    pub name: String,
+    /// Certificate chain in PEM, leaf first, for `*.<name>`.
+    pub chain_pem: String,
 }
 
 /// One of an environment's workload profiles.

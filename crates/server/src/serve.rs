@@ -254,6 +254,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         OciConfig::new(utf8(data_dir.join("replicas"))?, utf8(data_dir.join("console"))?, network_config.name);
     oci.shares = options.config.storage.shares(&utf8(data_dir.clone())?);
     oci.clock = clock.clone();
+    oci.ca_certificate = Some(fs::read_to_string(authority.ca_path()).context("the CA's certificate")?);
     if let Some(program) = &options.shim_program {
         oci.shim_program.clone_from(program);
     }
@@ -312,6 +313,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
     start_dns(&opened.network, &shared, directory).await;
     let api = api_router(options, &opened, &shared, runtime, mover).await?;
+    start_certificates(options, &opened, &shared, &ingress.handle());
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
     tasks.spawn(HELPER, prune(opened.store.clone(), shared.clock.clone()));
 
@@ -346,11 +348,15 @@ fn make_ingress(
     shared.tasks.spawn(HELPER, uploaded.clone().follow(opened.store.clone()));
     let certificates = AppCertificates::new(Arc::clone(&opened.authority), {
         let routes = shared.boards.routes.subscribe();
-        move |host| match routes.borrow().host(host).map(|host| &host.certificate) {
-            Some(HostCertificate::Platform) => Shown::Made,
-            Some(HostCertificate::Custom(id)) => uploaded.get(id).map_or(Shown::Nothing, Shown::Its),
-            Some(HostCertificate::Missing) => Shown::Nothing,
-            None => Shown::Other,
+        move |host| {
+            let table = Arc::clone(&routes.borrow());
+            match table.host(host).map(|host| &host.certificate) {
+                Some(HostCertificate::Platform) => Shown::Made,
+                Some(HostCertificate::Custom(id)) => uploaded.get(id).map_or(Shown::Nothing, Shown::Its),
+                Some(HostCertificate::Missing) => Shown::Nothing,
+                None if tls::is_app_name(&table, host) => Shown::Made,
+                None => Shown::Other,
+            }
         }
     })?;
     let sources = IngressSources {
@@ -377,6 +383,17 @@ fn make_ingress(
         ..ingress_config(&options.config, https_port)
     };
     Ingress::new(config, sources, listeners).map_err(with_causes)
+}
+
+/// TLS between apps, and orders of managed certificates; before the API takes the first.
+fn start_certificates(options: &Options, opened: &Opened, shared: &Shared, ingress: &IngressHandle) {
+    let address = SocketAddr::from((opened.network.gateway(), 443));
+    let inside = tls::listen_inside(address, ingress.clone(), shared.boards.loaded.subscribe());
+    shared.tasks.spawn(HELPER, inside);
+    let (store, plane, clock) = (opened.store.clone(), shared.plane.get(), shared.clock.clone());
+    if let Some(acme) = Acme::of(&options.config.acme, store, plane, clock, ingress.challenges()) {
+        shared.tasks.spawn(HELPER, acme::follow(acme));
+    }
 }
 
 fn make_controller(

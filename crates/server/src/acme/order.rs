@@ -2,8 +2,9 @@
 //!
 //! **Invariant:** a question of the authority is answered only while its order is open.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cove_base::Backoff;
 use cove_control_plane::{Issued, Ordered};
 use cove_ingress::Expected;
 use cove_model::DomainValidation;
@@ -20,7 +21,10 @@ const PASSING: [&str; 4] = ["rateLimited", "serverInternal", "badNonce", "accoun
 /// Pause between two looks for a TXT record.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How the authority is asked whether it is done.
+/// Longest that an authority may take to look at a domain that is ready.
+const PROOF_LIMIT: Duration = Duration::from_secs(240);
+
+/// How the authority is asked whether the certificate is there.
 fn polling() -> RetryPolicy {
     RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(240))
 }
@@ -73,17 +77,9 @@ impl Acme {
             Err(error) => return Err(error.into()),
         };
         let expected = self.prove(&mut order, ordered).await?;
-        let status = order.poll_ready(&polling()).await;
+        let proven = until_proven(&mut order).await;
         drop(expected);
-        match status {
-            Ok(OrderStatus::Ready | OrderStatus::Valid) => {}
-            // a challenge that failed is told there, not in the order
-            Ok(OrderStatus::Invalid) | Err(Error::Api(_)) => return Err(why(&mut order, status.err()).await),
-            Ok(OrderStatus::Pending | OrderStatus::Processing) => {
-                return Err(Failure::Later("the authority has not looked at the domain yet".to_owned()));
-            }
-            Err(error) => return Err(error.into()),
-        }
+        proven?;
         let (key_pem, csr) = request(subject, self.section.key)?;
         order.finalize_csr(&csr).await?;
         let chain_pem = order.poll_certificate(&polling()).await?;
@@ -136,19 +132,44 @@ impl Acme {
     }
 }
 
-/// What the authority says of the challenges of an order that failed.
-async fn why(order: &mut Order, error: Option<Error>) -> Failure {
-    let mut texts = Vec::new();
+/// Waits until the authority has looked at the domain. Its authorizations are asked too: not every authority tells in the
+/// order that one of them failed.
+async fn until_proven(order: &mut Order) -> Result<(), Failure> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), LOOK_EVERY);
+    let until = Instant::now() + PROOF_LIMIT;
+    loop {
+        let status = order.refresh().await?.status;
+        match status {
+            OrderStatus::Ready | OrderStatus::Valid => return Ok(()),
+            OrderStatus::Invalid => return Err(denied(order).await?.unwrap_or_else(unexplained)),
+            OrderStatus::Pending | OrderStatus::Processing => {}
+        }
+        if let Some(failure) = denied(order).await? {
+            return Err(failure);
+        }
+        if Instant::now() > until {
+            return Err(Failure::Later("the authority has not looked at the domain yet".to_owned()));
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+fn unexplained() -> Failure {
+    Failure::Refused("the authority could not verify the domain and does not say why".to_owned())
+}
+
+/// What the authority says of the challenges of an order, if one failed.
+async fn denied(order: &mut Order) -> Result<Option<Failure>, Failure> {
+    let (mut is_denied, mut texts) = (false, Vec::new());
     let mut authorizations = order.authorizations();
-    while let Some(Ok(mut authorization)) = authorizations.next().await {
-        let Ok(state) = authorization.refresh().await else { continue };
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        let state = authorization.refresh().await?;
+        is_denied |= !matches!(state.status, AuthorizationStatus::Pending | AuthorizationStatus::Valid);
         texts.extend(state.challenges.iter().filter_map(|challenge| challenge.error.as_ref()).map(ToString::to_string));
     }
-    match (texts.is_empty(), error) {
-        (false, _) => Failure::Refused(texts.join("; ")),
-        (true, Some(error)) => error.into(),
-        (true, None) => Failure::Refused("the authority could not verify the domain and does not say why".to_owned()),
-    }
+    let failure = || if texts.is_empty() { unexplained() } else { Failure::Refused(texts.join("; ")) };
+    Ok(is_denied.then(failure))
 }
 
 /// A new key in PEM, and the request for its certificate.
