@@ -5,7 +5,7 @@ use cove_model::{ResourceId, RevisionKey, RevisionName};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::harness::{ENV, RG, WEB, World, app_body};
+use super::harness::{RG, WEB, World, app_body};
 
 const OTHER: &str = "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App/containerApps/other";
 
@@ -101,13 +101,14 @@ async fn policies_and_questions_are_answered() {
 #[tokio::test]
 async fn limits_of_requests_are_shown_as_they_are_in_force() {
     let world = World::with_environment().await;
+    let environment = format!("{RG}/providers/Microsoft.App/managedEnvironments/env");
     let limits = |shown: &Value| shown.pointer("/properties/configuration/ingress/coveEffectiveLimits").unwrap().clone();
     assert_eq!(world.put(WEB, app_body("nginx", "v1")).await.status, 201);
     let servers = json!({ "requestTimeoutSeconds": 240, "idleTimeoutSeconds": 240, "headerCountLimit": 100,
         "terminationGracePeriodSeconds": 30 });
     assert_eq!(limits(&world.get(WEB).await.json()), servers);
     let premium = json!({ "properties": { "ingressConfiguration": { "requestIdleTimeout": 10, "headerCountLimit": 50 } } });
-    let patched = world.patch(ENV, premium).await;
+    let patched = world.patch(&environment, premium).await;
     assert!(patched.status < 300, "{}", patched.text);
     let environments = json!({ "requestTimeoutSeconds": 600, "idleTimeoutSeconds": 600, "headerCountLimit": 50,
         "terminationGracePeriodSeconds": 30 });
@@ -115,7 +116,7 @@ async fn limits_of_requests_are_shown_as_they_are_in_force() {
     assert_eq!(limits(&shown), environments);
     // what is shown sets nothing when it is sent back
     world.put(WEB, shown).await;
-    world.patch(ENV, json!({ "properties": { "ingressConfiguration": null } })).await;
+    world.patch(&environment, json!({ "properties": { "ingressConfiguration": null } })).await;
     assert_eq!(limits(&world.get(WEB).await.json()), servers);
     let own = with(app_body("nginx", "v1"), "/properties/configuration/ingress/coveRequestTimeoutSeconds", json!(5));
     let own = with(own, "/properties/configuration/ingress/coveRequestBodyMaxBytes", json!("1024"));
