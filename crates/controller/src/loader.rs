@@ -199,8 +199,6 @@ impl Affected {
                 }
             } else if is(id, RESILIENCY_KIND) || is(id, auth::KIND) {
                 apps.extend(id.parent());
-            } else if is(id, RESILIENCY_KIND) {
-                apps.extend(id.parent());
             } else if is(id, PATH_ROUTES_KIND) {
                 routes.insert(id.clone());
             }

@@ -114,21 +114,6 @@ pub(crate) enum Refusal {
     /// Authentication in front of the app.
     #[error(transparent)]
     Auth(#[from] AuthRefusal),
-    /// Every ready replica is left out by the circuit breaker.
-    #[error("every replica of this app failed again and again and gets no requests; its circuit breaker lets them in again in {seconds} s")]
-    ReplicasEjected {
-        /// Until the first is let in again.
-        seconds: u32,
-    },
-    /// The app's connection pool is full.
-    #[error("{max} requests or connections of this app are open already, as many as its resiliency policy lets in; try again shortly")]
-    PoolOverflow {
-        /// Allowed.
-        max: u64,
-    },
-    /// The body has more bytes than the app lets in.
-    #[error("the request's body is larger than this app takes")]
-    RequestBodyTooLarge,
     /// The client's body ended early.
     #[error("the request's body could not be read to its end")]
     RequestBodyFailed,
@@ -171,9 +156,6 @@ impl Refusal {
             Self::PoolOverflow { .. } => (StatusCode::SERVICE_UNAVAILABLE, "pool-overflow"),
             Self::RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large"),
             Self::Auth(refusal) => refusal.status(),
-            Self::ReplicasEjected { .. } => (StatusCode::SERVICE_UNAVAILABLE, "replicas-ejected"),
-            Self::PoolOverflow { .. } => (StatusCode::SERVICE_UNAVAILABLE, "pool-overflow"),
-            Self::RequestBodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request-body-too-large"),
             Self::RequestBodyFailed => (StatusCode::BAD_REQUEST, "request-body-failed"),
             Self::ClientGone => (StatusCode::BAD_REQUEST, "client-gone"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

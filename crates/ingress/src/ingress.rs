@@ -144,7 +144,6 @@ impl Ingress {
             https_port.get_or_init(|| port);
         }
         let connections = Arc::new(Semaphore::new(config.connections_max));
-        let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let observer = Observer::new(config.access_log);
         let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let shared = Arc::new(GateShared {
@@ -314,12 +313,6 @@ impl IngressHandle {
     #[must_use]
     pub fn reasons(&self) -> Vec<(String, u64)> {
         self.doors.proxy.observer.reasons()
-    }
-
-    /// What a revision's resiliency policy did so far; all zero without one.
-    #[must_use]
-    pub fn resilience(&self, revision: &RevisionKey) -> ResilienceCounts {
-        self.doors.proxy.gates.get(revision).map_or_else(ResilienceCounts::default, |gate| gate.resilience())
     }
 
     /// Open requests of draining replicas: set when a replica begins to drain, and again when the count reaches 0. From the
