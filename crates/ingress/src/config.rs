@@ -62,6 +62,9 @@ pub struct IngressConfig {
     pub https_port: Option<u16>,
     /// Peers whose `X-Forwarded-*` headers are believed and added to. Default none: they are replaced.
     pub trusted_proxies: Vec<IpNet>,
+    /// Peers that begin each connection with a PROXY protocol header, which is believed; without one they are not served.
+    /// Default none.
+    pub proxy_protocol_peers: Vec<IpNet>,
     /// How long WebSockets of a draining replica stay open before they get a close frame. Default 30 s.
     pub websocket_drain_after: Duration,
     /// Address at which exposed TCP ports of external apps are opened. Default `None`: nowhere.
@@ -103,6 +106,7 @@ impl Default for IngressConfig {
             redirect_http: false,
             https_port: None,
             trusted_proxies: Vec::new(),
+            proxy_protocol_peers: Vec::new(),
             websocket_drain_after: Duration::from_secs(30),
             tcp_external: None,
             tcp_internal: None,

@@ -118,6 +118,17 @@ impl Busy {
     }
 }
 
+/// Lines shorter than this may use every place.
+const SHORT_LINE: usize = 32;
+/// Longer ones leave this part of all places to them: one sixteenth.
+const RESERVED_SHARE: usize = 16;
+
+/// Whether one more may wait: the crowds of some apps leave places for others, which are woken like any other time.
+fn has_share(line: usize, held_total: usize, held_total_max: usize) -> bool {
+    let free = held_total_max.saturating_sub(held_total);
+    free > if line < SHORT_LINE { 0 } else { held_total_max / RESERVED_SHARE }
+}
+
 /// What a waiting request is told.
 type Grant = Result<Lease, Refusal>;
 
@@ -216,7 +227,12 @@ impl Gate {
     /// Counts an arrival; it is open until the ticket is dropped.
     pub(crate) fn admit(self: &Arc<Self>, accepted_at: Timestamp) -> Ticket {
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.lock().arrivals.record(self.shared.clock.now());
+        let now = self.shared.clock.now();
+        let mut state = self.lock();
+        state.arrivals.record(now);
+        state.busy.count(now);
+        state.busy.open += 1;
+        drop(state);
         Ticket::new(Arc::clone(self), accepted_at)
     }
 
@@ -250,7 +266,8 @@ impl Gate {
         if state.line.len() >= config.held_per_revision_max {
             return Err(Refusal::HoldQueueFull);
         }
-        if self.shared.held_total.fetch_add(1, Ordering::Relaxed) >= config.held_total_max {
+        let held = self.shared.held_total.fetch_add(1, Ordering::Relaxed);
+        if !has_share(state.line.len(), held, config.held_total_max) {
             self.shared.held_total.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::HoldQueueFull);
         }
@@ -499,6 +516,50 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crowds_leave_places_to_others() {
+        const MAX: usize = 10_000;
+        let mut lines = vec![0_usize; 12];
+        let mut held = 0;
+        // twelve crowds, as long as any gets in
+        while let Some(line) = lines.iter_mut().find(|line| **line < 1000 && has_share(**line, held, MAX)) {
+            *line += 1;
+            held += 1;
+        }
+        assert!(held > 9_000, "places are used: {held}");
+        assert!(has_share(0, held + 500, MAX), "other apps have hundreds left: {held}");
+        // many small lines use every place
+        assert!((0..MAX).all(|held| has_share(held / 500, held, MAX)));
+        assert!(!has_share(0, MAX, MAX));
+    }
+
+    #[tokio::test]
+    async fn a_request_counts_its_time_from_its_admission() {
+        let shared = GateShared {
+            config: Arc::new(IngressConfig::default()),
+            clock: Clock::real(),
+            tasks: Tasks::default(),
+            activate: Arc::new(|_| {}),
+            drained: Board::default(),
+            held_total: 0.into(),
+            kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
+            header_fields_ceiling: 0.into(),
+        };
+        let app = cove_model::ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap();
+        let name = cove_model::RevisionName::of("web", "v1").unwrap();
+        let gate = Gate::new(RevisionKey { app, name }, Arc::new(shared));
+        let ticket = gate.admit(Timestamp::now());
+        let counted = async {
+            while gate.load().open_us_total == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), counted).await.expect("time passes for what is open");
+        drop(ticket);
+        let then = gate.load();
+        assert_eq!((then.open, gate.load().open_us_total), (0, then.open_us_total));
+    }
 
     #[test]
     fn the_time_that_requests_were_open_is_summed() {

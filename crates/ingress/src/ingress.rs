@@ -2,7 +2,12 @@
 //!
 //! **Invariant:** routes and endpoints are level-triggered: the router applies the newest value, however many it missed.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
@@ -12,18 +17,18 @@ use jiff::Timestamp;
 use rustls::server::ResolvesServerCert;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    auth::{AuthShared, AuthSources},
+    challenge::Challenges,
     config::IngressConfig,
     gate::{Activate, GateShared},
     listen::{self, Doors},
     observe::Observer,
     proxy::{Proxy, Side},
-    auth::{AuthShared, AuthSources},
-    challenge::Challenges,
     request_body::Budget,
     resilience::ResilienceCounts,
     routes::Gates,
@@ -40,6 +45,8 @@ const WAKES_MAX: usize = 4096;
 const GATES_PER_CHANGE: usize = 64;
 /// How long connections get after the grace period to flush their last bytes, close frames among them.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// How long connections that do nothing get to end after the grace period of a server that was replaced.
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// Where the ingress gets what it needs from the rest of the server.
 pub struct IngressSources {
@@ -58,6 +65,8 @@ pub struct IngressSources {
     pub environment_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
     /// Random numbers for traffic weights: `rand::random`, or a sequence in tests.
     pub random: Arc<dyn Fn() -> u32 + Send + Sync>,
+    /// Keys, files and events of authentication in front of apps.
+    pub auth: AuthSources,
 }
 
 /// Bound sockets.
@@ -65,8 +74,6 @@ pub struct IngressSources {
 pub struct IngressListeners {
     /// From outside, plain HTTP.
     pub http: Vec<TcpListener>,
-    /// Keys, files and events of authentication in front of apps.
-    pub auth: AuthSources,
     /// From outside, TLS.
     pub https: Vec<TcpListener>,
     /// From replicas, plain HTTP: here apps answer also when they are not external.
@@ -143,7 +150,7 @@ impl Ingress {
             let port = listener.local_addr().map_err(IngressError::Listener)?.port();
             https_port.get_or_init(|| port);
         }
-        let connections = Arc::new(Semaphore::new(config.connections_max));
+        let connections_max = config.connections_max;
         let observer = Observer::new(config.access_log);
         let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let shared = Arc::new(GateShared {
@@ -169,16 +176,17 @@ impl Ingress {
             connections: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             https_port,
+            challenges: Challenges::default(),
             observer,
+            auth: AuthShared::new(sources.auth),
         });
-        let doors = Arc::new(Doors { proxy, connections, drain: CancellationToken::new(), tls });
+        let doors = Arc::new(Doors::new(proxy, connections_max, tls));
         Ok((Self { doors, endpoints: sources.endpoints, listeners }, wakes_reader))
     }
 
     /// For the rest of the server.
     #[must_use]
     pub fn handle(&self) -> IngressHandle {
-            auth: AuthShared::new(sources.auth),
         IngressHandle { doors: Arc::clone(&self.doors) }
     }
 
@@ -334,13 +342,59 @@ impl IngressHandle {
         self.doors.proxy.shared.tasks.spawn(ACCEPT, listen::accept(doors, listener, Side::Internal));
     }
 
+    /// What was seen of every revision so far.
+    #[must_use]
+    pub fn loads(&self) -> Vec<(RevisionKey, RevisionLoad)> {
+        self.doors.proxy.gates.all().iter().map(|gate| (gate.key().clone(), gate.load())).collect()
+    }
+
+    /// Whether new connections are taken here.
+    #[must_use]
+    pub fn is_accepting(&self) -> bool {
+        !self.doors.closed.is_cancelled()
+    }
+
+    /// Listening sockets of exposed ports of the server before this one: used in place of new ones where a route wants them.
+    /// To be called before [`Ingress::run`].
+    pub fn inherit_ports(&self, sockets: Vec<std::net::TcpListener>) {
+        self.doors.ports.inherit(sockets);
+    }
+
+    /// Copies of the listening sockets of exposed ports, for the server after this one.
+    #[must_use]
+    pub fn ports(&self) -> Vec<(SocketAddr, OwnedFd)> {
+        self.doors.ports.copies()
+    }
+
+    /// Leaves new connections to another server that has the same sockets, and lets those that are open go on for `grace`:
+    /// each may finish what it does, and what its client sent meanwhile is answered. Then ends what is left, as
+    /// [`Self::shutdown`] does. Says how many requests were still open then.
+    pub async fn retire(&self, grace: Duration) -> u64 {
+        let proxy = &self.doors.proxy;
+        self.doors.close();
+        let all_closed = async { tokio::join!(proxy.connections.wait(), proxy.tunnels.wait()) };
+        let _late = tokio::time::timeout(grace, all_closed).await;
+        self.shutdown(IDLE_TIME).await
+    }
+
+    /// The same with TLS.
+    pub fn listen_internal_tls(&self, listener: TcpListener) {
+        let doors = Arc::clone(&self.doors);
+        self.doors.proxy.shared.tasks.spawn(ACCEPT, listen::accept(doors, listener, Side::InternalTls));
+    }
+
+    /// What is answered to certificate authorities that ask whose a domain is.
+    #[must_use]
+    pub fn challenges(&self) -> Challenges {
+        self.doors.proxy.challenges.clone()
+    }
+
     /// Stops accepting, lets open requests go on for `grace`, then ends what is left: WebSockets with a close frame, the
     /// rest by closing. Says how many requests were still open then.
     pub async fn shutdown(&self, grace: Duration) -> u64 {
         let doors = &self.doors;
+        doors.close();
         doors.drain.cancel();
-        doors.proxy.connections.close();
-        doors.proxy.tunnels.close();
         let all_closed = async { tokio::join!(doors.proxy.connections.wait(), doors.proxy.tunnels.wait()) };
         let in_time = tokio::time::timeout(grace, all_closed).await.is_ok();
         let open = if in_time { 0 } else { doors.proxy.gates.all().iter().map(|gate| gate.load().open).sum() };

@@ -4,9 +4,17 @@
 //!
 //! **Invariant:** a connection that says nothing, or says it slowly, ends by a limit in each of its stages.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
+use http::{HeaderValue, StatusCode, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -24,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     io::{Guarded, Protocol, Socket, sniff},
     proxy::{Client, Proxy, Side},
-    target,
+    proxy_protocol, target, tcp,
     tls::Tls,
 };
 
@@ -50,12 +58,41 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub(crate) struct Doors {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) connections: Arc<Semaphore>,
-    /// No new connections; those that are open finish what they do.
+    /// No new connections; those that are open finish what they do, those that do nothing end.
     pub(crate) drain: CancellationToken,
+    /// No new connections here; part of `drain`, or before it when another server takes them: then those that do nothing
+    /// may still ask for something, once.
+    pub(crate) closed: CancellationToken,
+    is_closed: AtomicBool,
     pub(crate) tls: Option<Tls>,
+    /// Sockets of exposed ports.
+    pub(crate) ports: Arc<tcp::Sockets>,
 }
 
-/// Takes connections from a listener until drain.
+impl Doors {
+    pub(crate) fn new(proxy: Arc<Proxy>, connections_max: usize, tls: Option<Tls>) -> Self {
+        let drain = CancellationToken::new();
+        Self {
+            proxy,
+            connections: Arc::new(Semaphore::new(connections_max)),
+            closed: drain.child_token(),
+            drain,
+            is_closed: AtomicBool::new(false),
+            tls,
+            ports: Arc::default(),
+        }
+    }
+
+    /// Takes no new connection from now on.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.closed.cancel();
+        self.proxy.connections.close();
+        self.proxy.tunnels.close();
+    }
+}
+
+/// Takes connections from a listener until it is closed.
 pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side) {
     if let Err(error) = keep_alive(&listener) {
         tracing::warn!(%error, "failed to turn TCP keep-alive on: clients that vanish may stay counted as open");
@@ -63,12 +100,12 @@ pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side)
     let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
     loop {
         let permit = tokio::select! {
-            () = doors.drain.cancelled() => return,
+            () = doors.closed.cancelled() => return,
             permit = Arc::clone(&doors.connections).acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
         let accepted = tokio::select! {
-            () = doors.drain.cancelled() => return,
+            () = doors.closed.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -82,7 +119,7 @@ pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side)
                 let wait = backoff.next_wait();
                 tracing::warn!(%error, ?wait, "failed to accept a connection");
                 tokio::select! {
-                    () = doors.drain.cancelled() => return,
+                    () = doors.closed.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                 }
             }
@@ -99,21 +136,36 @@ pub(crate) fn keep_alive(listener: &TcpListener) -> nix::Result<()> {
     setsockopt(listener, sockopt::TcpKeepCount, &4)
 }
 
-async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side: Side, permit: OwnedSemaphorePermit) {
+async fn connection(
+    doors: Arc<Doors>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    side: Side,
+    permit: OwnedSemaphorePermit,
+) {
     let _tracked = doors.proxy.connections.token();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "failed to set nodelay");
     }
-    let stream = Socket::new(stream);
-    let mut client = Client {
-        connection: doors.proxy.observer.next_connection(),
-        peer: peer.ip().to_canonical(),
-        side,
-        socket: stream.clone(),
-        tls: Arc::default(),
-        permit: Arc::new(permit),
-    };
     let config = &doors.proxy.shared.config;
+    let limit = config.handshake_timeout;
+    let peer = match proxy_protocol::client_of(&mut stream, peer, &config.proxy_protocol_peers, limit).await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::debug!(%peer, error = &error as &dyn std::error::Error, "a connection was not served");
+            return;
+        }
+    };
+    let stream = Socket::new(stream);
+    let mut client =
+        Client {
+            connection: doors.proxy.observer.next_connection(),
+            peer: peer.ip(),
+            side,
+            socket: stream.clone(),
+            tls: Arc::default(),
+            permit: Arc::new(permit),
+        };
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side.is_tls() {
         let Some(tls) = &doors.tls else { return };
@@ -145,15 +197,25 @@ async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: SocketAddr, side
     }
 }
 
-async fn serve<S>(doors: &Doors, stream: Guarded<S>, protocol: Protocol, client: Client)
+async fn serve<S>(doors: &Arc<Doors>, stream: Guarded<S>, protocol: Protocol, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (proxy, peer) = (Arc::clone(&doors.proxy), client.peer);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let proxy = Arc::clone(&proxy);
-        let client = client.clone();
-        async move { Ok::<_, std::convert::Infallible>(proxy.serve(&client, request).await) }
+    let peer = client.peer;
+    let service = service_fn({
+        let doors = Arc::clone(doors);
+        move |request: hyper::Request<Incoming>| {
+            let (doors, client) = (Arc::clone(&doors), client.clone());
+            async move {
+                let mut response = Arc::clone(&doors.proxy).serve(&client, request).await;
+                let is_last = protocol == Protocol::Http1 && doors.is_closed.load(Ordering::Relaxed);
+                if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    // the next request finds the server that takes connections now
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        }
     });
     let config = &doors.proxy.shared.config;
     let io = TokioIo::new(stream);
@@ -184,9 +246,10 @@ where
                 .max_header_list_size(u32::try_from(config.header_bytes_max).unwrap_or(u32::MAX))
                 .serve_connection(io, service);
             tokio::pin!(connection);
+            // the protocol tells clients that there is an end without cutting off what they begin meanwhile
             tokio::select! {
                 result = connection.as_mut() => result,
-                () = doors.drain.cancelled() => {
+                () = doors.closed.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }

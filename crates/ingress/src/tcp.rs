@@ -3,96 +3,63 @@
 //! While a connection is held nothing is read from it: what the client sends waits in the kernel, bounded by its window.
 //!
 //! **Invariant:** a connection counts as open at its revision from its acceptance until both directions are done.
-//! **Invariant:** an end of stream is passed on in its direction only; the other goes on until it ends too.
+//! **Invariant:** a port leads an app of one environment to the apps of its own, and to others only where they are external.
+
+mod ports;
+mod relay;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
 use cove_model::{ReplicaName, Transport};
-use cove_traffic::{AppRouteState, RouteTable};
+use cove_traffic::AppRouteState;
 use jiff::Timestamp;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    io::{AsyncWriteExt, Interest},
+    net::{TcpListener, TcpStream},
     sync::OwnedSemaphorePermit,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::ports::{Ports, Sockets};
+use self::relay::{Outcome, relay};
 use crate::{
     answer::Refusal,
-    config::IngressConfig,
     gate::{Lease, Ticket},
     listen::{self, Doors},
     proxy::{Proxy, REROUTES_MAX},
     resilience::Resilience,
-    routes::TcpTarget,
+    proxy_protocol::{self, Ends},
+    routes::{Snapshot, TcpTarget},
     target::may_connect,
 };
 
-const PORT: TaskKind = TaskKind { name: "ingress-tcp-port", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 const CONNECTION: TaskKind =
     TaskKind { name: "ingress-tcp-connection", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 
-/// Bytes copied at once, per direction.
-const COPY_BYTES: usize = 16 << 10;
-
-/// Listeners of exposed ports; follows the route table.
-#[derive(Default)]
-pub(crate) struct Ports {
-    open: BTreeMap<SocketAddr, CancellationToken>,
-}
-
-impl Ports {
-    /// Opens ports that are new in the table and closes those that are gone; open connections go on.
-    pub(crate) fn follow(&mut self, doors: &Arc<Doors>, table: &RouteTable) {
-        let config = &doors.proxy.shared.config;
-        let wanted: BTreeSet<SocketAddr> = table
-            .tcp
-            .iter()
-            .flat_map(|((port, _), route)| addresses(config, route.external).map(|ip| SocketAddr::new(ip, *port)))
-            .collect();
-        self.open.retain(|address, stop| {
-            let stays = wanted.contains(address);
-            if !stays {
-                stop.cancel();
-            }
-            stays
-        });
-        for address in wanted {
-            self.open.entry(address).or_insert_with(|| {
-                let stop = doors.drain.child_token();
-                doors.proxy.shared.tasks.spawn(PORT, serve_port(Arc::clone(doors), address, stop.clone()));
-                stop
-            });
-        }
-    }
-}
-
-/// Where a port is opened: the inner address always, the outer one if the app is external.
-fn addresses(config: &IngressConfig, is_external: bool) -> impl Iterator<Item = IpAddr> {
-    let outer =
-        config.tcp_external.filter(|outer| is_external || config.tcp_internal.is_some() && outer.is_unspecified());
-    // an unspecified outer address takes the inner connections too
-    let inner = config.tcp_internal.filter(|_| outer.is_none_or(|outer| !outer.is_unspecified()));
-    outer.into_iter().chain(inner)
+/// A client of a port.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    /// Its address, as a trusted peer says it where there is one.
+    address: SocketAddr,
+    /// What it connected to.
+    local: SocketAddr,
+    /// It came by the address at which replicas reach ports.
+    is_inside: bool,
 }
 
 /// Listens on a port until `stop`; tries again while something else has it.
 async fn serve_port(doors: Arc<Doors>, address: SocketAddr, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     let mut was_told = false;
-    let listener = loop {
-        match listen::bind(address) {
-            Ok(listener) => break listener,
+    let (listener, _shown) = loop {
+        match doors.ports.open(address) {
+            Ok(opened) => break opened,
             Err(error) => {
                 if !std::mem::replace(&mut was_told, true) {
                     tracing::warn!(%address, %error, "an app's exposed port cannot be opened; it is tried again");
@@ -108,6 +75,8 @@ async fn serve_port(doors: Arc<Doors>, address: SocketAddr, stop: CancellationTo
     accept(&doors, &listener, address.port(), &stop).await;
 }
 
+/// Takes connections in. A connection is accepted first and then waits for its share of those allowed: a port at which
+/// nobody calls takes none.
 async fn accept(doors: &Arc<Doors>, listener: &TcpListener, port: u16, stop: &CancellationToken) {
     if let Err(error) = listen::keep_alive(listener) {
         tracing::warn!(%error, "failed to turn TCP keep-alive on: clients that vanish may stay counted as open");
@@ -116,19 +85,17 @@ async fn accept(doors: &Arc<Doors>, listener: &TcpListener, port: u16, stop: &Ca
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = async {
-                let permit = Arc::clone(&doors.connections).acquire_owned().await;
-                (permit, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            (Ok(permit), Ok((stream, peer))) => {
+            Ok((stream, peer)) => {
                 backoff.reset();
-                let task = connection(Arc::clone(doors), stream, peer.ip().to_canonical(), port, permit);
+                // who was accepted is served, also when the port closes meanwhile
+                let Ok(permit) = Arc::clone(&doors.connections).acquire_owned().await else { return };
+                let task = connection(Arc::clone(doors), stream, peer, port, permit);
                 doors.proxy.shared.tasks.spawn(CONNECTION, task);
             }
-            (Err(_closed), _) => return,
-            (_, Err(error)) => {
+            Err(error) => {
                 let wait = backoff.next_wait();
                 tracing::warn!(%error, ?wait, "failed to accept a connection");
                 tokio::select! {
@@ -140,28 +107,48 @@ async fn accept(doors: &Arc<Doors>, listener: &TcpListener, port: u16, stop: &Ca
     }
 }
 
-async fn connection(doors: Arc<Doors>, stream: TcpStream, peer: IpAddr, port: u16, permit: OwnedSemaphorePermit) {
+async fn connection(
+    doors: Arc<Doors>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+    permit: OwnedSemaphorePermit,
+) {
     let proxy = &doors.proxy;
     let _tracked = proxy.tunnels.token();
-    if let Err(error) = pass(proxy, stream, peer, port).await {
+    let config = &proxy.shared.config;
+    let limit = config.handshake_timeout;
+    let address = match proxy_protocol::client_of(&mut stream, peer, &config.proxy_protocol_peers, limit).await {
+        Ok(address) => address,
+        Err(error) => {
+            tracing::debug!(%peer, port, error = &error as &dyn std::error::Error, "a TCP connection was not served");
+            return;
+        }
+    };
+    let Ok(local) = stream.local_addr() else { return };
+    let client = Client { address, local, is_inside: Some(local.ip().to_canonical()) == config.tcp_internal };
+    if let Err(error) = pass(proxy, stream, client, port).await {
         tracing::debug!(%peer, port, reason = error.status().1, "a TCP connection was not served");
     }
     drop(permit);
 }
 
-async fn pass(proxy: &Proxy, mut client: TcpStream, peer: IpAddr, port: u16) -> Result<(), Refusal> {
+async fn pass(proxy: &Proxy, mut stream: TcpStream, client: Client, port: u16) -> Result<(), Refusal> {
     // a wake is measured by the machine's clock, also beside a virtual one
     let accepted_at = Timestamp::now();
     let deadline = Instant::now() + proxy.shared.config.request_timeout;
-    let is_inside = client.local_addr().is_ok_and(|local| Some(local.ip()) == proxy.shared.config.tcp_internal);
-    let find = || find(proxy, peer, port, is_inside);
+    let find = || find(proxy, client, port);
     let found = find()?;
     let gate = found.app.choose((proxy.random)()).ok_or(Refusal::NoRevision)?;
     let mut ticket = gate.admit(accepted_at);
     found.app.policy.check_open(&ticket, Transport::Tcp)?;
     let mut lease = None;
     for _ in 0..REROUTES_MAX {
-        match ticket.lease(None, deadline).await {
+        let leased = tokio::select! {
+            leased = ticket.lease(None, deadline) => leased,
+            () = reset(&stream) => return Err(Refusal::ClientGone),
+        };
+        match leased {
             Err(Refusal::RevisionInactive) => {
                 let gate = find()?.app.choose((proxy.random)()).ok_or(Refusal::NoRevision)?.clone();
                 ticket = gate.admit(accepted_at);
@@ -175,25 +162,57 @@ async fn pass(proxy: &Proxy, mut client: TcpStream, peer: IpAddr, port: u16) -> 
     let lease = lease.ok_or(Refusal::RevisionInactive)?;
     let resilience = &found.app.policy.resilience;
     let (mut app, lease) = connect((proxy, resilience), &ticket, lease, found.route.target_port, deadline).await?;
-    let nodelay = client.set_nodelay(true).and_then(|()| app.set_nodelay(true));
+    let nodelay = stream.set_nodelay(true).and_then(|()| app.set_nodelay(true));
     if let Err(error) = nodelay {
         tracing::debug!(%error, "failed to set nodelay");
     }
+    if let Some(version) = found.app.route.policies.proxy_protocol {
+        let header = proxy_protocol::encode(version, Ends { source: client.address, destination: client.local });
+        app.write_all(&header).await.map_err(|_gone| Refusal::UpstreamClosed)?;
+    }
     let idle = proxy.shared.config.tcp_idle_timeout;
-    tokio::select! {
-        () = relay(&mut client, &mut app, idle) => {}
-        () = lease.replica().evicted() => {}
-        () = proxy.evict.cancelled() => {}
+    let outcome = tokio::select! {
+        outcome = relay(&mut stream, &mut app, idle) => outcome,
+        () = lease.replica().evicted() => Outcome::Done,
+        () = proxy.evict.cancelled() => Outcome::Done,
+    };
+    match outcome {
+        Outcome::Done => {}
+        Outcome::Silent => tracing::debug!(?idle, "a TCP connection was silent for too long"),
+        Outcome::Reset => {
+            // whoever is left is told that it was broken off: a plain close would look like the end of all there is
+            let told = stream.set_zero_linger().and_then(|()| app.set_zero_linger());
+            tracing::debug!(?told, "a TCP connection was broken off");
+        }
     }
     Ok(())
 }
 
+/// Waits until the client broke its connection off. One that only ended its stream still wants an answer.
+async fn reset(stream: &TcpStream) {
+    match stream.ready(Interest::ERROR).await {
+        Ok(ready) if ready.is_error() || ready.is_write_closed() => {}
+        Ok(_) | Err(_) => std::future::pending().await,
+    }
+}
+
 /// Who serves a port for a client.
-fn find(proxy: &Proxy, peer: IpAddr, port: u16, is_inside: bool) -> Result<TcpTarget, Refusal> {
-    let environment = if is_inside { (proxy.environment_of)(peer) } else { None };
-    let find_in = |snapshot: &crate::routes::Snapshot| {
-        let mut targets = snapshot.tcp(port, environment.as_ref());
-        targets.find(|target| is_inside || target.route.external).cloned()
+fn find(proxy: &Proxy, client: Client, port: u16) -> Result<TcpTarget, Refusal> {
+    let peer = client.address.ip();
+    let is_machine = Some(peer) == proxy.shared.config.tcp_internal;
+    let environment = if client.is_inside { (proxy.environment_of)(peer) } else { None };
+    let find_in = |snapshot: &Snapshot| {
+        let external = || snapshot.tcp(port, None).find(|target| target.route.external);
+        let found = match &environment {
+            Some(own) => snapshot.tcp(port, Some(own)).next().or_else(external),
+            // this machine itself reaches what no other app of that port can be meant by
+            None if client.is_inside && is_machine => external().or_else(|| {
+                let mut all = snapshot.tcp(port, None);
+                all.next().filter(|_| all.next().is_none())
+            }),
+            None => external(),
+        };
+        found.cloned()
     };
     let found = find_in(&proxy.snapshot_now()).ok_or(Refusal::UnknownHost)?;
     match &found.app.route.state {
@@ -241,61 +260,4 @@ async fn connect(
         }
     }
     Err(Refusal::UpstreamConnectFailed)
-}
-
-/// How a direction ended.
-enum End {
-    /// The sender had no more to say, or the receiver takes no more.
-    Quiet,
-    /// The sender is gone.
-    Broken,
-}
-
-/// Copies both ways until both ends are done, one is gone, or nobody said anything for too long.
-async fn relay(client: &mut TcpStream, app: &mut TcpStream, idle: Duration) {
-    let last = Mutex::new(Instant::now());
-    let (client_reader, client_writer) = client.split();
-    let (app_reader, app_writer) = app.split();
-    let both = async {
-        let up = pump(client_reader, app_writer, &last);
-        let down = pump(app_reader, client_writer, &last);
-        tokio::pin!(up, down);
-        tokio::select! {
-            end = &mut up => if matches!(end, End::Quiet) { down.await; },
-            end = &mut down => if matches!(end, End::Quiet) { up.await; },
-        }
-    };
-    let silence = async {
-        loop {
-            let until = *last.lock().unwrap_or_else(PoisonError::into_inner) + idle;
-            if until <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
-        }
-    };
-    tokio::select! {
-        () = both => {}
-        () = silence => tracing::debug!(?idle, "a TCP connection was silent for too long"),
-    }
-}
-
-async fn pump(mut reader: ReadHalf<'_>, mut writer: WriteHalf<'_>, last: &Mutex<Instant>) -> End {
-    let mut buffer = vec![0; COPY_BYTES];
-    loop {
-        match reader.read(&mut buffer).await {
-            Ok(0) => {
-                let _gone_already = writer.shutdown().await;
-                return End::Quiet;
-            }
-            Ok(count) => {
-                *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                if writer.write_all(&buffer[..count]).await.is_err() {
-                    return End::Quiet;
-                }
-                *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            }
-            Err(_reset) => return End::Broken,
-        }
-    }
 }

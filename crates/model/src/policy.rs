@@ -22,13 +22,15 @@ pub struct IngressPolicies {
     pub resiliency: Resiliency,
     /// How long and how large requests may be.
     pub limits: RequestLimits,
+    /// `coveProxyProtocol`: a header that tells the app of a TCP connection who its client is; `None`: nothing is sent.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// `coveAccessLog`: which requests get a row of the access log; `None` leaves it to the server's `[logs] http`.
     pub access_log: Option<AccessLog>,
-}
-
     /// Who must log in; the app's `authConfigs/current` with its secrets, so it is never stored with the app.
     #[serde(skip)]
     pub auth: Option<Arc<AuthPolicy>>,
+}
+
 /// Which requests get a row of the access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,6 +42,15 @@ pub enum AccessLog {
     Errors,
     /// None.
     Off,
+}
+
+/// Version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyProtocol {
+    /// One line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// One line of `ipSecurityRestrictions`.

@@ -32,6 +32,12 @@ pub(super) fn read(
         errors.invalid(&domains.path, "Custom domains need an HTTP ingress; with transport 'tcp' leave them out.");
     }
     let policies = policies::read(node, errors);
+    if policies.proxy_protocol.is_some() && transport != Transport::Tcp && additional.items().is_empty() {
+        errors.invalid(
+            &node.get("coveProxyProtocol").path,
+            "coveProxyProtocol is for TCP connections; use transport 'tcp' or additionalPortMappings, or leave it out.",
+        );
+    }
     if transport == Transport::Tcp {
         for (name, is_set) in [
             ("clientCertificateMode", policies.client_certificate != ClientCertificateMode::Ignore),

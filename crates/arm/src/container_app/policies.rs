@@ -11,7 +11,7 @@ use std::{
 };
 
 use cove_model::{
-    AccessLog, ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, RequestLimits, ResourceId,
+    AccessLog, ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, ProxyProtocol, RequestLimits, ResourceId,
 };
 
 use super::ingress::port;
@@ -40,6 +40,11 @@ pub(super) fn read(ingress: &Node<'_>, errors: &mut Errors) -> IngressPolicies {
         cors: cors(&ingress.get("corsPolicy"), errors),
         is_sticky: ingress.get("stickySessions").get("affinity").text() == Some("sticky"),
         client_certificate,
+        proxy_protocol: match ingress.get("coveProxyProtocol").text() {
+            Some("v1") => Some(ProxyProtocol::V1),
+            Some("v2") => Some(ProxyProtocol::V2),
+            _ => None,
+        },
         limits: limits(ingress, errors),
         access_log: access_log(ingress),
         ..IngressPolicies::default()

@@ -138,6 +138,7 @@ static INGRESS: Schema = Object(&[
     ),
     ("additionalPortMappings", &List(&Object(&[("external", &Bool), ("targetPort", &Int), ("exposedPort", &Int)]))),
     ("targetPortHttpScheme", &TextOrAbsent),
+    ("coveProxyProtocol", &Word(&["none", "v1", "v2"])),
     ("coveRequestTimeoutSeconds", &Int),
     ("coveIdleTimeoutSeconds", &Int),
     ("coveRequestBodyMaxBytes", &Int),

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use cove_ingress::{IngressConfig, bind};
-use cove_model::{IngressPolicies, IpRestriction, Transport};
+use cove_model::{IngressPolicies, IpRestriction, ProxyProtocol, Transport};
 use cove_traffic::{AppRoute, TcpRoute};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -187,4 +187,132 @@ async fn a_drained_replica_ends_its_connections_when_its_time_is_over() {
     let ended = soon("the end", client.read(&mut byte)).await;
     assert!(matches!(ended, Ok(0) | Err(_)));
     until("it is closed", || world.handle.load(&key).open == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trusted_peer_speaks_for_its_client_and_the_app_is_told() {
+    let config = IngressConfig {
+        tcp_external: Some(OUTSIDE.into()),
+        proxy_protocol_peers: vec!["127.0.0.1/32".parse().unwrap()],
+        ..IngressConfig::default()
+    };
+    let world = World::with(config).await;
+    let (port, key) = (free_port(), revision("db", "v1"));
+    let app = reverser().await;
+    let policies = IngressPolicies { proxy_protocol: Some(ProxyProtocol::V1), ..IngressPolicies::default() };
+    expose(&world, port, AppRoute { policies: Arc::new(policies), ..db() }, None);
+    world.ready(&key, &[app.address]);
+    let mut client = connect(OUTSIDE, port).await;
+    client.write_all(b"PROXY TCP4 203.0.113.7 198.51.100.1 4711 5432\r\nabc").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    soon("the answer", client.read_to_end(&mut answer)).await.unwrap();
+    answer.reverse();
+    let expected = format!("PROXY TCP4 203.0.113.7 127.0.0.1 4711 {port}\r\nabc");
+    assert_eq!(String::from_utf8(answer).unwrap(), expected);
+    // who is trusted and says nothing of the kind could be anybody
+    let mut silent = connect(OUTSIDE, port).await;
+    silent.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let ended = soon("the end", silent.read(&mut [0])).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "not served");
+
+    let seen = Backend::http(|request| async move {
+        let client = request.headers()["x-forwarded-for"].to_str().unwrap().to_owned();
+        http::Response::new(crate::world::text(client))
+    })
+    .await;
+    world.route("web", route("web"));
+    world.ready(&revision("web", "v1"), &[seen.address]);
+    let request = "GET / HTTP/1.1\r\nhost: web.env.localhost\r\nconnection: close\r\n\r\n";
+    let answer = raw(world.http, &format!("PROXY TCP4 203.0.113.9 198.51.100.1 1 80\r\n{request}")).await;
+    assert_eq!(parts(&answer), (200, "203.0.113.9".into()));
+    assert_eq!(raw(world.http, request).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inside_a_port_leads_to_its_own_environment_or_to_what_is_external() {
+    let world = world(Duration::from_secs(60)).await;
+    let port = free_port();
+    let say = |name: &'static str| {
+        Backend::tcp(move |mut stream| async move {
+            let _gone = stream.write_all(name.as_bytes()).await;
+        })
+    };
+    let add = |app: &str, of: &str, external| {
+        let route = AppRoute { external, environment: environment(of), transport: Transport::Tcp, ..route(app) };
+        let tcp = TcpRoute { route: Arc::new(route), external, target_port: None };
+        world.change(|table| {
+            Arc::make_mut(&mut table.tcp).insert((port, environment(of)), Arc::new(tcp));
+        });
+    };
+    let ask = async || {
+        let mut answer = String::new();
+        let mut client = connect(INSIDE, port).await;
+        let _reset = soon("the answer", client.read_to_string(&mut answer)).await;
+        answer
+    };
+    let (other, outer, own) = (say("other").await, say("outer").await, say("own").await);
+    // the first by name, and of no concern to clients of `env`
+    add("other", "aaa", false);
+    world.ready(&revision("other", "v1"), &[other.address]);
+    assert_eq!(ask().await, "");
+    add("outer", "zzz", true);
+    world.ready(&revision("outer", "v1"), &[outer.address]);
+    assert_eq!(ask().await, "outer");
+    add("own", "env", false);
+    world.ready(&revision("own", "v1"), &[own.address]);
+    assert_eq!(ask().await, "own");
+    assert_eq!(world.handle.load(&revision("other", "v1")).arrivals_total, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_at_which_nobody_calls_take_no_place_of_others() {
+    // one place for each of the world's three listeners, one for a client
+    let config =
+        IngressConfig { tcp_external: Some(OUTSIDE.into()), connections_max: 4, ..IngressConfig::default() };
+    let world = World::with(config).await;
+    let app = reverser().await;
+    let ports: Vec<u16> = (0..6).map(|_| free_port()).collect();
+    for port in &ports {
+        expose(&world, *port, db(), None);
+    }
+    world.ready(&revision("db", "v1"), &[app.address]);
+    until("all are open", || world.handle.ports().len() == ports.len()).await;
+    for port in ports {
+        let mut client = connect(OUTSIDE, port).await;
+        client.write_all(b"abc").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        soon("the answer", client.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!(answer, "cba");
+        until("its place is free", || world.handle.load(&revision("db", "v1")).open == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_broken_off_is_broken_off_on_the_other_side_too() {
+    let world = world(Duration::from_secs(60)).await;
+    let (port, key) = (free_port(), revision("db", "v1"));
+    expose(&world, port, db(), None);
+    // while it is held: nobody is left to wake the app for
+    let mut held = connect(OUTSIDE, port).await;
+    held.write_all(b"abc").await.unwrap();
+    until("it is held", || world.handle.load(&key).held == 1).await;
+    held.set_zero_linger().unwrap();
+    drop(held);
+    until("it is gone", || world.handle.load(&key).open == 0).await;
+    // by the app, in the middle of what it says
+    let app = Backend::tcp(|mut stream| async move {
+        let _gone = stream.write_all(b"half of").await;
+        let _told = stream.read(&mut [0]).await;
+        let _only_nicer = stream.set_zero_linger();
+    })
+    .await;
+    world.ready(&key, &[app.address]);
+    let mut client = connect(OUTSIDE, port).await;
+    let mut heard = [0; 7];
+    soon("the half", client.read_exact(&mut heard)).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    let ended = soon("the end", client.read(&mut heard)).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "it must not look complete");
 }

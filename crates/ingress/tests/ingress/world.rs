@@ -29,7 +29,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinSet,
 };
@@ -144,7 +144,16 @@ impl World {
     }
 
     pub(crate) async fn with(config: IngressConfig) -> Self {
-        let [http, https, internal] = [(); 3].map(|()| bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        let listeners = [(); 3].map(|()| bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        Self::on(config, listeners, Vec::new()).await
+    }
+
+    /// On sockets that are open already: HTTP, HTTPS, internal; and those of exposed ports.
+    pub(crate) async fn on(
+        config: IngressConfig,
+        [http, https, internal]: [TcpListener; 3],
+        ports: Vec<std::net::TcpListener>,
+    ) -> Self {
         let addresses = [&http, &https, &internal].map(|listener| listener.local_addr().unwrap());
         let routes = watch::Sender::new(Arc::new(RouteTable::default()));
         let endpoints = Board::default();
@@ -165,16 +174,17 @@ impl World {
             certificates: Some(certificates),
             environment_of: Arc::new(|_| Some(environment("env"))),
             random: Arc::new(move || step.fetch_add(0x9e37_79b9, Ordering::Relaxed)),
+            auth: AuthSources::default(),
         };
         let listeners = IngressListeners { http: vec![http], https: vec![https], internal: vec![internal] };
         let (ingress, wakes) = Ingress::new(config, sources, listeners).unwrap();
         let handle = ingress.handle();
+        handle.inherit_ports(ports);
         let shutdown = CancellationToken::new();
         tokio::spawn(ingress.run(shutdown.clone()));
         let [http, https, internal] = addresses;
         Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shown, shutdown }
     }
-            auth: AuthSources::default(),
 
     /// Adds hosts `<name>.env.localhost`.
     pub(crate) fn route(&self, name: &str, route: AppRoute) {

@@ -448,7 +448,13 @@ fn rules_of_http_are_refused_for_tcp() {
     );
     let ports = json!([{ "targetPort": 5432, "external": true }, { "targetPort": 80, "exposedPort": 8080 }]);
     check(
-        &[(&at("additionalPortMappings"), ports)],
+        &[(&at("coveProxyProtocol"), json!("V2"))],
+        &expect![[r#"
+            400 InvalidParameterValue [properties.configuration.ingress.coveProxyProtocol] properties.configuration.ingress.coveProxyProtocol: coveProxyProtocol is for TCP connections; use transport 'tcp' or additionalPortMappings, or leave it out.
+        "#]],
+    );
+    check(
+        &[(&at("additionalPortMappings"), ports), (&at("coveProxyProtocol"), json!("V2"))],
         &expect![[r#"
         ok
     "#]],
