@@ -58,11 +58,11 @@ pub(crate) struct Proxy {
     pub(crate) challenges: Challenges,
     /// Notes what happens to requests.
     pub(crate) observer: Arc<Observer>,
+    /// What logins of all apps share.
+    pub(crate) auth: AuthShared,
 }
 
 /// The way a connection came in.
-    /// What logins of all apps share.
-    pub(crate) auth: AuthShared,
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// From outside, without TLS.
