@@ -1,12 +1,13 @@
 //! `cargo xtask tidy`: the part of the house style that a machine can hold.
 //!
 //! Sizes and headers of files, the layer rule between crates, purity of the core, words that must not be committed, a page
-//! for every error code, a row for every setting. Everything is read as text: no build is needed, and it takes less than a second.
+//! for every error code and every reason, a row for every setting. Everything is read as text: no build is needed, and it takes less than a second.
 //!
 //! **Invariant:** exit code 0 only when nothing was found; a warning is printed and does not fail.
 
 mod codes;
 mod layers;
+mod reasons;
 mod settings;
 mod source;
 
@@ -74,6 +75,7 @@ pub(crate) fn run(args: &TidyArgs) -> anyhow::Result<ExitCode> {
         source::check(file, &mut found);
     }
     codes::check(&files, &mut found);
+    reasons::check(&files, &mut found);
     settings::check(&files, &mut found);
     if args.table {
         print!("{}", source::table(&files));

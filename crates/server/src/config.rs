@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use camino::{Utf8Path, Utf8PathBuf};
+use cove_model::AccessLog;
 use cove_runtime_oci::{ShareBinding, ShareTarget, SharesConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -219,6 +220,11 @@ pub struct IngressSection {
     pub redirect_http: bool,
     /// Longest silence of a connection to an app with `transport: tcp`. Default `"240s"`; then it is closed.
     pub tcp_idle_timeout: HumanDuration,
+    /// How long open connections may go on when the server stops or another one takes over. Default `"30s"`.
+    pub drain_grace: HumanDuration,
+    /// Peers that begin every connection with a PROXY protocol header, such as a load balancer: networks, `10.0.0.0/8`.
+    /// Default none.
+    pub proxy_protocol_peers: Vec<ipnet::IpNet>,
 }
 
 /// `[runtime]`: replicas on this machine.
@@ -248,6 +254,16 @@ pub struct RegistriesConfig {
 pub struct LogsConfig {
     /// Days that logs are kept, 1..=730. Default `30`, as a new Log Analytics workspace.
     pub retention_days: u16,
+    /// Which requests get a row in the access log where their app does not say it: `all`, `errors`, `off`. Default `all`.
+    pub http: AccessLog,
+    /// Share of requests without an error that get a row, 0..=100. Default `100`.
+    pub http_sample_percent: u8,
+    /// Rows of one second at most; the rest is counted. Default `500`.
+    pub http_rows_per_second_max: u32,
+    /// Whether rows keep the query of the path, which may hold secrets. Default `false`.
+    pub http_query: bool,
+    /// Disk that the access log may take; the oldest rows go first. Default `"1GiB"`, at least 8 MiB are used.
+    pub http_disk_max: HumanSize,
 }
 
 /// `[storage]`: where the shares of environments' storages are.
@@ -360,6 +376,22 @@ pub struct CapacitySection {
     pub memory_overcommit: u32,
 }
 
+impl CapacitySection {
+    /// What replicas may ask for together: the machine, or what is said of it here, given away several times over.
+    pub(crate) fn amount(&self) -> cove_reconcile::Amount {
+        let machine_cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cores = if self.cores == 0 { u32::try_from(machine_cores()).unwrap_or(1) } else { self.cores };
+        let memory = match self.memory.0 {
+            0 => nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total()),
+            given => given,
+        };
+        cove_reconcile::Amount {
+            cpu: cove_model::MilliCpu(cores.saturating_mul(1000).saturating_mul(self.cpu_overcommit)),
+            memory: cove_model::Bytes(memory.saturating_mul(u64::from(self.memory_overcommit))),
+        }
+    }
+}
+
 impl Default for CapacitySection {
     fn default() -> Self {
         Self { cores: 0, memory: HumanSize(0), cpu_overcommit: 8, memory_overcommit: 4 }
@@ -387,6 +419,8 @@ impl Default for IngressSection {
             held_per_revision_max: 1000,
             redirect_http: false,
             tcp_idle_timeout: HumanDuration(Duration::from_secs(240)),
+            drain_grace: HumanDuration(Duration::from_secs(30)),
+            proxy_protocol_peers: Vec::new(),
         }
     }
 }
@@ -399,7 +433,14 @@ impl Default for RuntimeConfig {
 
 impl Default for LogsConfig {
     fn default() -> Self {
-        Self { retention_days: 30 }
+        Self {
+            retention_days: 30,
+            http: AccessLog::All,
+            http_sample_percent: 100,
+            http_rows_per_second_max: 500,
+            http_query: false,
+            http_disk_max: HumanSize(1 << 30),
+        }
     }
 }
 
@@ -511,6 +552,9 @@ impl Config {
         if !(1..=730).contains(&self.logs.retention_days) {
             bail!("`logs.retention_days` is {}; use 1 to 730", self.logs.retention_days);
         }
+        if self.logs.http_sample_percent > 100 {
+            bail!("`logs.http_sample_percent` is {}; use 0 to 100", self.logs.http_sample_percent);
+        }
         let CapacitySection { cpu_overcommit, memory_overcommit, .. } = self.capacity;
         if !(1..=1000).contains(&cpu_overcommit) || !(1..=1000).contains(&memory_overcommit) {
             bail!("`capacity.cpu_overcommit` and `capacity.memory_overcommit` must be 1 to 1000");
@@ -562,6 +606,8 @@ mod tests {
             ("[ingres]\n", "unknown field `ingres`"),
             ("[api]\nbind = \"0.0.0.0:8443\"\n", "set `[[api.clients]]`"),
             ("[logs]\nretention_days = 0\n", "use 1 to 730"),
+            ("[logs]\nhttp_sample_percent = 101\n", "use 0 to 100"),
+            ("[logs]\nhttp = \"some\"\n", "expected one of `all`, `errors`, `off`"),
             ("[ingress]\nrequest_timeout = \"soon\"\n", "not a duration"),
             ("[acme]\ndirectory = \"http://ca\"\n", "begins with https://"),
             ("[acme]\ndirectory = \"https://ca\"\n", "acme.terms_agreed = true"),

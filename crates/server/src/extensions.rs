@@ -1,5 +1,5 @@
-//! What only Cove has, under `/cove/v1`: wakes, executed plans, scaling explained, the virtual clock, images, the key of
-//! secrets.
+//! What only Cove has, under `/cove/v1`: wakes, executed plans, the access log, scaling explained, the virtual clock,
+//! images, the key of secrets.
 //!
 //! Answers are JSON objects with a `value` list, errors have ARM's envelope, as on the rest of the API.
 
@@ -15,12 +15,13 @@ use axum::{
 use camino::Utf8PathBuf;
 use cove_images::ImageStore;
 use cove_model::{ResourceId, RevisionKey};
-use cove_monitor::Monitor;
+use cove_monitor::{HttpLog, Monitor};
 use cove_runtime::Runtime;
 use cove_store::Store;
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     metrics::Metrics,
@@ -38,6 +39,9 @@ pub(crate) struct Context {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) mover: Arc<Mover>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) http_log: HttpLog,
+    /// Streams end with it.
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// Wakes given when no limit is asked for, and at most.
@@ -49,6 +53,8 @@ pub(crate) fn router(context: Context) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/http-logs", get(crate::http_logs::show))
+        .route("/ingress/stats", get(ingress_stats))
         .route("/wakes", get(wakes))
         .route("/plans", get(plans))
         .route("/scale/explain", get(crate::explain::explain))
@@ -123,6 +129,19 @@ async fn health(State(context): State<Arc<Context>>) -> Json<Value> {
 async fn metrics(State(context): State<Arc<Context>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, OPEN_METRICS)], context.metrics.text()).into_response()
+}
+
+#[derive(Deserialize)]
+struct StatsQuery {
+    app: Option<String>,
+}
+
+async fn ingress_stats(
+    State(context): State<Arc<Context>>,
+    Query(query): Query<StatsQuery>,
+) -> Result<Json<Value>, Failed> {
+    let app = query.app.as_deref().map(app_id).transpose()?;
+    Ok(Json(context.metrics.ingress_stats(app.as_ref())))
 }
 
 async fn wakes(State(context): State<Arc<Context>>, Query(query): Query<WakesQuery>) -> Result<Json<Value>, Failed> {

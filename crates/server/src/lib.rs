@@ -14,6 +14,9 @@ pub mod config;
 mod directory;
 mod explain;
 mod extensions;
+mod handover;
+mod http_logs;
+mod ingress_metrics;
 #[cfg(test)]
 mod kinds;
 mod logs;
@@ -23,7 +26,9 @@ mod ports;
 mod reach;
 mod registry_login;
 mod rules;
+mod run;
 mod serve;
+mod sockets;
 mod tcp_ports;
 mod tls;
 mod virtual_clock;
@@ -31,7 +36,9 @@ mod wakes;
 
 pub use config::Config;
 pub use cove_control_plane::coverage;
-pub use serve::{Endpoints, Options, Server, network_config, run_until_signal};
+pub use handover::Visitor;
+pub use run::run_until_signal;
+pub use serve::{Endpoints, Options, Server, network_config};
 pub use virtual_clock::ClockKind;
 
 /// Installs what all programs of this workspace need once per process: the TLS provider.

@@ -5,16 +5,22 @@
 //! | `cove_wakes_total` | `from_slot` | wakes from zero that were answered |
 //! | `cove_wake_phase_seconds` | `phase` | from the first held request to the end of the phase |
 //!
-//! **Invariant:** no label holds a name that users choose: their number has no bound.
+//! Those of the ingress are in [`crate::ingress_metrics`].
+//!
+//! **Invariant:** the number of series has a bound, however many apps there are.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use cove_model::WakeRecord;
+use cove_ingress::IngressHandle;
+use cove_model::{ResourceId, WakeRecord};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
+use serde_json::Value;
+
+use crate::ingress_metrics::{self, IngressMetrics};
 
 /// Upper edges in seconds: from a slot's wake to a cold start of a large program.
 const EDGES: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -35,6 +41,7 @@ pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     wakes: Family<Source, Counter>,
     phases: Family<Phase, Histogram, fn() -> Histogram>,
+    ingress: OnceLock<IngressHandle>,
 }
 
 impl Metrics {
@@ -49,7 +56,20 @@ impl Metrics {
             "From the first held request of a wake to the end of a phase",
             phases.clone(),
         );
-        Self { registry: Mutex::new(registry), wakes, phases }
+        Self { registry: Mutex::new(registry), wakes, phases, ingress: OnceLock::new() }
+    }
+
+    /// Reads the ingress too from now on.
+    pub(crate) fn read_ingress(&self, ingress: IngressHandle) {
+        if self.ingress.set(ingress.clone()).is_ok() {
+            let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            registry.register_collector(Box::new(IngressMetrics(ingress)));
+        }
+    }
+
+    /// What the ingress counted, of one app or of all.
+    pub(crate) fn ingress_stats(&self, app: Option<&ResourceId>) -> Value {
+        self.ingress.get().map_or(Value::Null, |ingress| ingress_metrics::stats(ingress, app))
     }
 
     /// Counts a wake; phases that did not occur (a slot had them) are left out.

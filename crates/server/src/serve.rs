@@ -19,7 +19,7 @@ use cove_model::{DesiredCount, ReplicaName, RevisionKey};
 use cove_monitor::{HttpLog, HttpLogService, Monitor, MonitorConfig};
 use cove_network::{
     Network, NetworkConfig,
-    dns::{DnsConfig, DnsServer},
+    dns::DnsConfig,
 };
 use cove_runtime::Runtime;
 use cove_runtime_oci::{OciConfig, OciRuntime};
@@ -40,9 +40,10 @@ use crate::{
     acme::{self, Acme},
     api_listener, auth,
     certificates::Certificates,
-    config::{CapacitySection, Config},
+    config::Config,
     directory::Directory,
-    extensions,
+    extensions, http_logs,
+    handover::{self, Door, Inherited, Leaver, Predecessors, Successor, TakeOver, Visitor},
     logs::MonitorStreams,
     metrics::Metrics,
     mirrors,
@@ -76,6 +77,8 @@ pub struct Options {
     pub clock: ClockKind,
     /// Program and first arguments of the helper process; `None`: this very program.
     pub shim_program: Option<Vec<String>>,
+    /// Take over from the server that runs on the data directory, if one does, without closing a port.
+    pub take_over: bool,
 }
 
 /// Where a running server is reached: the content of `endpoints.json`.
@@ -104,6 +107,8 @@ pub struct Server {
     ingress: JoinHandle<Result<(), IngressError>>,
     network: Arc<Network>,
     runtime: Arc<OciRuntime>,
+    leaver: Leaver,
+    http_log: Option<http_logs::Keeper>,
 }
 
 /// The network of a data directory: its name is made from the directory's path, so that servers do not meet.
@@ -123,20 +128,15 @@ pub fn network_config(data_dir: &Path) -> anyhow::Result<NetworkConfig> {
 struct Opened {
     store: Store,
     monitor: Monitor,
+    http_log: HttpLog,
+    /// Until the ingress is made, whose rows it takes.
+    http_log_service: Option<HttpLogService>,
     network: Arc<Network>,
     images: ImageStore,
     runtime: Arc<OciRuntime>,
     authority: Arc<Authority>,
     clock: Clock,
     kept_time: Option<KeptTime>,
-}
-
-/// Sockets of the server.
-struct Sockets {
-    api: TcpListener,
-    identity: TcpListener,
-    http: TcpListener,
-    https: TcpListener,
 }
 
 /// What services share.
@@ -153,6 +153,68 @@ struct Shared {
     plane: Arc<OnceLock<ControlPlane>>,
     /// The address of the API.
     origin: String,
+    /// What servers before this one still serve.
+    predecessors: Predecessors,
+    /// Whether the next server decides about replicas already.
+    successor: Successor,
+}
+
+impl Shared {
+    fn new(
+        clock: Clock,
+        tasks: Tasks,
+        (recording, decisions): (cove_autoscaler::Recording, mpsc::Sender<cove_autoscaler::RevisionDecision>),
+        origin: String,
+    ) -> Self {
+        Self {
+            clock,
+            tasks,
+            boards: Boards::default(),
+            metrics: Arc::new(Metrics::new()),
+            recording,
+            decisions,
+            activate: Arc::default(),
+            plane: Arc::default(),
+            origin,
+            predecessors: Predecessors::default(),
+            successor: Successor::default(),
+        }
+    }
+
+    /// Finishes with the server before this one what is open there. Ends when that one does, also if this one is replaced
+    /// before.
+    fn follow(&self, old: Option<TakeOver>) {
+        let Some(old) = old else { return };
+        tokio::spawn(old.serve(handover::Shared {
+            routes: self.boards.routes.subscribe(),
+            endpoints: self.boards.endpoints.clone(),
+            predecessors: self.predecessors.clone(),
+            activate: self.activation(),
+        }));
+    }
+
+    /// What asks for a first replica of a revision; cheap to call.
+    fn activation(&self) -> Arc<dyn Fn(&RevisionKey) + Send + Sync> {
+        let (autoscaler, successor) = (Arc::clone(&self.activate), self.successor.clone());
+        Arc::new(move |revision| {
+            if !successor.takes(revision)
+                && let Some(autoscaler) = autoscaler.get()
+            {
+                autoscaler.activate(revision);
+            }
+        })
+    }
+
+    /// Open requests of draining replicas, those of servers before this one included.
+    fn drained(&self, ingress: &IngressHandle, has_old: bool) -> Board<ReplicaName, u64> {
+        if !has_old {
+            return ingress.drained();
+        }
+        let all = Board::default();
+        // it goes on while the next server asks, when the services have stopped
+        tokio::spawn(self.predecessors.clone().follow_drained(ingress.drained(), all.clone()));
+        all
+    }
 }
 
 /// Where services meet.
@@ -190,9 +252,16 @@ impl Server {
         // helpers have another working directory
         options.data_dir = fs::canonicalize(&options.data_dir)
             .with_context(|| format!("failed to resolve `{}`", options.data_dir.display()))?;
-        let opened = open(&options, &tasks).await?;
-        let sockets = bind(&options.config)?;
-        wire(&options, opened, sockets, tasks).await
+        let old = if options.take_over { TakeOver::ask(&options.data_dir).await? } else { None };
+        let Some((mut old, inherited)) = old else {
+            let opened = open(&options, &tasks).await?;
+            return wire(&options, opened, Sockets::bind(&options.config, Inherited::default())?, tasks).await;
+        };
+        // what can fail is done before the old server gives its state away
+        let mut sockets = Sockets::bind(&options.config, inherited)?;
+        old.release().await?;
+        sockets.old = Some(old);
+        wire(&options, open(&options, &tasks).await?, sockets, tasks).await
     }
 
     /// Where it is reached.
@@ -207,13 +276,47 @@ impl Server {
         self.tasks.shutdown_token()
     }
 
+    /// Waits until a new server asks to take over, and gives it copies of the listening sockets.
+    pub async fn visitor(&self) -> Visitor {
+        self.leaver.visitor().await
+    }
+
+    /// Stops the services and lets `visitor` take over; returns when all that was open here is finished. Calls `abandoned`
+    /// when a new server ended before it served: the next one is waited for.
+    pub async fn hand_over(self, visitor: Visitor, abandoned: impl Fn()) {
+        let Self { tasks, ingress_stop, ingress, network, runtime, leaver, http_log, .. } = self;
+        tracing::info!(?visitor, "another server takes over");
+        leaver.begin();
+        if !tasks.drain(STOP_LIMIT).await {
+            tracing::warn!("some services did not stop in time; they cannot write any more");
+        }
+        runtime.close().await;
+        network.close().await;
+        let store = leaver.store.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+            tracing::error!(%error, "the state was not closed as it should be");
+        }
+        leaver.leave(visitor, abandoned).await;
+        ingress_stop.cancel();
+        if let Err(error) = ingress.await {
+            tracing::error!(%error, "the ingress failed");
+        }
+        if let Some(http_log) = http_log {
+            http_log.finish().await;
+        }
+    }
+
     /// Stops accepting, lets open requests finish, writes what is left. Replicas go on.
     pub async fn shutdown(self) {
+        self.leaver.stay_away();
         self.ingress_stop.cancel();
         match self.ingress.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the ingress failed"),
             Err(error) => tracing::error!(%error, "the ingress failed"),
+        }
+        if let Some(http_log) = self.http_log {
+            http_log.finish().await;
         }
         if !self.tasks.drain(STOP_LIMIT).await {
             tracing::warn!("some services did not stop in time");
@@ -234,6 +337,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
         retention_days: options.config.logs.retention_days,
     };
     let (monitor, service) = Monitor::open(monitor_config).map_err(with_causes)?;
+    let (http_log, http_log_service) = http_logs::open(data_dir, &options.config.logs).map_err(with_causes)?;
     let (stop, service) = (tasks.shutdown_token(), service.with_clock(clock.clone()));
     tasks.spawn_fallible(ESSENTIAL, async move { service.run(stop).await });
 
@@ -285,8 +389,10 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     tasks.spawn(HELPER, directory.clone().follow(Arc::clone(&runtime)));
     tasks.spawn(HELPER, tcp_ports::follow(shared.boards.routes.subscribe(), Arc::clone(&opened.network)));
 
+    let internal = sockets.internal(&opened.network);
+    let mut copies = sockets.copies(internal.as_ref())?;
     let listeners = IngressListeners {
-        internal: internal_listener(&opened.network).into_iter().collect(),
+        internal: internal.into_iter().collect(),
         http: vec![sockets.http],
         https: vec![sockets.https],
     };
@@ -311,7 +417,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     tasks.spawn(ESSENTIAL, async move { controller.run(stop).await });
     let metrics = Arc::clone(&shared.metrics);
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
-    start_dns(&opened.network, &shared, directory).await;
+    start_dns(&opened.network, &shared, directory, (&mut sockets.inherited, &mut copies)).await;
     let api = api_router(options, &opened, &shared, runtime, mover).await?;
     start_certificates(options, &opened, &shared, &ingress.handle());
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
@@ -321,7 +427,27 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     if tokio::time::timeout(LOAD_LIMIT, loaded.wait_for(|loaded| *loaded)).await.is_err() {
         bail!("the apps could not be loaded from the store within {} s; the log says why", LOAD_LIMIT.as_secs());
     }
-    // the ingress ends before everything else, while replicas, counts and logs are still served
+    let leaver = Leaver {
+        door: Door::open(&options.data_dir)?,
+        sockets: copies,
+        store: opened.store,
+        ingress: ingress.handle(),
+        routes: shared.boards.routes.clone(),
+        endpoints: shared.boards.endpoints.clone(),
+        drained,
+        predecessors: shared.predecessors.clone(),
+        successor: shared.successor.clone(),
+        grace: options.config.ingress.drain_grace.0,
+    };
+    let (ingress_stop, ingress) = run_ingress(ingress, &tasks);
+    write_endpoints(&options.data_dir, &endpoints)?;
+    shared.follow(sockets.old);
+    let (network, runtime) = (opened.network, opened.runtime);
+    Ok(Server { endpoints, tasks, ingress_stop, ingress, network, runtime, leaver, http_log })
+}
+
+/// Runs the ingress; it ends before everything else, while replicas, counts and logs are still served.
+fn run_ingress(ingress: Ingress, tasks: &Tasks) -> (CancellationToken, JoinHandle<Result<(), IngressError>>) {
     let ingress_stop = CancellationToken::new();
     let ingress = tokio::spawn({
         let (stop, server_stop) = (ingress_stop.clone(), tasks.shutdown_token());
@@ -331,8 +457,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
             result
         }
     });
-    write_endpoints(&options.data_dir, &endpoints)?;
-    Ok(Server { endpoints, tasks, ingress_stop, ingress, network: opened.network, runtime: opened.runtime })
+    (ingress_stop, ingress)
 }
 
 fn make_ingress(
@@ -342,7 +467,6 @@ fn make_ingress(
     (directory, auth): (&Directory, AuthSources),
     listeners: IngressListeners,
 ) -> anyhow::Result<(Ingress, mpsc::Receiver<WakeObservation>)> {
-    oci.ca_certificate = Some(fs::read_to_string(authority.ca_path()).context("the CA's certificate")?);
     let https_port = listeners.https.first().context("there is always an HTTPS listener")?.local_addr()?.port();
     let uploaded = Certificates::load(&opened.store)?;
     shared.tasks.spawn(HELPER, uploaded.clone().follow(opened.store.clone()));
@@ -362,14 +486,7 @@ fn make_ingress(
     let sources = IngressSources {
         routes: shared.boards.routes.subscribe(),
         endpoints: shared.boards.endpoints.clone(),
-        activate: Arc::new({
-            let activate = Arc::clone(&shared.activate);
-            move |revision| {
-                if let Some(autoscaler) = activate.get() {
-                    autoscaler.activate(revision);
-                }
-            }
-        }),
+        activate: shared.activation(),
         clock: shared.clock.clone(),
         certificates: Some(Arc::new(certificates)),
         environment_of: Arc::new({
@@ -377,6 +494,7 @@ fn make_ingress(
             move |address| directory.environment_of(address)
         }),
         random: Arc::new(rand::random),
+        auth,
     };
     let config = IngressConfig {
         tcp_internal: Some(opened.network.gateway().into()),
@@ -400,7 +518,7 @@ fn make_controller(
     options: &Options,
     opened: &Opened,
     shared: &Shared,
-    ingress: &IngressHandle,
+    drained: Board<ReplicaName, u64>,
 ) -> cove_controller::Controller {
     let deps = cove_controller::Deps {
         store: opened.store.clone(),
@@ -409,7 +527,7 @@ fn make_controller(
         desired: shared.boards.desired.clone(),
         endpoints: shared.boards.endpoints.clone(),
         routes: shared.boards.routes.clone(),
-        drained: ingress.drained(),
+        drained,
         open: None,
         scaled: shared.boards.scaled.clone(),
         loaded: shared.boards.loaded.clone(),
@@ -446,6 +564,9 @@ fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
         websocket_drain_after: config.controller.drain_period.0,
         tcp_external: Some(section.http.ip()),
         tcp_idle_timeout: section.tcp_idle_timeout.0,
+        proxy_protocol_peers: section.proxy_protocol_peers.clone(),
+        drain_grace: section.drain_grace.0,
+        access_log: http_logs::settings(&config.logs),
         ..IngressConfig::default()
     }
 }
@@ -461,22 +582,8 @@ fn controller_config(options: &Options) -> cove_controller::Config {
             fresh_hold: signed(section.fresh_hold.0),
             ..cove_reconcile::Settings::default()
         },
-        capacity: capacity(&options.config.capacity),
+        capacity: options.config.capacity.amount(),
         name_seed: rand::random(),
-    }
-}
-
-/// What replicas may ask for together: the machine, or what the configuration says of it, given away several times over.
-fn capacity(section: &CapacitySection) -> cove_reconcile::Amount {
-    let machine_cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let cores = if section.cores == 0 { u32::try_from(machine_cores()).unwrap_or(1) } else { section.cores };
-    let memory = match section.memory.0 {
-        0 => nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total()),
-        given => given,
-    };
-    cove_reconcile::Amount {
-        cpu: MilliCpu(cores.saturating_mul(1000).saturating_mul(section.cpu_overcommit)),
-        memory: Bytes(memory.saturating_mul(u64::from(section.memory_overcommit))),
     }
 }
 
@@ -505,13 +612,12 @@ fn make_autoscaler(
         clock: shared.clock.clone(),
         revisions: shared.boards.scaled.clone(),
         load: Arc::new({
-            let ingress = ingress.clone();
-            move |revision| ingress.load(revision)
+            let (ingress, predecessors) = (ingress.clone(), shared.predecessors.clone());
+            move |revision| predecessors.with(revision, ingress.load(revision))
         }),
         existing: Arc::new({
             let controller = controller.clone();
             move |revision| controller.existing(revision)
-        auth,
         }),
         rules: rules::sources(rules::Parts {
             clock: shared.clock.clone(),
@@ -536,35 +642,32 @@ fn make_autoscaler(
 }
 
 /// What moves a virtual clock: it asks every board whether it is read.
-fn make_mover(opened: &mut Opened, shared: &Shared, ingress: &IngressHandle) -> Arc<Mover> {
+fn make_mover(opened: &mut Opened, shared: &Shared, drained: Board<ReplicaName, u64>) -> Arc<Mover> {
     let parts = Parts {
         desired: shared.boards.desired.clone(),
         endpoints: shared.boards.endpoints.clone(),
         scaled: shared.boards.scaled.clone(),
-        drained: ingress.drained(),
+        drained,
         runtime: opened.runtime.clone(),
         monitor: opened.monitor.clone(),
     };
     Arc::new(Mover::new(shared.clock.clone(), opened.kept_time.take(), parts))
 }
 
-/// Replicas reach apps at the gateway's port 80; without it they reach apps only by the outer address.
-fn internal_listener(network: &Network) -> Option<TcpListener> {
-    let address = SocketAddr::from((network.gateway(), 80));
-    match cove_ingress::bind(address) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!(%address, %error, "apps cannot reach each other: something else listens on port 80 of all addresses");
-            None
-        }
-    }
-}
-
-async fn start_dns(network: &Network, shared: &Shared, directory: Directory) {
+async fn start_dns(
+    network: &Network,
+    shared: &Shared,
+    directory: Directory,
+    (inherited, copies): (&mut Inherited, &mut Vec<handover::SocketCopy>),
+) {
     let mut config = DnsConfig::new(network.gateway(), Arc::new(move |client, name| directory.lookup(client, name)));
     config.subnet = Some(network.subnet());
-    match DnsServer::bind(config).await {
+    match sockets::dns(config, inherited).await {
         Ok(server) => {
+            match sockets::dns_copies(&server) {
+                Ok(sockets) => copies.extend(sockets),
+                Err(error) => tracing::warn!(%error, "names of apps are not known for a moment when a server takes over"),
+            }
             let stop = shared.tasks.shutdown_token();
             shared.tasks.spawn(HELPER, server.run(stop));
         }
@@ -597,6 +700,8 @@ async fn api_router(
         runtime,
         mover,
         metrics: Arc::clone(&shared.metrics),
+        http_log: opened.http_log.clone(),
+        shutdown: shared.tasks.shutdown_token(),
     };
     let api = &options.config.api;
     let auth = if api.clients.is_empty() {
@@ -687,32 +792,4 @@ fn write_endpoints(data_dir: &Path, endpoints: &Endpoints) -> anyhow::Result<()>
     fs::write(&temporary, text + "\n")
         .and_then(|()| fs::rename(&temporary, &path))
         .with_context(|| format!("failed to write `{}`", path.display()))
-}
-
-/// Runs a server until SIGTERM or SIGINT, then drains; a second signal ends at once.
-///
-/// # Errors
-/// When it cannot start, or an essential part failed while it ran.
-pub async fn run_until_signal(options: Options, ready: impl FnOnce(&Endpoints)) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Server::start(options).await?;
-    ready(server.endpoints());
-    let ended = server.ended();
-    let failed = tokio::select! {
-        () = ended.cancelled() => true,
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-    };
-    tracing::info!("draining; a second signal ends at once");
-    tokio::select! {
-        () = server.shutdown() => {}
-        _ = terminate.recv() => tracing::warn!("ended at once by a second signal"),
-        _ = interrupt.recv() => tracing::warn!("ended at once by a second signal"),
-    }
-    if failed {
-        bail!("an essential part of the server failed; its log says which");
-    }
-    Ok(())
 }

@@ -1,14 +1,14 @@
-//! `containerapp logs show`: the output of a container, or the system events.
+//! `containerapp logs show`: the output of a container, the system events, or the requests.
 
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use super::{AppRef, replica, revision};
-use crate::{client::encode, failure::Failure, session::Session, text};
+use crate::{client::encode, failure::Failure, session::Session, text, wakes};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum LogsCommand {
-    /// Print lines of a container, or system events.
+    /// Print lines of a container, system events, or requests.
     Show(Box<ShowArgs>),
 }
 
@@ -18,7 +18,7 @@ pub(crate) struct ShowArgs {
     app: AppRef,
     #[command(flatten)]
     stream: StreamArgs,
-    /// Output of a container, or events of the platform.
+    /// Output of a container, events of the platform, or requests that ended (which az does not know).
     #[arg(short = 't', long = "type", value_enum, default_value_t = Kind::Console)]
     kind: Kind,
     /// Revision [default: the latest].
@@ -36,6 +36,7 @@ pub(crate) struct ShowArgs {
 pub(crate) enum Kind {
     Console,
     System,
+    Http,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -63,6 +64,12 @@ pub(crate) async fn run(session: &Session, command: LogsCommand) -> Result<(), F
     let events = app["properties"]["eventStreamEndpoint"].as_str().unwrap_or_default().to_owned();
     if args.kind == Kind::System {
         return print(session, &events, &args.stream, Kind::System).await;
+    }
+    if args.kind == Kind::Http {
+        let revision = args.revision.as_ref().map(|revision| format!("&revision={}", encode(revision)));
+        let id = app["id"].as_str().unwrap_or_default();
+        let endpoint = format!("/cove/v1/http-logs?app={}{}", encode(id), revision.unwrap_or_default());
+        return print(session, &endpoint, &args.stream, Kind::Http).await;
     }
     let base = events.strip_suffix("/eventstream").unwrap_or(&events);
     let revision = match &args.revision {
@@ -122,8 +129,11 @@ pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, 
             if line.is_empty() {
                 continue;
             }
-            let line =
-                if format == LineFormat::Text && kind == Kind::System { event(&line) } else { line.into_owned() };
+            let line = match (format, kind) {
+                (LineFormat::Text, Kind::System) => event(&line),
+                (LineFormat::Text, Kind::Http) => request(&line),
+                (LineFormat::Text, Kind::Console) | (LineFormat::Json, _) => line.into_owned(),
+            };
             if !text::line(&line) {
                 return Ok(());
             }
@@ -142,9 +152,49 @@ fn event(line: &str) -> String {
     format!("{}{mark} {}  {whose}  {}", field("TimeStamp"), field("Reason"), field("Msg"))
 }
 
+/// A row of the access log for people.
+fn request(line: &str) -> String {
+    let Ok(row) = serde_json::from_str::<Value>(line) else { return line.to_owned() };
+    let field = |name: &str| row[name].as_str().unwrap_or_default();
+    let number = |name: &str| row[name].as_u64().unwrap_or_default();
+    let time: String = field("StartTime").chars().take(23).collect();
+    let mut text = format!(
+        "{time}  {:>3} {:>8} ms  {} {}{}",
+        number("StatusCode"),
+        wakes::millis(number("CoveDurationMicros")),
+        field("Method"),
+        field("Authority"),
+        field("Path")
+    );
+    let details = [field("RevisionName"), field("CoveReason"), field("CoveEnding")];
+    for detail in details.into_iter().filter(|detail| !detail.is_empty() && *detail != "complete") {
+        text.push_str("  ");
+        text.push_str(detail);
+    }
+    if number("UpstreamRequestAttemptCount") > 1 {
+        text.push_str(&format!("  {} tries", number("UpstreamRequestAttemptCount")));
+    }
+    match number("CoveRowsLeftOut") {
+        0 => text,
+        left_out => format!("(rows left out: {left_out})\n{text}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_say_what_went_wrong() {
+        let line = r#"{"StartTime":"2026-01-01T00:00:00.123456Z","StatusCode":502,"CoveDurationMicros":12345,"Method":"GET",
+            "Authority":"web.env.localhost","Path":"/a","RevisionName":"web--a","CoveReason":"upstream-closed",
+            "CoveEnding":"complete","UpstreamRequestAttemptCount":2,"CoveRowsLeftOut":0}"#;
+        assert_eq!(
+            request(line),
+            "2026-01-01T00:00:00.123  502     12.3 ms  GET web.env.localhost/a  web--a  upstream-closed  2 tries"
+        );
+        assert_eq!(request("not json"), "not json");
+    }
 
     #[test]
     fn events_name_the_closest_thing() {
