@@ -21,6 +21,7 @@ mod failure;
 mod file;
 mod group;
 mod identity;
+mod ingress;
 mod output;
 mod pairs;
 mod place;
@@ -136,6 +137,9 @@ enum Command {
     Scale(scale::ScaleCommand),
     /// Show wakes from zero, phase by phase.
     Wakes(wakes::WakesArgs),
+    /// What came in and how fast it was answered.
+    #[command(subcommand)]
+    Ingress(ingress::IngressCommand),
     /// Container images on this server.
     #[command(subcommand)]
     Image(platform::ImageCommand),
@@ -203,6 +207,7 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Purge(args) => purge::run(&args, &data_dir),
         Command::Scale(command) => scale::run(command, &globals),
         Command::Wakes(args) => wakes::run(args, &globals),
+        Command::Ingress(command) => ingress::run(command, &globals),
         Command::Image(command) => platform::image(&command, &globals),
         Command::Secrets(command) => secrets::run(&command, &data_dir, &globals),
         Command::Clock(command) => clock::run(&command, &globals),
