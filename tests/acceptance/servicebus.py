@@ -1,10 +1,10 @@
 """A double of a Service Bus namespace, on this machine: the parts that a scaler and a small consumer speak over HTTPS.
 
 Management (ATOM, api-version 2021-05): one queue, one subscription, lists of both in pages of `$skip` and `$top`. Runtime:
-`POST /ENTITY/messages` sends, `POST /ENTITY/messages/head` receives and locks, `DELETE` of the `Location` that it gives completes,
-`DELETE /ENTITY/messages/head` receives and deletes; a locked message counts until it is completed, and locks do not end. Every
-call is checked as Azure checks it: the shared access signature must be by a known key, must not have ended, and must be for the
-resource or something above it.
+`POST /ENTITY/messages` sends, `POST /ENTITY/messages/head` receives and locks, `DELETE` of the `Location` that it gives
+completes, `DELETE /ENTITY/messages/head` receives and deletes; a locked message counts until it is completed, and locks do not
+end. Every call is checked as Azure checks it: the shared access signature must be by a known key, must not have ended, and must
+be for the resource or something above it.
 
 As a program it prints `ready PORT CONTROL_PORT CA_FILE` and ends when its input ends:
 
