@@ -70,9 +70,26 @@ class Server:
         if done.returncode != 0:
             raise AssertionError(f"`cove purge` failed with exit code {done.returncode}: {done.stderr}")
 
-    def start(self):
+    def take_over(self):
+        """Starts another one that takes over; what it gives waits until the old one has ended by itself."""
+        old, old_log = self._process, self._log
+        self.start("--take-over")
+
+        def ended():
+            try:
+                code = old.wait(STOP_WITHIN_SECONDS)
+            finally:
+                old.kill()
+                old.stdout.close()
+                old_log.close()
+            if code != 0:
+                raise AssertionError(f"the old `cove serve` ended with exit code {code}:\n{self.log()}")
+
+        return ended
+
+    def start(self, *more):
         """Starts it and waits for its `cove ready` line."""
-        arguments = [BINARY, "serve", "--config", str(self._config), "--data-dir", str(self.data), *self._options]
+        arguments = [BINARY, "serve", "--config", str(self._config), "--data-dir", str(self.data), *self._options, *more]
         for way in ("--api", "--http", "--https"):
             arguments += [way, "127.0.0.1:0"]
         self._log = open(self.log_path, "ab")

@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 20] = [
+const ENTRIES: [&str; 21] = [
     "az",
     "console",
     "cove.db",
@@ -38,6 +38,7 @@ const ENTRIES: [&str; 20] = [
     "decisions",
     "endpoints.json",
     "endpoints.json.tmp",
+    "handover.sock",
     "images",
     "logs",
     "network",

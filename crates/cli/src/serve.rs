@@ -37,6 +37,10 @@ pub(crate) struct ServeArgs {
     /// Keep no created-not-started replicas for apps at zero: less memory, slower wakes.
     #[arg(long)]
     no_slots: bool,
+    /// Take over from the server that runs on the data directory: no port is closed, no request is lost. Without one, it
+    /// just starts.
+    #[arg(long)]
+    take_over: bool,
     /// How log lines are written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -70,7 +74,8 @@ pub(crate) fn run(args: ServeArgs, data_dir: &DataDir) -> Result<(), Failure> {
     if args.no_slots {
         config.runtime.slot_memory = HumanSize(0);
     }
-    let options = Options { config, data_dir: data_dir.path(), clock: args.clock, shim_program: None };
+    let (data_dir, clock, take_over) = (data_dir.path(), args.clock, args.take_over);
+    let options = Options { config, data_dir, clock, shim_program: None, take_over };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(cove_server::run_until_signal(options, ready));
     // what still hangs in a blocking call must not hold the process

@@ -10,9 +10,9 @@ use cove_arm::{
     ArmError, Errors,
     container_app::{self, Parsed},
 };
-use cove_model::{ContainerApp, Environment, Ingress, Template, Transport, VolumeKind, WorkloadProfileKind};
+use cove_model::{ContainerApp, Environment, Ingress, ResourceId, Template, Transport, VolumeKind, WorkloadProfileKind};
 
-use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, identities};
+use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, environments, identities};
 
 /// Whether `new` claims a host name or port that `old` did not have.
 pub(crate) fn claims_more(new: &ContainerApp, old: &ContainerApp) -> bool {
@@ -20,16 +20,32 @@ pub(crate) fn claims_more(new: &ContainerApp, old: &ContainerApp) -> bool {
     !new.is_subset(&old)
 }
 
-/// Host names and ports that an app takes from its environment.
-fn claims(app: &ContainerApp) -> BTreeSet<String> {
-    let Some(ingress) = &app.ingress else { return BTreeSet::new() };
-    let names = ingress.custom_domains.iter().map(|domain| domain.name.clone());
-    names.chain(ports(ingress).into_iter().map(|port| port.to_string())).collect()
+/// What only one app can have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// A host name.
+    Name(String),
+    /// A port, in its environment.
+    Port(u16),
+    /// A port, at the address of the server.
+    ExternalPort(u16),
 }
 
-fn ports(ingress: &Ingress) -> Vec<u16> {
+/// Host names and ports that an app takes.
+fn claims(app: &ContainerApp) -> BTreeSet<Claim> {
+    let Some(ingress) = &app.ingress else { return BTreeSet::new() };
+    let names = ingress.custom_domains.iter().map(|domain| Claim::Name(domain.name.clone()));
+    let ports = ports(ingress);
+    let external = ports.iter().filter(|(_, external)| *external).map(|(port, _)| Claim::ExternalPort(*port));
+    let all = ports.iter().map(|(port, _)| Claim::Port(*port));
+    names.chain(external).chain(all).collect()
+}
+
+/// Exposed ports, and whether they can be reached from outside.
+fn ports(ingress: &Ingress) -> Vec<(u16, bool)> {
     let own = (ingress.transport == Transport::Tcp).then(|| ingress.exposed_port.or(ingress.target_port)).flatten();
-    own.into_iter().chain(ingress.additional_ports.iter().map(|mapping| mapping.exposed_port)).collect()
+    let more = ingress.additional_ports.iter().map(|mapping| (mapping.exposed_port, mapping.external));
+    own.map(|port| (port, ingress.external)).into_iter().chain(more).collect()
 }
 
 /// Checks every reference of an app; `old` is the app before this write. The document's identities get one spelling.
@@ -148,40 +164,59 @@ fn platform_hosts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors)
     Ok(())
 }
 
-/// Host names and ports that another app of the environment has already.
+/// Host names and ports that another app has already. Inside, ports belong to an environment; host names and external ports
+/// are found by clients of one machine, whatever the environment.
 fn conflicts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> Result<(), Refusal> {
     let mine = claims(app);
     if mine.is_empty() {
         return Ok(());
     }
+    let place = |environment: &ResourceId| {
+        if *environment == app.environment { "of the same environment".to_owned() } else { format!("of the environment '{}'", environment.name()) }
+    };
     for domain in app.ingress.iter().flat_map(|ingress| &ingress.custom_domains) {
-        if let Some(owner) = custom_hosts::route_owner(plane, &app.environment, &domain.name)? {
+        for environment in plane.store().resources(environments::KIND, None)? {
+            let Some(owner) = custom_hosts::route_owner(plane, &environment.id, &domain.name)? else { continue };
             let message = format!(
-                "The custom domain '{}' belongs to the path routing '{}' of the same environment; choose another one.",
+                "The custom domain '{}' belongs to the path routing '{}' {}; choose another one.",
                 domain.name,
-                owner.name()
+                owner.name(),
+                place(&environment.id)
             );
             let target = "properties.configuration.ingress.customDomains";
             errors.push(ArmError::conflict("CustomDomainInUse", message).at(target));
         }
     }
-    for row in apps::in_environment(plane, &app.environment)? {
+    for row in plane.store().resources(apps::KIND, None)? {
         if row.id == app.id {
             continue;
         }
-        let other = apps::model(&row)?;
+        // one that cannot be read serves nothing
+        let Ok(other) = apps::model(&row) else { continue };
+        let is_near = other.environment == app.environment;
+        let (owner, place) = (row.id.name(), place(&other.environment));
         for claim in claims(&other).intersection(&mine) {
-            let owner = row.id.name();
-            let error = if claim.bytes().all(|b| b.is_ascii_digit()) {
-                let message = format!(
-                    "The port {claim} is exposed by the container app '{owner}' of the same environment already; choose another one."
-                );
-                ArmError::conflict("ExposedPortInUse", message).at("properties.configuration.ingress.exposedPort")
-            } else {
-                let message = format!(
-                    "The custom domain '{claim}' belongs to the container app '{owner}' of the same environment; choose another one."
-                );
-                ArmError::conflict("CustomDomainInUse", message).at("properties.configuration.ingress.customDomains")
+            let error = match claim {
+                Claim::Port(port) if is_near => {
+                    let message = format!(
+                        "The port {port} is exposed by the container app '{owner}' {place} already; choose another one."
+                    );
+                    ArmError::conflict("ExposedPortInUse", message).at("properties.configuration.ingress.exposedPort")
+                }
+                Claim::ExternalPort(port) if !is_near => {
+                    let message = format!(
+                        "The port {port} is exposed to the outside by the container app '{owner}' {place} already, and all environments of this server share its address; choose another one."
+                    );
+                    ArmError::conflict("ExposedPortInUse", message).at("properties.configuration.ingress.exposedPort")
+                }
+                Claim::Port(_) | Claim::ExternalPort(_) => continue,
+                Claim::Name(name) => {
+                    let message = format!(
+                        "The custom domain '{name}' belongs to the container app '{owner}' {place}; choose another one."
+                    );
+                    let target = "properties.configuration.ingress.customDomains";
+                    ArmError::conflict("CustomDomainInUse", message).at(target)
+                }
             };
             errors.push(error);
         }

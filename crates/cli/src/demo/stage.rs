@@ -52,8 +52,8 @@ impl Stage {
         fs::create_dir(&dir).map_err(|error| Failure::new(format!("failed to create `{}`: {error}", dir.display())))?;
         let log = fs::File::create(dir.join("demo.log"))?;
         serve::log_to_file(log);
-        let options =
-            Options { config: config(), data_dir: dir.join("data"), clock: ClockKind::Real, shim_program: None };
+        let (data_dir, clock) = (dir.join("data"), ClockKind::Real);
+        let options = Options { config: config(), data_dir, clock, shim_program: None, take_over: false };
         let started = timeout(START_LIMIT, Server::start(options)).await;
         let server = match started {
             Ok(Ok(server)) => server,

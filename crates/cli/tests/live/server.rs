@@ -19,6 +19,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const CONFIG: &str = r#"
 [api]
 retry_after = 0
+[ingress]
+drain_grace = "20s"
 [controller]
 drain_period = "1s"
 fresh_hold = "1s"
@@ -64,15 +66,27 @@ impl Server {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("cove.toml"), CONFIG).unwrap();
-        let (child, http) = launch(dir.path());
+        let (child, http) = launch(dir.path(), &[]);
         Self { dir, child, http }
+    }
+
+    /// A new server takes over from the one that runs, which is given back.
+    pub(crate) fn take_over(&mut self) -> Child {
+        let (child, http) = launch(self.dir.path(), &["--take-over"]);
+        assert_eq!(http, self.http, "the ports stay");
+        std::mem::replace(&mut self.child, child)
+    }
+
+    /// Where apps are reached.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
     }
 
     /// `kill -9`, and a new server on the same data.
     pub(crate) fn kill_and_start(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        (self.child, self.http) = launch(self.dir.path());
+        (self.child, self.http) = launch(self.dir.path(), &[]);
     }
 
     /// Writes a file; its path.
@@ -80,6 +94,11 @@ impl Server {
         let path = self.dir.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
+    }
+
+    /// Port of the ingress.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http.port()
     }
 
     /// What the server wrote.
@@ -112,7 +131,7 @@ impl Server {
     }
 }
 
-fn launch(dir: &Path) -> (Child, SocketAddr) {
+fn launch(dir: &Path, more: &[&str]) -> (Child, SocketAddr) {
     let data = dir.join("data");
     let log = std::fs::OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
     let mut command = Command::new(COVE);
@@ -120,6 +139,7 @@ fn launch(dir: &Path) -> (Child, SocketAddr) {
     for way in ["--api", "--http", "--https"] {
         command.args([way, "127.0.0.1:0"]);
     }
+    command.args(more);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
     let (told, ready) = mpsc::channel();
