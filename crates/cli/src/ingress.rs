@@ -96,7 +96,16 @@ mod tests {
             "recent": {"count": 100, "p50Us": 1250, "p95Us": 8000, "p99Us": 25_000, "maxUs": 31_999}});
         let quiet = json!({"revision": "web--v2", "requests": 0, "answers": {}, "recent": null});
         let reasons = json!([{"reason": "unknown-host", "count": 4}]);
-        expect![[""]].assert_eq(&table(&json!({"value": [one, quiet], "reasons": reasons})));
+        expect![[r#"
+            Revision  Requests  4xx  5xx  Cut  Open  Held  p50 ms  p95 ms  p99 ms  Max ms
+            --------  --------  ---  ---  ---  ----  ----  ------  ------  ------  ------
+            web--v1   120       8    2    2    3     0     1.2     8.0     25.0    31.9
+            web--v2   0         0    0    0    0     0
+
+            latency of the last 5 to 10 minutes, everything else since the server started
+            answers of Cove itself, over all apps: unknown-host 4
+        "#]]
+        .assert_eq(&table(&json!({"value": [one, quiet], "reasons": reasons})));
         expect![[r#"
             no request came in since the server started
         "#]]

@@ -257,6 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn ninety_to_ten_is_met_over_a_hundred_thousand_requests() {
+        let (route, mut state) = (route(&[90, 10]), 7_u64);
+        // splitmix64, its upper half
+        let mut random = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            u32::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap()
+        };
+        let few = (0..100_000).filter(|_| route.choose_index(random()) == Some(1)).count();
+        assert!((9_500..=10_500).contains(&few), "10 % of 100,000 were {few}");
+    }
+
+    #[test]
     fn hosts_are_compared_without_port_dot_and_case() {
         let mut table = RouteTable::default();
         table.hosts.insert("web.env.localhost", Host::platform(Arc::new(route(&[100]))));
