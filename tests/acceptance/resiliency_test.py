@@ -7,6 +7,7 @@ import concurrent.futures
 import http.client
 import itertools
 import json
+import subprocess
 import unittest
 
 import cove
@@ -96,6 +97,30 @@ class Resiliency(ServerCase):
         self.assertIn("ResiliencyPolicyExists", second)
         self.rest("delete", POLICY)
         self.assertEqual(self.rest("get", f"{ID}/resiliencyPolicies")["value"], [])
+
+    def test_command_line(self):
+        """`cove containerapp resiliency` has the flags of az's extension."""
+
+        def policy(verb, *arguments):
+            line = [cove.BINARY, "containerapp", "resiliency", verb, "-g", GROUP, "--container-app-name", APP, *arguments,
+                    "--data-dir", str(self.server.data), "--output", "json"]  # fmt: skip
+            done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return json.loads(done.stdout) if done.stdout.strip() else None
+
+        made = policy("create", "-n", "policy", "--recommended", "--timeout", "20")
+        self.addCleanup(self.rest, "delete", POLICY)
+        self.assertEqual(made["properties"]["timeoutPolicy"], {"responseTimeoutInSeconds": 20, "connectionTimeoutInSeconds": 5})
+        policy("update", "-n", "policy", "--http-errors", "retriable-status-codes", "--http-codes", "418", "503",
+               "--http-delay", "10", "--cb-max-ejection", "50")  # fmt: skip
+        shown = policy("show", "-n", "policy")["properties"]
+        matches = {"errors": ["retriable-status-codes"], "httpStatusCodes": [418, 503]}
+        self.assertEqual(shown["httpRetryPolicy"]["matches"], matches)
+        self.assertEqual((shown["httpRetryPolicy"]["maxRetries"], shown["circuitBreakerPolicy"]["maxEjectionPercent"]), (3, 50))
+        self.is_retried(200)
+        self.assertEqual([found["name"] for found in policy("list")], ["policy"])
+        policy("delete", "-n", "policy", "--yes")
+        self.assertEqual(policy("list"), [])
 
     def test_retries(self):
         self.assertEqual(self.ask("/before/503/1")[0], 503)

@@ -4,9 +4,7 @@
 //!
 //! **Invariant:** [`read`] gives to every document that [`parse`] let through what its user meant by it.
 
-use cove_model::{
-    BreakerPolicy, HeaderMatch, Resiliency, RetryOn, RetryPolicy, TextMatch, TryTimeouts,
-};
+use cove_model::{BreakerPolicy, HeaderMatch, Resiliency, RetryOn, RetryPolicy, TextMatch, TryTimeouts};
 use serde_json::Value;
 
 use crate::{ArmError, Errors, environment::child::strip, node::Node, schema::Schema};
@@ -216,8 +214,7 @@ fn read_retry(part: &Node<'_>) -> RetryPolicy {
     let number = |node: Node<'_>| node.int().and_then(|number| u32::try_from(number).ok());
     let (back_off, matches) = (part.get("retryBackOff"), part.get("matches"));
     let statuses = matches.get("httpStatusCodes").items();
-    let initial_delay_ms =
-        number(back_off.get("initialDelayInMilliseconds")).unwrap_or(recommended.initial_delay_ms);
+    let initial_delay_ms = number(back_off.get("initialDelayInMilliseconds")).unwrap_or(recommended.initial_delay_ms);
     RetryPolicy {
         retries_max: number(part.get("maxRetries")).unwrap_or(recommended.retries_max),
         initial_delay_ms,

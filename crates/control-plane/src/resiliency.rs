@@ -42,7 +42,9 @@ impl Resource for Policy {
         let others = crud::below::<Self>(write.plane, &write.parent.id)?;
         if let Some(other) = others.iter().find(|other| other.id != *write.id) {
             let (app, other) = (write.parent.id.name(), other.id.name());
-            let message = format!("The app '{app}' has the resiliency policy '{other}' already, and may have one; change or delete that one.");
+            let message = format!(
+                "The app '{app}' has the resiliency policy '{other}' already, and may have one; change or delete that one."
+            );
             return Err(ArmError::conflict("ResiliencyPolicyExists", message).into());
         }
         let spec = serde_json::to_value(resiliency::read(&doc));

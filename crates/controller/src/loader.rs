@@ -11,7 +11,9 @@ use std::{
 };
 
 use cove_base::Backoff;
-use cove_model::{ContainerApp, Environment, HttpRouteConfig, Resiliency, ResourceId, Revision, RevisionStatus, WorkloadProfile};
+use cove_model::{
+    ContainerApp, Environment, HttpRouteConfig, Resiliency, ResourceId, Revision, RevisionStatus, WorkloadProfile,
+};
 use cove_reconcile::AppPhase;
 use cove_runtime::RegistryLogin;
 use cove_store::{Provisioning, Store, StoreError};

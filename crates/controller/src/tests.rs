@@ -5,6 +5,7 @@ mod capacity;
 mod edge;
 mod fake;
 mod frozen;
+mod resiliency;
 
 use std::{sync::Arc, time::Duration};
 

@@ -97,13 +97,17 @@ pub(crate) enum Refusal {
     )]
     UpstreamNotHttp2,
     /// Every ready replica is left out by the circuit breaker.
-    #[error("every replica of this app failed again and again and gets no requests; its circuit breaker lets them in again in {seconds} s")]
+    #[error(
+        "every replica of this app failed again and again and gets no requests; its circuit breaker lets them in again in {seconds} s"
+    )]
     ReplicasEjected {
         /// Until the first is let in again.
         seconds: u32,
     },
     /// The app's connection pool is full.
-    #[error("{max} requests or connections of this app are open already, as many as its resiliency policy lets in; try again shortly")]
+    #[error(
+        "{max} requests or connections of this app are open already, as many as its resiliency policy lets in; try again shortly"
+    )]
     PoolOverflow {
         /// Allowed.
         max: u64,

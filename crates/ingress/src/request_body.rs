@@ -153,7 +153,8 @@ impl RequestBody {
             bytes_max: *bytes_max,
             budget: Arc::clone(budget),
         });
-        let state = State { incoming, generation: 0, kept, room: limits.bytes_max, is_finished: false, seen: Weak::new() };
+        let state =
+            State { incoming, generation: 0, kept, room: limits.bytes_max, is_finished: false, seen: Weak::new() };
         let shared = Shared {
             state: Mutex::new(state),
             is_started: AtomicBool::new(false),
@@ -267,10 +268,7 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = self.get_mut();
         let Some(shared) = &this.shared else { return Poll::Ready(None) };
         let mut state = shared.lock();

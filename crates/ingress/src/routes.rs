@@ -109,10 +109,11 @@ impl Snapshot {
 
     /// Every app that has a host or a port; one with several hosts comes several times.
     pub(crate) fn apps(&self) -> impl Iterator<Item = &Arc<AppGates>> {
-        let hosts = self.hosts.shards.iter().flat_map(|(_, made)| made.values()).filter_map(|host| match &host.target {
-            Target::App(app) => Some(app),
-            Target::Paths(_) => None,
-        });
+        let hosts =
+            self.hosts.shards.iter().flat_map(|(_, made)| made.values()).filter_map(|host| match &host.target {
+                Target::App(app) => Some(app),
+                Target::Paths(_) => None,
+            });
         hosts.chain(self.tcp.values().map(|target| &target.app))
     }
 

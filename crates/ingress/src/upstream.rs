@@ -78,9 +78,9 @@ pub(crate) async fn send(
         let spare = retry.map(|_| head.clone());
         let tried = attempt(call, (first.take(), avoid), head, body.clone()).await;
         woken_at = woken_at.or(tried.as_ref().ok().and_then(|answered| answered.woken_at));
-        let wait = retry.zip(how(&tried)).and_then(|(retry, how)| {
-            retry.next(retries, how, (Instant::now(), call.deadline), (call.random)())
-        });
+        let wait = retry
+            .zip(how(&tried))
+            .and_then(|(retry, how)| retry.next(retries, how, (Instant::now(), call.deadline), (call.random)()));
         let again = wait.zip(spare).and_then(|(wait, spare)| Some((wait, spare, body.renew()?)));
         let Some((wait, spare, renewed)) = again else {
             let policy = call.resilience.retry.as_ref().filter(|_| retries > 0 && tried.is_ok());

@@ -11,7 +11,8 @@ use std::{
 };
 
 use cove_model::{
-    AccessLog, ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping, ProxyProtocol, RequestLimits, ResourceId,
+    AccessLog, ClientCertificateMode, CorsPolicy, CustomDomain, IngressPolicies, IpRestriction, PortMapping,
+    ProxyProtocol, RequestLimits, ResourceId,
 };
 
 use super::ingress::port;

@@ -102,12 +102,14 @@ async fn policies_and_questions_are_answered() {
 async fn limits_of_requests_are_shown_as_they_are_in_force() {
     let world = World::with_environment().await;
     let environment = format!("{RG}/providers/Microsoft.App/managedEnvironments/env");
-    let limits = |shown: &Value| shown.pointer("/properties/configuration/ingress/coveEffectiveLimits").unwrap().clone();
+    let limits =
+        |shown: &Value| shown.pointer("/properties/configuration/ingress/coveEffectiveLimits").unwrap().clone();
     assert_eq!(world.put(WEB, app_body("nginx", "v1")).await.status, 201);
     let servers = json!({ "requestTimeoutSeconds": 240, "idleTimeoutSeconds": 240, "headerCountLimit": 100,
         "terminationGracePeriodSeconds": 30 });
     assert_eq!(limits(&world.get(WEB).await.json()), servers);
-    let premium = json!({ "properties": { "ingressConfiguration": { "requestIdleTimeout": 10, "headerCountLimit": 50 } } });
+    let premium =
+        json!({ "properties": { "ingressConfiguration": { "requestIdleTimeout": 10, "headerCountLimit": 50 } } });
     let patched = world.patch(&environment, premium).await;
     assert!(patched.status < 300, "{}", patched.text);
     let environments = json!({ "requestTimeoutSeconds": 600, "idleTimeoutSeconds": 600, "headerCountLimit": 50,

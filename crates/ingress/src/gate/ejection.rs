@@ -102,9 +102,11 @@ impl State {
 
     /// A replica with room, another one than `avoid` if there is one.
     pub(super) fn pick_beside(&self, avoid: Option<u64>) -> Option<usize> {
-        let others = self.slots.iter().enumerate().filter(|(_, slot)| {
-            slot.has_room() && avoid.is_some_and(|avoid| avoid != slot.replica.affinity)
-        });
+        let others = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.has_room() && avoid.is_some_and(|avoid| avoid != slot.replica.affinity));
         others.min_by_key(|(_, slot)| (slot.open, slot.order)).map(|(index, _)| index).or_else(|| self.pick())
     }
 }

@@ -83,9 +83,17 @@ mod tests {
 
     #[test]
     fn a_share_stays_and_one_may_always_go() {
-        for (percent, total, expected) in
-            [(100, 1, 1), (100, 4, 4), (50, 1, 1), (50, 2, 1), (50, 4, 2), (50, 5, 2), (10, 10, 1), (10, 30, 3), (1, 3, 1)]
-        {
+        for (percent, total, expected) in [
+            (100, 1, 1),
+            (100, 4, 4),
+            (50, 1, 1),
+            (50, 2, 1),
+            (50, 4, 2),
+            (50, 5, 2),
+            (10, 10, 1),
+            (10, 30, 3),
+            (1, 3, 1),
+        ] {
             let breaker = breaker(10, percent);
             let out = (0..total).take_while(|out| may_eject(&breaker, *out, total)).count();
             assert_eq!(out, expected, "{percent} % of {total}");

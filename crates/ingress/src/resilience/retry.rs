@@ -204,8 +204,7 @@ mod tests {
             (On::Headers, &[], &[]),
         ] {
             let answer = |status: u16| Tried::Answer(StatusCode::from_u16(status).unwrap(), &none);
-            let of_statuses: Vec<u16> =
-                statuses.into_iter().filter(|status| is_worth(on, answer(*status))).collect();
+            let of_statuses: Vec<u16> = statuses.into_iter().filter(|status| is_worth(on, answer(*status))).collect();
             let of_failures: Vec<Failure> =
                 failures.into_iter().filter(|failure| is_worth(on, Tried::Failed(*failure))).collect();
             assert_eq!((&of_statuses[..], &of_failures[..]), (expected_statuses, expected_failures), "{on:?}");

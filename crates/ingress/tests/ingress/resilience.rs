@@ -27,7 +27,10 @@ use crate::world::{Backend, World, get, parts, raw, reason, revision, route, soo
 const HOST: &str = "web.env.localhost";
 
 fn with(resiliency: Resiliency, limits: RequestLimits) -> AppRoute {
-    AppRoute { policies: Arc::new(IngressPolicies { resiliency, limits, ..IngressPolicies::default() }), ..route("web") }
+    AppRoute {
+        policies: Arc::new(IngressPolicies { resiliency, limits, ..IngressPolicies::default() }),
+        ..route("web")
+    }
 }
 
 /// A world with one app that has a policy and these replicas.
@@ -55,7 +58,11 @@ async fn failing(times: usize, status: StatusCode) -> Backend {
             let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
             let told = String::from_utf8_lossy(&body).into_owned();
             let status = if number <= times { status } else { StatusCode::OK };
-            Response::builder().status(status).header("x-number", number).body(text(format!("{number} {told}"))).unwrap()
+            Response::builder()
+                .status(status)
+                .header("x-number", number)
+                .body(text(format!("{number} {told}")))
+                .unwrap()
         }
     })
     .await
@@ -79,7 +86,8 @@ async fn what_the_policy_names_is_tried_again_with_its_body() {
     // chunked, with trailers
     let app = failing(1, StatusCode::BAD_GATEWAY).await;
     let world = self::world(retry(&[RetryOn::ServerError]), &[&app]).await;
-    let answer = raw(world.http, &ask("transfer-encoding: chunked\r\n", "2\r\nab\r\n1\r\nc\r\n0\r\nx-t: 1\r\n\r\n")).await;
+    let answer =
+        raw(world.http, &ask("transfer-encoding: chunked\r\n", "2\r\nab\r\n1\r\nc\r\n0\r\nx-t: 1\r\n\r\n")).await;
     assert_eq!(parts(&answer), (200, "2 abc".to_owned()), "{answer}");
 }
 
@@ -147,7 +155,8 @@ async fn a_try_that_gives_no_answer_is_repeated_by_its_word_only() {
             let mut buffer = [0; 4096];
             let _read = stream.read(&mut buffer).await;
             if number % 2 == 1 {
-                let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
+                let _sent =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
                 let _closed = stream.read(&mut buffer).await;
             }
         }
@@ -297,8 +306,7 @@ async fn pools_have_room_for_so_many_requests() {
 async fn limits_of_an_app_stand_before_the_servers() {
     let app = failing(0, StatusCode::OK).await;
     let world = World::start().await;
-    let limits =
-        RequestLimits { body_bytes_max: Some(10), header_fields_max: Some(5), ..RequestLimits::default() };
+    let limits = RequestLimits { body_bytes_max: Some(10), header_fields_max: Some(5), ..RequestLimits::default() };
     world.route("web", with(Resiliency::default(), limits));
     world.ready(&revision("web", "v1"), &[app.address]);
     let small = raw(world.http, &ask("content-length: 10\r\n", "0123456789")).await;
@@ -330,10 +338,8 @@ async fn an_app_may_take_more_header_fields_than_the_server_gives() {
     let more = RequestLimits { header_fields_max: Some(300), ..RequestLimits::default() };
     world.route("web", with(Resiliency::default(), more));
     // a connection has the number of its begin
-    soon("250 fields are let in", async {
-        while parts(&raw(world.http, &ask(&many(250), "")).await).0 != 200 {}
-    })
-    .await;
+    soon("250 fields are let in", async { while parts(&raw(world.http, &ask(&many(250), "")).await).0 != 200 {} })
+        .await;
     assert_eq!(parts(&raw(world.http, &ask(&many(400), "")).await).0, 431);
 }
 
