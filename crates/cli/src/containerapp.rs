@@ -16,6 +16,7 @@ mod logs;
 mod port_forward;
 mod registry;
 mod replica;
+mod resiliency;
 mod revision;
 mod secret;
 mod source;
@@ -119,6 +120,9 @@ pub(crate) enum ContainerappCommand {
     /// The way in to an app.
     #[command(subcommand)]
     Ingress(ingress::IngressCommand),
+    /// What happens to calls of an app that fail.
+    #[command(subcommand)]
+    Resiliency(Box<resiliency::ResiliencyCommand>),
     /// Dapr of an app.
     #[command(subcommand)]
     Dapr(dapr::DaprCommand),
@@ -219,6 +223,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Secret(command) => secret::run(&session, command, "containerApps").await,
             ContainerappCommand::Registry(command) => registry::run(&session, command, "containerApps").await,
             ContainerappCommand::Ingress(command) => ingress::run(&session, command).await,
+            ContainerappCommand::Resiliency(command) => resiliency::run(&session, *command).await,
             ContainerappCommand::Dapr(command) => dapr::run(&session, command).await,
             ContainerappCommand::Identity(command) => identity::run(&session, command, "containerApps").await,
             ContainerappCommand::Hostname(command) => hostname::run(&session, *command).await,
