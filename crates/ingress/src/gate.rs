@@ -206,12 +206,7 @@ impl Gate {
     pub(crate) fn traffic(&self, now_secs: u64) -> Option<RevisionTraffic> {
         let red = self.red.get()?;
         let load = self.load();
-        Some(RevisionTraffic {
-            answers: self.answers(),
-            open: load.open,
-            held: load.held,
-            ..red.read(now_secs)
-        })
+        Some(RevisionTraffic { answers: self.answers(), open: load.open, held: load.held, ..red.read(now_secs) })
     }
 
     /// Arrivals in `[from, to)`.
