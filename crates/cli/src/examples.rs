@@ -4,7 +4,8 @@
 use clap::{Arg, Command};
 
 /// Commands whose required flags alone show little.
-const BY_HAND: [(&str, &str); 32] = [
+const BY_HAND: [(&str, &str); 33] = [
+    ("load", "http://web.env.localhost:8080/ --rps 500 --duration 30s --during deploy web"),
     ("scale simulate", "--app web --rules new.yaml"),
     ("scale suggest", "--app web"),
     ("clock advance", "5m"),

@@ -22,6 +22,7 @@ mod file;
 mod group;
 mod identity;
 mod ingress;
+mod load;
 mod output;
 mod pairs;
 mod place;
@@ -132,6 +133,8 @@ enum Command {
     },
     /// End all replicas of a data directory and delete it.
     Purge(purge::PurgeArgs),
+    /// Send requests and say what became of each: percentiles, statuses, lost ones; alone or while an app changes.
+    Load(Box<load::LoadArgs>),
     /// Say why an app has as many replicas as it has.
     #[command(subcommand)]
     Scale(scale::ScaleCommand),
@@ -205,6 +208,7 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Doctor { coverage: true } => doctor::coverage(&globals.output),
         Command::Doctor { coverage: false } => doctor::run(&data_dir, &globals.output),
         Command::Purge(args) => purge::run(&args, &data_dir),
+        Command::Load(args) => load::run(*args, &globals),
         Command::Scale(command) => scale::run(command, &globals),
         Command::Wakes(args) => wakes::run(args, &globals),
         Command::Ingress(command) => ingress::run(command, &globals),
