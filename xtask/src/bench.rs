@@ -11,6 +11,7 @@ mod request;
 mod rollout;
 mod scale;
 mod stats;
+mod storm;
 mod wake;
 
 pub(crate) use stats::Samples;
@@ -46,6 +47,8 @@ enum What {
     Rollout(rollout::RolloutArgs),
     /// CPU, lateness and memory of thousands of scale rules, and how well each mode serves a load.
     Scale(scale::ScaleArgs),
+    /// Requests lost over every protocol at once, during deploys, scale-ins and restarts of the server.
+    Storm(storm::StormArgs),
 }
 
 /// What a benchmark found.
@@ -81,6 +84,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             What::Api(args) => api::run(cove, args).await,
             What::Rollout(args) => rollout::run(cove, args).await,
             What::Scale(args) => scale::run(args).await,
+            What::Storm(args) => storm::run(cove, args).await,
         }
     })?;
     if args.json {

@@ -96,6 +96,26 @@ impl Cove {
         Ok(())
     }
 
+    /// SIGTERM, and a new server on the same data once the old one has ended.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        signal(self.endpoints.pid, nix::sys::signal::Signal::SIGTERM)?;
+        let ended = tokio::time::timeout(STOP_LIMIT, self.process.wait()).await;
+        ended.context("the server did not end in time")??;
+        self.start_again().await
+    }
+
+    /// A new server takes over from this one; done when the old one has drained and ended.
+    pub(crate) async fn take_over(&mut self) -> anyhow::Result<()> {
+        let mut options = self.options.clone();
+        options.arguments.push("--take-over".to_owned());
+        let (process, endpoints) = launch(&options, self.directory.path()).await?;
+        let mut old = std::mem::replace(&mut self.process, process);
+        self.endpoints = endpoints;
+        let ended = tokio::time::timeout(STOP_LIMIT, old.wait()).await;
+        ended.context("the server that was taken over from did not end in time")??;
+        Ok(())
+    }
+
     /// Process id of the server.
     pub(crate) fn pid(&self) -> u32 {
         self.endpoints.pid
