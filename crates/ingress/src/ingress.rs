@@ -323,6 +323,15 @@ impl IngressHandle {
         self.doors.proxy.observer.reasons()
     }
 
+    /// The same of every revision whose policy did something, by revision.
+    #[must_use]
+    pub fn resilience_of_all(&self) -> Vec<(RevisionKey, ResilienceCounts)> {
+        let counts = self.doors.proxy.gates.all().into_iter().map(|gate| (gate.key().clone(), gate.resilience()));
+        let mut all: Vec<_> = counts.filter(|(_, counts)| *counts != ResilienceCounts::default()).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
     /// Open requests of draining replicas: set when a replica begins to drain, and again when the count reaches 0. From the
     /// first value on it gets no new request.
     #[must_use]

@@ -77,7 +77,7 @@ pub(crate) async fn send(
         let retry = call.resilience.retry.as_ref().filter(|retry| retry.has_more(retries));
         let spare = retry.map(|_| head.clone());
         let tried = attempt(call, (first.take(), avoid), head, body.clone()).await;
-        woken_at = woken_at.or(tried.as_ref().ok().and_then(|answered| answered.woken_at));
+        woken_at = woken_at.or_else(|| tried.as_ref().ok()?.woken_at);
         let wait = retry
             .zip(how(&tried))
             .and_then(|(retry, how)| retry.next(retries, how, (Instant::now(), call.deadline), (call.random)()));

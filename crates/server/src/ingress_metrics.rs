@@ -25,6 +25,8 @@ use prometheus_client::{
 };
 use serde_json::{Value, json};
 
+use crate::resilience_metrics;
+
 /// Revisions with series of their own.
 const REVISIONS_MAX: usize = 2000;
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -194,7 +196,14 @@ pub(crate) fn stats(ingress: &IngressHandle, app: Option<&ResourceId>) -> Value 
     let mut all = ingress.traffic();
     all.retain(|(key, _)| app.is_none_or(|app| key.app == *app));
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let value: Vec<Value> = all.iter().map(|(key, traffic)| stats_of(key, traffic)).collect();
+    let with_resiliency = |(key, traffic): &(RevisionKey, RevisionTraffic)| {
+        let mut stats = stats_of(key, traffic);
+        if let Some(counts) = resilience_metrics::stats(ingress.resilience(key)) {
+            stats["resiliency"] = counts;
+        }
+        stats
+    };
+    let value: Vec<Value> = all.iter().map(with_resiliency).collect();
     let reasons: Vec<Value> =
         ingress.reasons().into_iter().map(|(reason, count)| json!({"reason": reason, "count": count})).collect();
     json!({"value": value, "reasons": reasons, "accessRowsLeftOut": ingress.access_log_left_out()})

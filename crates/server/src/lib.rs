@@ -25,6 +25,7 @@ mod mirrors;
 mod ports;
 mod reach;
 mod registry_login;
+mod resilience_metrics;
 mod rules;
 mod run;
 mod serve;

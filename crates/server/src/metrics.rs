@@ -20,7 +20,10 @@ use prometheus_client::{
 };
 use serde_json::Value;
 
-use crate::ingress_metrics::{self, IngressMetrics};
+use crate::{
+    ingress_metrics::{self, IngressMetrics},
+    resilience_metrics::ResilienceMetrics,
+};
 
 /// Upper edges in seconds: from a slot's wake to a cold start of a large program.
 const EDGES: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -63,6 +66,7 @@ impl Metrics {
     pub(crate) fn read_ingress(&self, ingress: IngressHandle) {
         if self.ingress.set(ingress.clone()).is_ok() {
             let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            registry.register_collector(Box::new(ResilienceMetrics(ingress.clone())));
             registry.register_collector(Box::new(IngressMetrics(ingress)));
         }
     }

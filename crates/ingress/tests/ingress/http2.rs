@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cove_model::Transport;
+use cove_model::{IngressPolicies, Resiliency, RetryPolicy, Transport};
 use cove_traffic::AppRoute;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt, Full};
@@ -212,4 +212,32 @@ async fn a_call_wakes_an_app_at_zero() {
     let body = soon("the body", response.unwrap().into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(body, "awake");
     let _kept: Arc<_> = Arc::clone(&app.connections);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_over_http2_sends_the_whole_body_again() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let app = http2_app(move |request| {
+        let number = asked.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let mut response = Response::new(text(format!("{number} {}", String::from_utf8_lossy(&body))));
+            if number < 2 {
+                *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            }
+            response
+        }
+    })
+    .await;
+    let world = World::start().await;
+    let retry = RetryPolicy { initial_delay_ms: 1, delay_max_ms: 2, ..RetryPolicy::default() };
+    let resiliency = Resiliency { retry: Some(retry), ..Resiliency::default() };
+    let policies = Arc::new(IngressPolicies { resiliency, ..IngressPolicies::default() });
+    world.route("web", AppRoute { transport: Transport::Http2, policies, ..route("web") });
+    world.ready(&revision("web", "v1"), &[app.address]);
+    let head = "POST / HTTP/1.1\r\nhost: web.env.localhost\r\nconnection: close\r\n";
+    let chunked = format!("{head}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    assert_eq!(parts(&raw(world.http, &chunked).await), (200, "2 abcde".to_owned()));
+    let counts = world.handle.resilience(&revision("web", "v1"));
+    assert_eq!((counts.retries, counts.retry_successes), (2, 1));
 }
