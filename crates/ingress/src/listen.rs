@@ -169,7 +169,8 @@ async fn connection(
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side.is_tls() {
         let Some(tls) = &doors.tls else { return };
-        let asks = |host: &str| target::asks_certificate(&doors.proxy.snapshot_now(), host);
+        let inside = doors.proxy.environment(&client);
+        let asks = |host: &str| target::asks_certificate(&doors.proxy.snapshot_now(), inside.as_ref(), host);
         let stream = tokio::select! {
             () = doors.drain.cancelled() => return,
             stream = tokio::time::timeout(handshake, tls.accept(stream, asks)) => stream,

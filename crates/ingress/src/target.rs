@@ -64,7 +64,8 @@ impl Proxy {
         check(client, environment.as_ref(), found)
     }
 
-    fn environment(&self, client: &Client) -> Option<ResourceId> {
+    /// The environment of a replica that calls from inside.
+    pub(crate) fn environment(&self, client: &Client) -> Option<ResourceId> {
         match client.side {
             Side::Internal | Side::InternalTls => (self.environment_of)(client.peer),
             Side::Http | Side::Https => None,
@@ -190,8 +191,8 @@ pub(crate) fn rewrite(head: &mut Parts, path: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether TLS clients of a host are asked for a certificate.
-pub(crate) fn asks_certificate(snapshot: &Snapshot, host: &str) -> bool {
+/// Whether TLS clients of a host are asked for a certificate; in `environment`, apps have short names too.
+pub(crate) fn asks_certificate(snapshot: &Snapshot, environment: Option<&ResourceId>, host: &str) -> bool {
     match snapshot.host(host).map(|host| &host.target) {
         Some(Target::App(app)) => app.policy.asks_certificate(),
         Some(Target::Paths(routes)) => {
@@ -201,7 +202,9 @@ pub(crate) fn asks_certificate(snapshot: &Snapshot, host: &str) -> bool {
                 app.is_some_and(|app| app.policy.asks_certificate())
             })
         }
-        None => false,
+        None => environment
+            .and_then(|environment| snapshot.short_name(environment, host))
+            .is_some_and(|app| app.policy.asks_certificate()),
     }
 }
 

@@ -28,7 +28,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 
 /// App certificates kept in memory; beyond that all are forgotten and made again when asked for.
 const KEPT_MAX: usize = 10_000;
@@ -139,10 +139,15 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// Serves apps to each other with TLS at an address of the replicas' gateway, once the routes are known. While somebody
 /// else has the address, such as the server before this one, it is tried again.
-pub(crate) async fn listen_inside(address: SocketAddr, ingress: IngressHandle, mut loaded: watch::Receiver<bool>) {
+pub(crate) async fn listen_inside(
+    address: SocketAddr,
+    mut open: Option<TcpListener>,
+    ingress: IngressHandle,
+    mut loaded: watch::Receiver<bool>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     loop {
-        match cove_ingress::bind(address) {
+        match open.take().map_or_else(|| cove_ingress::bind(address), Ok) {
             Ok(listener) => {
                 if loaded.wait_for(|loaded| *loaded).await.is_ok() {
                     ingress.listen_internal_tls(listener);
@@ -229,7 +234,30 @@ impl ResolvesServerCert for AppCertificates {
 
 #[cfg(test)]
 mod tests {
+    use cove_model::{ResourceId, Transport};
+    use cove_traffic::{AppRoute, AppRouteState, short_name};
+
     use super::*;
+
+    #[test]
+    fn short_names_of_apps_are_known_and_nothing_else() {
+        let environment = ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "env").unwrap();
+        let route = AppRoute {
+            app: ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap(),
+            environment: environment.clone(),
+            external: false,
+            allow_insecure: false,
+            transport: Transport::Auto,
+            policies: Arc::default(),
+            revisions: Vec::new(),
+            state: AppRouteState::Active,
+        };
+        let mut table = RouteTable::default();
+        table.names.insert(&short_name(&environment, "web"), Arc::new(route));
+        for (name, expected) in [("web", true), ("we", false), ("web.example", false), ("", false)] {
+            assert_eq!(is_app_name(&table, name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn the_authority_survives_a_restart() {

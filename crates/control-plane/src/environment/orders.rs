@@ -118,10 +118,7 @@ impl ControlPlane {
 }
 
 /// Document, model and secrets after a change; `None` when there is nothing to change.
-fn changed(
-    row: &ResourceRow,
-    change: &Change<'_>,
-) -> Result<Option<(Value, Certificate, SecretsChange)>, OrderError> {
+fn changed(row: &ResourceRow, change: &Change<'_>) -> Result<Option<(Value, Certificate, SecretsChange)>, OrderError> {
     let (mut doc, mut secrets) = (row.doc.clone(), SecretsChange::Keep);
     let mut certificate: Certificate = serde_json::from_value(row.spec.clone().unwrap_or(Value::Null))?;
     let Some(order) = &mut certificate.order else { return Ok(None) };
@@ -131,7 +128,8 @@ fn changed(
             let file = x509::from_pem_texts(&issued.chain_pem, &issued.key_pem)
                 .map_err(|error| OrderError::Unusable(error.message))?;
             let is_new = certificate.chain_pem != file.chain_pem;
-            *order = CertificateOrder { state: OrderState::Succeeded, token: None, error: None, ..before.clone() };
+            let (state, validation) = (OrderState::Succeeded, before.validation);
+            *order = CertificateOrder { state, validation, token: None, error: None };
             if !is_new && *order == before {
                 return Ok(None);
             }
@@ -176,8 +174,7 @@ fn ordered(row: &ResourceRow) -> Option<Ordered> {
 /// A certificate that is asked for and not there yet.
 pub(super) fn pending(id: &ResourceId, subject: &str, doc: &Value) -> Certificate {
     let method = doc.pointer("/properties/domainControlValidation").and_then(Value::as_str).unwrap_or("HTTP");
-    let validation =
-        if method.eq_ignore_ascii_case("TXT") { DomainValidation::Txt } else { DomainValidation::Http };
+    let validation = if method.eq_ignore_ascii_case("TXT") { DomainValidation::Txt } else { DomainValidation::Http };
     let order = CertificateOrder { state: OrderState::Pending, validation, token: None, error: None };
     Certificate { id: id.clone(), chain_pem: String::new(), names: vec![subject.to_owned()], order: Some(order) }
 }

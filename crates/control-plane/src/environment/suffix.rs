@@ -61,9 +61,8 @@ pub(crate) fn complete(
 
 /// Domains must not be nested: a host below both would be two apps'.
 fn check_free(plane: &ControlPlane, id: &ResourceId, name: &str) -> Result<(), Refusal> {
-    let is_below = |name: &str, domain: &str| {
-        name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
+    let is_below =
+        |name: &str, domain: &str| name.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     let platform = plane.config().domain.to_ascii_lowercase();
     let mut taken = vec![(platform, "this server".to_owned())];
     for row in plane.store().resources(environments::KIND, None)? {

@@ -74,7 +74,10 @@ async fn a_refused_order_is_begun_again_by_a_put() {
     assert_eq!(world.put(&path, body("CNAME")).await.status, 201);
     world.plane.certificate_not_issued(&id, "the domain is somebody else's", true).await.unwrap();
     let shown = properties(&world, &path).await;
-    assert_eq!((&shown["provisioningState"], &shown["error"]), (&json!("Failed"), &json!("the domain is somebody else's")));
+    assert_eq!(
+        (&shown["provisioningState"], &shown["error"]),
+        (&json!("Failed"), &json!("the domain is somebody else's"))
+    );
     assert_eq!(world.plane.ordered_certificates().unwrap()[0].state, OrderState::Failed);
     let again = world.put(&path, body("CNAME")).await;
     assert_eq!((again.status, &again.json()["properties"]["provisioningState"]), (200, &json!("Pending")));
@@ -88,7 +91,8 @@ async fn a_refused_order_is_begun_again_by_a_put() {
 #[tokio::test]
 async fn a_suffix_needs_a_certificate_for_its_names() {
     let world = World::with_environment().await;
-    let environment = |suffix: Value| json!({ "location": "eastus", "properties": { "customDomainConfiguration": suffix } });
+    let environment =
+        |suffix: Value| json!({ "location": "eastus", "properties": { "customDomainConfiguration": suffix } });
     let file = BASE64.encode(PEM);
     let asked = json!({ "dnsSuffix": "Shop.Example.com", "certificateValue": file, "certificatePassword": "" });
     let made = world.put(ENV, environment(asked.clone())).await;

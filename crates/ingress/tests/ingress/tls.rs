@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use cove_model::{ClientCertificateMode, IngressPolicies};
+use cove_traffic::AppRoute;
 use http::Response;
 use rustls::{
     ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion,
@@ -136,13 +138,27 @@ async fn replicas_reach_apps_with_tls_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_certificate_is_asked_for_inside_too() {
+    let (world, _app) = world().await;
+    let client_certificate = ClientCertificateMode::Require;
+    let policies = Arc::new(IngressPolicies { client_certificate, ..IngressPolicies::default() });
+    world.route("web", AppRoute { policies, ..route("web") });
+    let (listener, address) = bound();
+    world.handle.listen_internal_tls(listener);
+    let (certificate, key) = made_certificate("web");
+    *world.shown.lock().unwrap() = Some(key);
+    let mut stream = connect(&client(&[certificate], &TLS13), address, "web").await.unwrap();
+    // by its short name: asked, and none given; it is not told to open another connection
+    assert_eq!(ask(&mut stream, "web").await.0, 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn questions_of_authorities_are_answered_before_any_app() {
     let (world, _app) = world().await;
     let challenges = world.handle.challenges();
     let ask = |host: &'static str, token: &'static str| {
-        let request = format!(
-            "GET /.well-known/acme-challenge/{token} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
-        );
+        let request =
+            format!("GET /.well-known/acme-challenge/{token} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         let address = world.http;
         async move { parts(&crate::world::raw(address, &request).await) }
     };

@@ -103,8 +103,8 @@ impl Acme {
                 other => return Err(Failure::Later(format!("the authorization of '{subject}' is {other:?}"))),
             }
             let offered = authorization.challenge(kind.clone());
-            let mut challenge =
-                offered.ok_or_else(|| Failure::Refused(format!("the authority does not offer the challenge {kind:?}")))?;
+            let mut challenge = offered
+                .ok_or_else(|| Failure::Refused(format!("the authority does not offer the challenge {kind:?}")))?;
             let answer = challenge.key_authorization();
             match ordered.validation {
                 DomainValidation::Http => {

@@ -114,11 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_record_is_found_among_others() {
-        for (values, expected) in [
-            (&["v=spf1", "token"][..], true),
-            (&["other"], false),
-            (&[], false),
-        ] {
+        for (values, expected) in [(&["v=spf1", "token"][..], true), (&["other"], false), (&[], false)] {
             let resolver = resolver_with(values).await;
             assert_eq!(is_there(resolver, "shop.example", "token").await.unwrap(), expected, "{values:?}");
         }
