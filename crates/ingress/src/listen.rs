@@ -157,15 +157,14 @@ async fn connection(
         }
     };
     let stream = Socket::new(stream);
-    let mut client =
-        Client {
-            connection: doors.proxy.observer.next_connection(),
-            peer: peer.ip(),
-            side,
-            socket: stream.clone(),
-            tls: Arc::default(),
-            permit: Arc::new(permit),
-        };
+    let mut client = Client {
+        connection: doors.proxy.observer.next_connection(),
+        peer: peer.ip(),
+        side,
+        socket: stream.clone(),
+        tls: Arc::default(),
+        permit: Arc::new(permit),
+    };
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side.is_tls() {
         let Some(tls) = &doors.tls else { return };

@@ -117,7 +117,8 @@ fn parse_line(line: &str) -> Result<Option<Ends>, HeaderError> {
         address.ok_or(HeaderError::Malformed("an address is not one of its family, TCP4 or TCP6"))
     };
     let port = |text: &str| -> Result<u16, HeaderError> {
-        let is_plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+        let is_plain =
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
         let port = is_plain.then(|| text.parse().ok()).flatten();
         port.ok_or(HeaderError::Malformed("a port is not a number from 0 to 65535"))
     };
@@ -246,10 +247,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_read_again_and_nothing_more() {
-        for ends in [
-            ends("203.0.113.7:4711", "198.51.100.1:5432"),
-            ends("[2001:db8::7]:4711", "[2001:db8::1]:65535"),
-        ] {
+        for ends in [ends("203.0.113.7:4711", "198.51.100.1:5432"), ends("[2001:db8::7]:4711", "[2001:db8::1]:65535")] {
             for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
                 let mut bytes = encode(version, ends);
                 let len = bytes.len();

@@ -8,11 +8,7 @@
 mod ports;
 mod relay;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
 use cove_model::{ReplicaName, Transport};
@@ -33,8 +29,8 @@ use crate::{
     gate::{Lease, Ticket},
     listen::{self, Doors},
     proxy::{Proxy, REROUTES_MAX},
-    resilience::Resilience,
     proxy_protocol::{self, Ends},
+    resilience::Resilience,
     routes::{Snapshot, TcpTarget},
     target::may_connect,
 };

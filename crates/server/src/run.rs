@@ -39,7 +39,8 @@ impl Signals {
 /// # Errors
 /// When it cannot start, or an essential part failed while it ran.
 pub async fn run_until_signal(mut options: Options, ready: impl FnOnce(&Endpoints)) -> anyhow::Result<()> {
-    let mut signals = Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let mut signals =
+        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut server = Server::start(options.clone()).await?;
     ready(server.endpoints());
     options.take_over = true;
@@ -76,7 +77,8 @@ pub async fn run_until_signal(mut options: Options, ready: impl FnOnce(&Endpoint
         }
         tracing::warn!("starting anew in this process");
         // what is open in the part that leaves goes on beside it
-        server = Server::start(options.clone()).await.context("the new server failed, and so did starting this one anew")?;
+        server =
+            Server::start(options.clone()).await.context("the new server failed, and so did starting this one anew")?;
     }
 }
 

@@ -419,7 +419,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
     start_dns(&opened.network, &shared, directory, (&mut sockets.inherited, &mut copies)).await;
     let api = api_router(options, &opened, &shared, runtime, mover).await?;
-    start_certificates(options, &opened, &shared, &ingress.handle());
+    start_certificates(options, &opened, &shared, &ingress.handle(), sockets.internal_tls.take());
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
     tasks.spawn(HELPER, prune(opened.store.clone(), shared.clock.clone()));
 
@@ -440,7 +440,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
         grace: options.config.ingress.drain_grace.0,
     };
     let (ingress_stop, ingress) = run_ingress(ingress, &tasks);
-    write_endpoints(&options.data_dir, &endpoints)?;
+    sockets::write_endpoints(&options.data_dir, &endpoints)?;
     shared.follow(sockets.old);
     let (network, runtime) = (opened.network, opened.runtime);
     Ok(Server { endpoints, tasks, ingress_stop, ingress, network, runtime, leaver, http_log })
@@ -504,9 +504,15 @@ fn make_ingress(
 }
 
 /// TLS between apps, and orders of managed certificates; before the API takes the first.
-fn start_certificates(options: &Options, opened: &Opened, shared: &Shared, ingress: &IngressHandle) {
+fn start_certificates(
+    options: &Options,
+    opened: &Opened,
+    shared: &Shared,
+    ingress: &IngressHandle,
+    internal_tls: Option<TcpListener>,
+) {
     let address = SocketAddr::from((opened.network.gateway(), 443));
-    let inside = tls::listen_inside(address, ingress.clone(), shared.boards.loaded.subscribe());
+    let inside = tls::listen_inside(address, internal_tls, ingress.clone(), shared.boards.loaded.subscribe());
     shared.tasks.spawn(HELPER, inside);
     let (store, plane, clock) = (opened.store.clone(), shared.plane.get(), shared.clock.clone());
     if let Some(acme) = Acme::of(&options.config.acme, store, plane, clock, ingress.challenges()) {
@@ -783,13 +789,4 @@ async fn prune(store: Store, clock: Clock) {
             tracing::warn!(error = &error as &dyn std::error::Error, "old operations were not forgotten");
         }
     }
-}
-
-fn write_endpoints(data_dir: &Path, endpoints: &Endpoints) -> anyhow::Result<()> {
-    let path = data_dir.join("endpoints.json");
-    let temporary = data_dir.join("endpoints.json.tmp");
-    let text = serde_json::to_string_pretty(endpoints)?;
-    fs::write(&temporary, text + "\n")
-        .and_then(|()| fs::rename(&temporary, &path))
-        .with_context(|| format!("failed to write `{}`", path.display()))
 }

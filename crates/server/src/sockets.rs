@@ -1,6 +1,6 @@
 //! The listening sockets of a server: bound, or taken over from the server before it.
 
-use std::{fs, net::SocketAddr, os::fd::OwnedFd};
+use std::{fs, net::SocketAddr, os::fd::OwnedFd, path::Path};
 
 use anyhow::Context;
 use cove_network::{
@@ -22,6 +22,8 @@ pub(crate) struct Sockets {
     pub(crate) identity: TcpListener,
     pub(crate) http: TcpListener,
     pub(crate) https: TcpListener,
+    /// Apps, from replicas, with TLS; `None` while something else has the address.
+    pub(crate) internal_tls: Option<TcpListener>,
     /// Of the server before this one, until they are wanted.
     pub(crate) inherited: Inherited,
     /// The server before this one.
@@ -47,6 +49,7 @@ impl Sockets {
             identity: listen(Role::Identity, SocketAddr::from(([127, 0, 0, 1], 0)), "identity")?,
             http: listen(Role::Http, config.ingress.http, "http")?,
             https: listen(Role::Https, config.ingress.https, "https")?,
+            internal_tls: None,
             inherited,
             old: None,
         })
@@ -54,6 +57,10 @@ impl Sockets {
 
     /// Replicas reach apps at the gateway's port 80; without it they reach apps only by the outer address.
     pub(crate) fn internal(&mut self, network: &Network) -> Option<TcpListener> {
+        let tls = SocketAddr::from((network.gateway(), 443));
+        let inherited = self.inherited.take(Role::InternalTls, tls).map(listener_of);
+        // who serves it tries again later, and says so
+        self.internal_tls = inherited.unwrap_or_else(|| Ok(cove_ingress::bind(tls)?)).ok();
         let address = SocketAddr::from((network.gateway(), 80));
         if let Some(Ok(listener)) = self.inherited.take(Role::Internal, address).map(listener_of) {
             return Some(listener);
@@ -76,7 +83,8 @@ impl Sockets {
             (Role::Https, &self.https),
         ];
         let internal = internal.map(|listener| (Role::Internal, listener));
-        named.into_iter().chain(internal).map(|(role, listener)| handover::copy(role, listener)).collect()
+        let tls = self.internal_tls.as_ref().map(|listener| (Role::InternalTls, listener));
+        named.into_iter().chain(internal).chain(tls).map(|(role, listener)| handover::copy(role, listener)).collect()
     }
 
     /// Where clients reach the server.
@@ -133,4 +141,17 @@ fn listener_of(socket: OwnedFd) -> anyhow::Result<TcpListener> {
     let socket = std::net::TcpListener::from(socket);
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket).context("failed to use a listening socket of the server before this one")
+}
+
+/// Tells clients of this machine where the server is reached.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_endpoints(data_dir: &Path, endpoints: &Endpoints) -> anyhow::Result<()> {
+    let path = data_dir.join("endpoints.json");
+    let temporary = data_dir.join("endpoints.json.tmp");
+    let text = serde_json::to_string_pretty(endpoints)?;
+    fs::write(&temporary, text + "\n")
+        .and_then(|()| fs::rename(&temporary, &path))
+        .with_context(|| format!("failed to write `{}`", path.display()))
 }

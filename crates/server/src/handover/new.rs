@@ -76,7 +76,9 @@ impl TakeOver {
         let place = Place::of(data_dir).context("failed to open the data directory")?;
         let stream = match UnixStream::connect(place.address()).await {
             Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error).context("failed to reach the server that runs"),
         };
         let (reader, writer) = wire::halves(stream);

@@ -184,7 +184,9 @@ impl Leaver {
             bail!("it did not say who it is");
         };
         if version != VERSION {
-            let why = format!("it speaks version {VERSION} of the take-over and not {version}; stop it, then start the other");
+            let why = format!(
+                "it speaks version {VERSION} of the take-over and not {version}; stop it, then start the other"
+            );
             writer.say(&ToNew::Refused(why)).await?;
             bail!("process {pid} speaks version {version} of the take-over, not {VERSION}");
         }

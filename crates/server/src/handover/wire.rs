@@ -53,6 +53,8 @@ pub(crate) enum Role {
     Https,
     /// Apps, from replicas.
     Internal,
+    /// Apps, from replicas, with TLS.
+    InternalTls,
     /// An exposed TCP port.
     Tcp,
     /// Names of apps, for replicas: datagrams.
@@ -210,7 +212,10 @@ impl Writer {
             rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(b".")], &mut control, SendFlags::NOSIGNAL)?;
             Ok(())
         });
-        timeout(WRITE_LIMIT, send).await.context("the other server does not read")?.context("failed to send descriptors")
+        timeout(WRITE_LIMIT, send)
+            .await
+            .context("the other server does not read")?
+            .context("failed to send descriptors")
     }
 }
 
