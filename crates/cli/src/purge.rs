@@ -27,8 +27,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 21] = [
+const ENTRIES: [&str; 22] = [
     "az",
+    "auth-sessions",
     "console",
     "cove.db",
     "cove.db-shm",
