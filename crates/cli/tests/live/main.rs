@@ -1,6 +1,7 @@
 //! The command line against a live server: containers really run, so this needs root.
 
 mod frozen;
+mod load;
 mod restart;
 mod server;
 
