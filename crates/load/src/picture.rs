@@ -48,9 +48,12 @@ impl Axis {
     }
 }
 
-/// The picture for a terminal of so many columns.
+/// The picture for a terminal of so many columns; none where nothing was answered.
 #[must_use]
 pub fn terminal(report: &Report, width: usize) -> String {
+    if report.counts.answered == 0 {
+        return String::new();
+    }
     let columns_max = width.saturating_sub(12).clamp(20, 120);
     let per_column = report.timeline.len().div_ceil(columns_max).max(1);
     let columns: Vec<Moment> = report.timeline.chunks(per_column).map(worst).collect();

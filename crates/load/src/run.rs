@@ -62,7 +62,7 @@ pub(crate) struct Run {
 enum Sender {
     Http1(Http1),
     Http2(Http2),
-    WebSocket(WebSocket),
+    WebSocket(Box<WebSocket>),
     Events(Http1),
     Grpc(Http2),
 }
@@ -289,7 +289,7 @@ impl Sender {
         match protocol {
             Protocol::Http1 => Self::Http1(Http1::default()),
             Protocol::Http2 => Self::Http2(Http2::new(shared)),
-            Protocol::WebSocket => Self::WebSocket(WebSocket::default()),
+            Protocol::WebSocket => Self::WebSocket(Box::default()),
             Protocol::Events => Self::Events(Http1::default()),
             Protocol::Grpc => Self::Grpc(Http2::new(shared)),
         }

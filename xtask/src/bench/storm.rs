@@ -165,16 +165,14 @@ fn outcome(args: &StormArgs, machine: &str, changes: &Changes, reports: &[(&'sta
     let mut text = format!("{machine}\n\n");
     text += "lost: a request that was begun and got no full and right answer within 30 s. Not lost, and counted apart: a connection\n\
              that was refused and tried again (refused); a request that its protocol calls safe to send again (repeated).\n\n";
-    let _infallible = writeln!(
-        text,
-        "{} deploys ({}), {} scale-ins ({}), {} restarts of the server ({})\n",
-        changes.deploys.len(),
-        changes.deploys,
-        changes.scale_ins.len(),
-        changes.scale_ins,
-        changes.restarts.len(),
-        changes.restarts
-    );
+    for (name, times) in
+        [("deploys", &changes.deploys), ("scale-ins", &changes.scale_ins), ("restarts", &changes.restarts)]
+    {
+        if times.len() > 0 {
+            let _infallible = writeln!(text, "{name:<10} {times}");
+        }
+    }
+    text.push('\n');
     text += &table(reports);
     let mut json = json!({
         "machine": machine, "rps": args.rps,
