@@ -31,6 +31,9 @@ use crate::resilience_metrics;
 const REVISIONS_MAX: usize = 2000;
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
+/// One number of a revision.
+type Read = fn(&RevisionTraffic) -> u64;
+
 /// What a scrape asks.
 pub(crate) struct IngressMetrics(pub(crate) IngressHandle);
 
@@ -146,7 +149,7 @@ fn counters(encoder: &mut DescriptorEncoder<'_>, all: &[Named]) -> Result<(), fm
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
     }
-    let bytes: [(&str, &str, fn(&RevisionTraffic) -> u64); 2] = [
+    let bytes: [(&str, &str, Read); 2] = [
         ("ingress_received_bytes", "Bytes of requests' bodies", |traffic| traffic.received_bytes),
         ("ingress_sent_bytes", "Bytes of answers' bodies", |traffic| traffic.sent_bytes),
     ];
@@ -178,7 +181,7 @@ fn gauge(
     name: &str,
     help: &str,
     all: &[Named],
-    read: fn(&RevisionTraffic) -> u64,
+    read: Read,
 ) -> Result<(), fmt::Error> {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for one in all {

@@ -68,6 +68,7 @@ fn envoy(row: &AccessRecord) -> (&'static str, &'static str) {
         Ending::Complete => {}
     }
     match row.reason.as_str() {
+        "" if row.attempts == 0 => ("-", "direct_response"),
         "" => ("-", "via_upstream"),
         "unknown-host"
         | "app-internal"
@@ -77,8 +78,10 @@ fn envoy(row: &AccessRecord) -> (&'static str, &'static str) {
         | "app-stopped"
         | "revision-inactive"
         | "no-revision" => ("NR", "route_not_found"),
-        "hold-queue-full" | "too-many-requests" => ("UO", "overflow"),
-        "revision-failed" | "activation-timeout" => ("UH", "no_healthy_upstream"),
+        "hold-queue-full" | "pool-overflow" => ("UO", "overflow"),
+        "revision-failed" | "activation-timeout" | "replicas-ejected" => ("UH", "no_healthy_upstream"),
+        "request-body-too-large" => ("-", "request_payload_too_large"),
+        "too-many-headers" => ("-", "http1.too_many_headers"),
         "upstream-timeout" => ("UT", "response_timeout"),
         "upstream-connect-failed" => ("UF", "upstream_reset_before_response_started{connection_failure}"),
         "upstream-closed" => ("UC", "upstream_reset_before_response_started{connection_termination}"),
@@ -96,6 +99,8 @@ mod tests {
     #[test]
     fn what_happened_in_the_words_of_envoy() {
         let row = crate::http::tests::row(200);
+        let preflight = AccessRecord { attempts: 0, ..row.clone() };
+        assert_eq!(envoy(&preflight), ("-", "direct_response"), "answered here, without a reason");
         let envoy_of = |reason: &str, ending| envoy(&AccessRecord { reason: reason.into(), ending, ..row.clone() }).0;
         for (reason, ending, flags) in [
             ("", Ending::Complete, "-"),

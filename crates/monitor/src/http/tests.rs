@@ -87,7 +87,7 @@ async fn rows_come_back_as_they_were_also_after_a_restart() {
     let server = start(dir.path(), 1 << 30);
     let all = HttpQuery { tail: 10, ..HttpQuery::default() };
     assert_eq!(server.read(all.clone()).await, [row(200), other.clone(), nobody.clone()]);
-    assert_eq!(server.read(HttpQuery { tail: 1, ..all.clone() }).await, [nobody.clone()]);
+    assert_eq!(server.read(HttpQuery { tail: 1, ..all.clone() }).await, std::slice::from_ref(&nobody));
     assert_eq!(server.read(HttpQuery { only_errors: true, ..all.clone() }).await, [other, nobody]);
     let app = Some(APP.to_ascii_uppercase());
     assert_eq!(server.read(HttpQuery { app: app.clone(), ..all.clone() }).await, [row(200)]);
