@@ -7,6 +7,7 @@
 
 mod api;
 mod idle;
+mod ingress;
 mod request;
 mod rollout;
 mod scale;
@@ -43,6 +44,8 @@ enum What {
     Idle(idle::IdleArgs),
     /// How fast the API answers, alone and with thousands of apps at zero.
     Api(api::ApiArgs),
+    /// Throughput, processor time and added latency beside HAProxy, nginx and Envoy.
+    Ingress(ingress::IngressArgs),
     /// Requests lost while revisions change, replicas leave, and streams stay open.
     Rollout(rollout::RolloutArgs),
     /// CPU, lateness and memory of thousands of scale rules, and how well each mode serves a load.
@@ -82,6 +85,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             What::Wake(args) => wake::run(cove, args).await,
             What::Idle(args) => idle::run(cove, args).await,
             What::Api(args) => api::run(cove, args).await,
+            What::Ingress(args) => ingress::run(cove, args).await,
             What::Rollout(args) => rollout::run(cove, args).await,
             What::Scale(args) => scale::run(args).await,
             What::Storm(args) => storm::run(cove, args).await,

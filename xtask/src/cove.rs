@@ -31,6 +31,7 @@ pub(crate) const SAMPLE: &str = "cove.local/sample:latest";
 struct Endpoints {
     api: String,
     http: String,
+    https: String,
     ca: PathBuf,
     pid: u32,
 }
@@ -124,6 +125,11 @@ impl Cove {
     /// `host:port` of the ingress.
     pub(crate) fn ingress(&self) -> &str {
         self.endpoints.http.trim_start_matches("http://").trim_end_matches('/')
+    }
+
+    /// `host:port` of the ingress with TLS.
+    pub(crate) fn ingress_tls(&self) -> &str {
+        self.endpoints.https.trim_start_matches("https://").trim_end_matches('/')
     }
 
     /// The server's data directory.
@@ -414,7 +420,7 @@ async fn launch(options: &Options, directory: &Path) -> anyhow::Result<(Child, E
     let text = std::fs::read_to_string(data.join("endpoints.json")).context("failed to read `endpoints.json`")?;
     let mut endpoints: Endpoints = serde_json::from_str(&text)?;
     // names cost a look-up, and may stand for ::1 first
-    for url in [&mut endpoints.api, &mut endpoints.http] {
+    for url in [&mut endpoints.api, &mut endpoints.http, &mut endpoints.https] {
         *url = url.replace("localhost", "127.0.0.1");
     }
     Ok((process, endpoints))
