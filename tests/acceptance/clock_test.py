@@ -5,6 +5,7 @@ Nothing here waits for time to pass: `cove clock advance` returns when the platf
 
 import base64
 import datetime
+import json
 import time
 import unittest
 
@@ -113,6 +114,18 @@ class Clock(unittest.TestCase):
         self.assertEqual(full, wake + poll)
         self.assertTrue(17 * hour + 300 - poll <= gone <= 17 * hour + 300 + 2 * poll, seen)
         self.assertLess(passed, 60, "a day takes seconds")
+        # what was recorded is decided again as the live autoscaler did, and other hours are tried on it
+        rules = self.server.directory / "rules.json"
+        metadata = {"timezone": "Europe/Prague", "start": "0 8 * * *", "end": "0 12 * * *", "desiredReplicas": "3"}
+        shorter = {"minReplicas": 0, "rules": [{"name": "hours", "custom": {"type": "cron", "metadata": metadata}}]}
+        rules.write_text(json.dumps(shorter))
+        begin, end = (f"{MIDNIGHT + datetime.timedelta(seconds=at):%Y-%m-%dT%H:%M:%SZ}" for at in (day, day + 24 * hour))
+        tried = self.server.command(
+            "scale", "simulate", "--app", "office", "-g", GROUP, "--rules", str(rules), "--from", begin, "--to", end
+        )
+        today, *_ = tried["replay"]["columns"]
+        self.assertEqual((tried["replay"]["differing"], today["mostReplicas"]), (0, 3), tried)
+        self.assertGreater(today["decisions"], 2000)
 
     def test_time_goes_on_after_the_server_was_killed(self):
         self.advance("10m")
