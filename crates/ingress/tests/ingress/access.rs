@@ -7,9 +7,10 @@ use cove_ingress::{AccessLogConfig, IngressConfig};
 use cove_model::{AccessLog, IngressPolicies};
 use cove_traffic::{AccessRecord, AppRoute, Ending};
 use futures_util::{SinkExt, StreamExt};
-use http::Response;
+use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Frame;
+use hyper::{body::Frame, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -298,4 +299,40 @@ async fn a_slow_reader_stops_nobody() {
     })
     .await;
     assert!(told >= left_out);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_http2_have_rows_of_their_own() {
+    let app = Backend::http(|request| async move {
+        let is_endless = request.uri().path() == "/endless";
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let first = futures_util::stream::once(async { Ok(Frame::data(body)) });
+        if is_endless {
+            return Response::new(streamed(first.chain(futures_util::stream::pending())));
+        }
+        let trailers = Frame::trailers([("x-end".parse().unwrap(), "1".parse().unwrap())].into_iter().collect());
+        let last = futures_util::stream::once(async { Ok(trailers) });
+        Response::builder().header("trailer", "x-end").body(streamed(first.chain(last))).unwrap()
+    })
+    .await;
+    let mut observed = Observed::start(&app).await;
+    let stream = TcpStream::connect(observed.world.http).await.unwrap();
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = |path| {
+        let uri = format!("http://{HOST}{path}");
+        Request::post(uri).header("te", "trailers").body(text("hello")).unwrap()
+    };
+    let answer = soon("the head", client.send_request(request("/whole"))).await.unwrap();
+    assert_eq!(soon("the body", answer.into_body().collect()).await.unwrap().to_bytes(), "hello");
+    let whole = observed.row().await;
+    assert_eq!((whole.protocol.as_str(), whole.authority.as_str(), whole.path.as_str()), ("HTTP/2", HOST, "/whole"));
+    assert_eq!((whole.ending, whole.received_bytes, whole.sent_bytes), (Ending::Complete, 5, 5));
+    // one stream is reset; the connection stays
+    let mut answer = soon("the head", client.send_request(request("/endless"))).await.unwrap();
+    soon("the first frame", answer.body_mut().frame()).await.unwrap().unwrap();
+    drop(answer);
+    let reset = observed.row().await;
+    assert_eq!((reset.ending, reset.sent_bytes, reset.status), (Ending::ClientLeft, 5, 200));
+    assert_eq!(reset.connection, whole.connection);
 }
