@@ -148,8 +148,9 @@ class Authentication(ServerCase):
         self.bearer_tokens_count(browser)
         self.nobody_writes_the_headers(browser)
         self.session_is_refreshed_and_ended(browser)
-        self.microsoft_is_the_same_way(provider)
+        browser = self.microsoft_is_the_same_way(provider)
         self.provider_that_is_down_is_told(provider)
+        self.session_outlives_the_server(browser)
 
     def auth(self, verb, *arguments):
         return self.az("containerapp", "auth", *verb.split(), "-n", APP, "-g", GROUP, *arguments)
@@ -250,6 +251,7 @@ class Authentication(ServerCase):
         cove.until("nobody is named", lambda: "x-ms-client-principal" not in browser.get(self.site)[2])
         self.auth("update", "--enabled", "true", "--unauthenticated-client-action", "Return403")
         cove.until("403", lambda: Browser().get(self.site)[0] == 403)
+        return browser
 
     def provider_that_is_down_is_told(self, provider):
         provider.stop()
@@ -262,6 +264,14 @@ class Authentication(ServerCase):
         cove.until("the provider is known", lambda: known()[0] != 404)
         status, headers, _ = known()
         self.assertEqual((status, headers["x-cove-reason"]), (503, "identity-provider-unavailable"))
+
+    def session_outlives_the_server(self, browser):
+        self.server.stop()
+        self.server.start()
+        site = f"http://{self.host}:{self.server.http.rsplit(':', 1)[1]}"
+        status, _, text = browser.get(site)
+        self.assertEqual((status, json.loads(text)["headers"]["x-ms-client-principal-id"]), (200, "bob"))
+        self.assertEqual(Browser().get(site)[0], 403)
 
 
 if __name__ == "__main__":

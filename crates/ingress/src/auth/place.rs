@@ -60,7 +60,9 @@ impl Site {
             Some(scheme) if scheme.eq_ignore_ascii_case("http") => false,
             Some(_) | None => seen.is_https,
         };
-        let base = seen.path.strip_suffix(seen.app_path).unwrap_or("");
+        // the prefix itself may be asked for without a slash
+        let cut = if seen.app_path == "/" { Some(seen.path) } else { seen.path.strip_suffix(seen.app_path) };
+        let base = cut.unwrap_or("");
         let base = if base.starts_with('/') { base.trim_end_matches('/') } else { "" };
         Self { is_https, host: host.to_owned(), base: base.to_owned() }
     }
@@ -291,8 +293,12 @@ mod tests {
         assert_eq!(site(&AuthOrigin::Forwarded), "https://shop.example/api/.auth");
         let custom = AuthOrigin::Headers { host: Some("x-host".into()), scheme: Some("x-forwarded-proto".into()) };
         assert_eq!(site(&custom), "https://web.localhost:8080/api/.auth");
-        assert_eq!(Site::of(&AuthOrigin::Request, Seen { app_path: "/other", ..seen }).base, "");
-        assert_eq!(Site::of(&AuthOrigin::Request, Seen { app_path: "/api/x", ..seen }).base, "");
+        let base = |path, app_path| Site::of(&AuthOrigin::Request, Seen { path, app_path, ..seen }).base;
+        for (path, app_path, expected) in
+            [("/shop", "/", "/shop"), ("/shop/", "/", "/shop"), ("/", "/", ""), ("/a", "/a", ""), ("/a", "/b", "")]
+        {
+            assert_eq!(base(path, app_path), expected, "{path} {app_path}");
+        }
     }
 
     #[test]

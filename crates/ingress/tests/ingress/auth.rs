@@ -10,10 +10,10 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use cove_ingress::IngressConfig;
 use cove_model::{
-    AllowedPrincipals, AuthOrigin, AuthPolicy, AuthProtocol, AuthProvider, IngressPolicies, SecretText,
-    UnauthenticatedAction,
+    AllowedPrincipals, AuthOrigin, AuthPolicy, AuthProtocol, AuthProvider, HttpRoute, HttpRouteRule, HttpRouteTarget,
+    IngressPolicies, PathMatcher, SecretText, UnauthenticatedAction,
 };
-use cove_traffic::AppRoute;
+use cove_traffic::{AppRoute, Host, HostCertificate, HostRoute, PathRoutes};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{Backend, Body, World, parts, raw, reason, revision, route, soon, text};
+use crate::world::{Backend, Body, World, environment, parts, raw, reason, revision, route, soon, text};
 
 /// A provider: what it does wrong is up to the test.
 struct Provider {
@@ -102,6 +102,7 @@ impl State {
                 let form = request.into_body().collect().await.unwrap().to_bytes();
                 self.token(&String::from_utf8_lossy(&form))
             }
+            "/user" => document(json!({ "id": 7, "login": "alice-h", "name": null })),
             _ => Response::builder().status(404).body(text("")).unwrap(),
         }
     }
@@ -281,6 +282,20 @@ async fn at_provider(provider: &Provider, address: &str) -> String {
     location(&answer).strip_prefix("http://web.env.localhost").unwrap().to_owned()
 }
 
+/// Asks until the answer has this reason: a new route counts a moment after it was published.
+async fn eventually(wanted: &str, ask: impl AsyncFn() -> String) -> String {
+    soon(wanted, async {
+        loop {
+            let answer = ask().await;
+            if reason(&answer) == wanted {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
 fn status(answer: &str) -> u16 {
     parts(answer).0
 }
@@ -452,8 +467,8 @@ async fn a_bearer_token_is_checked() {
     let mut policy = provider.policy(UnauthenticatedAction::Return401);
     policy.providers[0].allowed.identities.push("bob".into());
     world.route("web", guarded(policy));
-    let answer = call(&token).await;
-    assert_eq!((status(&answer), reason(&answer)), (403, "principal-not-allowed"), "{answer}");
+    let answer = eventually("principal-not-allowed", async || call(&token).await).await;
+    assert_eq!(status(&answer), 403, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -520,6 +535,90 @@ async fn a_provider_that_is_down_is_told_and_left_alone() {
         assert_eq!((status(&answer), reason(&answer)), (503, "identity-provider-unavailable"), "{answer}");
     }
     assert_eq!(provider.asked("/.well-known/openid-configuration"), 1, "fifty requests ask it once");
+    let told = world.told.lock().unwrap().iter().map(|event| event.reason.clone()).collect::<Vec<_>>();
+    assert_eq!(told, ["IdentityProviderUnavailable"], "an outage is told once");
     // who needs no provider is served
     assert_eq!(status(&Browser::default().get(&world, "/open/a").await), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_without_id_tokens_tells_its_user_by_its_api() {
+    let provider = Provider::start().await;
+    let address = provider.state.issuer();
+    let hub = AuthProvider {
+        name: "github".into(),
+        protocol: AuthProtocol::OAuth2,
+        discovery: None,
+        authorization_endpoint: Some(format!("{address}/authorize")),
+        token_endpoint: Some(format!("{address}/token")),
+        user_endpoint: Some(format!("{address}/user")),
+        name_claim: Some("login".into()),
+        accepts_bearer: false,
+        ..provider.settings()
+    };
+    let policy = AuthPolicy { providers: vec![hub], ..provider.policy(UnauthenticatedAction::RedirectToLoginPage) };
+    let (world, _app) = world_with(policy).await;
+    let mut browser = Browser::default();
+    let answer = browser.log_in(&world, &provider, "/.auth/login/GitHub?post_login_redirect_uri=/in").await;
+    assert_eq!((status(&answer), location(&answer)), (302, "/in"), "{answer}");
+    let (_, told) = parts(&browser.get(&world, "/in").await);
+    for line in ["x-ms-client-principal-id: 7\n", "principal-name: alice-h\n", "principal-idp: github\n"] {
+        assert!(told.contains(line), "{line}{told}");
+    }
+    // an access token does not say whom it was given to: it logs nobody in
+    let answer = Browser::default().send(&world, "POST", "/.auth/login/github", "content-length: 0\r\n").await;
+    assert_eq!((status(&answer), reason(&answer)), (405, "auth-method-not-allowed"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_below_a_path_logs_in_below_it() {
+    let provider = Provider::start().await;
+    let (world, _app) = world_with(provider.policy(UnauthenticatedAction::RedirectToLoginPage)).await;
+    let target = HttpRouteTarget { app: "web".into(), revision: None, label: None, weight: None };
+    let route = HttpRoute {
+        matcher: PathMatcher::PathSeparatedPrefix("/shop".into()),
+        is_case_sensitive: true,
+        prefix_rewrite: Some("/".into()),
+    };
+    let routes = PathRoutes {
+        config: environment("env").child("httpRouteConfigs", "site").unwrap(),
+        environment: environment("env"),
+        rules: vec![HttpRouteRule { routes: vec![route], targets: vec![target] }],
+    };
+    world.change(|table| {
+        let host = Host { route: HostRoute::Paths(Arc::new(routes)), certificate: HostCertificate::Platform };
+        table.hosts.insert("site.env.localhost", host);
+    });
+    let get = async |path: &str| {
+        raw(world.http, &format!("GET {path} HTTP/1.1\r\nhost: site.env.localhost:8080\r\nconnection: close\r\n\r\n"))
+            .await
+    };
+    let answer = get("/shop/cart?a=b").await;
+    assert_eq!(location(&answer), "/shop/.auth/login/own?post_login_redirect_uri=%2Fshop%2Fcart%3Fa%3Db");
+    let answer = get(location(&answer)).await;
+    let asked = location(&answer).split_once('?').unwrap().1;
+    assert_eq!(field(asked, "redirect_uri"), "http://site.env.localhost:8080/shop/.auth/login/own/callback");
+    assert!(answer.contains("AppServiceAuthNonce=") && answer.contains("; Path=/shop;"), "{answer}");
+    assert_eq!(status(&get("/shop/open/a").await), 200);
+    assert_eq!(status(&get("/shop/open/../a").await), 302);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn https_is_asked_for_where_the_app_wants_it() {
+    let provider = Provider::start().await;
+    let policy = AuthPolicy { requires_https: true, ..provider.policy(UnauthenticatedAction::AllowAnonymous) };
+    let (world, _app) = world_with(policy.clone()).await;
+    let answer = Browser::default().get(&world, "/a?b").await;
+    assert_eq!((status(&answer), reason(&answer)), (301, "insecure-not-allowed"), "{answer}");
+    assert_eq!(location(&answer), format!("https://web.env.localhost:{}/a?b", world.https.port()));
+    // behind a proxy that speaks HTTPS
+    world.route("web", guarded(AuthPolicy { origin: AuthOrigin::Forwarded, ..policy }));
+    let answer = eventually("https-required", async || Browser::default().get(&world, "/").await).await;
+    assert_eq!(status(&answer), 403, "{answer}");
+    let proxied = "x-forwarded-proto: https\r\nx-forwarded-host: shop.example\r\n";
+    assert_eq!(status(&Browser::default().send(&world, "GET", "/", proxied).await), 200);
+    let answer = Browser::default().send(&world, "GET", "/.auth/login/own", proxied).await;
+    let asked = location(&answer).split_once('?').unwrap().1;
+    assert_eq!(field(asked, "redirect_uri"), "https://shop.example/.auth/login/own/callback");
+    assert!(answer.contains("; SameSite=Lax; Secure"), "{answer}");
 }

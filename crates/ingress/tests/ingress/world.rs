@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use cove_base::{Board, Clock};
 use cove_ingress::{AuthSources, Ingress, IngressConfig, IngressHandle, IngressListeners, IngressSources, bind};
-use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, Transport};
+use cove_model::{ReplicaName, ResourceId, RevisionKey, RevisionName, SystemEvent, Transport};
 use cove_traffic::{
     AppRoute, AppRouteState, Endpoint, EndpointState, Endpoints, Host, RouteTable, WakeObservation, WeightedRevision,
     short_name,
@@ -96,6 +96,7 @@ pub(crate) struct World {
     pub(crate) endpoints: Board<RevisionKey, Endpoints>,
     pub(crate) wakes: mpsc::Receiver<WakeObservation>,
     pub(crate) activated: Arc<Mutex<Vec<RevisionKey>>>,
+    pub(crate) told: Arc<Mutex<Vec<SystemEvent>>>,
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
     pub(crate) internal: SocketAddr,
@@ -158,6 +159,7 @@ impl World {
         let routes = watch::Sender::new(Arc::new(RouteTable::default()));
         let endpoints = Board::default();
         let activated: Arc<Mutex<Vec<RevisionKey>>> = Arc::default();
+        let told: Arc<Mutex<Vec<SystemEvent>>> = Arc::default();
         let (certificate, key) = made_certificate("web.env.localhost");
         let shown = Arc::new(Mutex::new(Some(key)));
         let certificates = Arc::new(OneCertificate(Arc::clone(&shown)));
@@ -174,7 +176,10 @@ impl World {
             certificates: Some(certificates),
             environment_of: Arc::new(|_| Some(environment("env"))),
             random: Arc::new(move || step.fetch_add(0x9e37_79b9, Ordering::Relaxed)),
-            auth: AuthSources::default(),
+            auth: {
+                let told = Arc::clone(&told);
+                AuthSources { tell: Arc::new(move |event| told.lock().unwrap().push(event)), ..AuthSources::default() }
+            },
         };
         let listeners = IngressListeners { http: vec![http], https: vec![https], internal: vec![internal] };
         let (ingress, wakes) = Ingress::new(config, sources, listeners).unwrap();
@@ -183,7 +188,7 @@ impl World {
         let shutdown = CancellationToken::new();
         tokio::spawn(ingress.run(shutdown.clone()));
         let [http, https, internal] = addresses;
-        Self { handle, routes, endpoints, wakes, activated, http, https, internal, certificate, shown, shutdown }
+        Self { handle, routes, endpoints, wakes, activated, told, http, https, internal, certificate, shown, shutdown }
     }
 
     /// Adds hosts `<name>.env.localhost`.
