@@ -21,7 +21,7 @@ mod old;
 mod predecessors;
 mod wire;
 
-pub(crate) use new::{Inherited, Shared, TakeOver};
+pub(crate) use new::{Inherited, Shared, TakeOver, open_store};
 pub use old::Visitor;
 pub(crate) use old::{Door, Leaver, SocketCopy, Successor, copy};
 pub(crate) use predecessors::Predecessors;

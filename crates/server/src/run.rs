@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinHandle,
 };
 
 use crate::serve::{Endpoints, Options, Server};
@@ -14,8 +15,6 @@ use crate::serve::{Endpoints, Options, Server};
 enum End {
     Signal,
     Failed,
-    /// Another server serves, and what was open here is finished.
-    Replaced,
 }
 
 /// SIGTERM and SIGINT.
@@ -39,8 +38,8 @@ impl Signals {
 /// # Errors
 /// When it cannot start, or an essential part failed while it ran.
 pub async fn run_until_signal(mut options: Options, ready: impl FnOnce(&Endpoints)) -> anyhow::Result<()> {
-    let mut signals =
-        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = Signals { terminate, interrupt };
     let mut server = Server::start(options.clone()).await?;
     ready(server.endpoints());
     options.take_over = true;
@@ -51,34 +50,47 @@ pub async fn run_until_signal(mut options: Options, ready: impl FnOnce(&Endpoint
             () = signals.next() => return stop(server, &mut signals, End::Signal).await,
             visitor = server.visitor() => visitor,
         };
-        let (abandoned, mut was_abandoned) = mpsc::channel(1);
+        let (abandoned, was_abandoned) = mpsc::channel(1);
         let abandoned = move || {
             let _told_already = abandoned.try_send(());
         };
         let leaving = tokio::spawn(server.hand_over(visitor, abandoned));
-        tokio::pin!(leaving);
-        let mut signals_seen = 0;
-        let end = loop {
-            tokio::select! {
-                left = &mut leaving => { left.context("the hand-over failed")?; break End::Replaced }
-                Some(()) = was_abandoned.recv() => break End::Failed,
-                () = signals.next() => {
-                    signals_seen += 1;
-                    if signals_seen > 1 {
-                        tracing::warn!("ended at once by a second signal");
-                        return Ok(());
-                    }
-                    tracing::info!("another server takes over; open connections are finished, a second signal ends at once");
+        match leave(leaving, was_abandoned, &mut signals, &options).await? {
+            // what is open in the part that leaves goes on beside it
+            Some(next) => server = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Waits until what was open is finished; gives a server of this process when the new one was none.
+async fn leave(
+    mut leaving: JoinHandle<()>,
+    mut was_abandoned: mpsc::Receiver<()>,
+    signals: &mut Signals,
+    options: &Options,
+) -> anyhow::Result<Option<Server>> {
+    let mut signals_seen = 0;
+    loop {
+        tokio::select! {
+            left = &mut leaving => return left.context("the hand-over failed").map(|()| None),
+            Some(()) = was_abandoned.recv() => {
+                tracing::warn!("starting anew in this process");
+                match Server::start(options.clone()).await {
+                    Ok(next) => return Ok(Some(next)),
+                    // what runs is served on; the next server that asks is given the state
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "failed to start anew; start another server"),
                 }
             }
-        };
-        if matches!(end, End::Replaced) {
-            return Ok(());
+            () = signals.next() => {
+                signals_seen += 1;
+                if signals_seen > 1 {
+                    tracing::warn!("ended at once by a second signal");
+                    return Ok(None);
+                }
+                tracing::info!("another server takes over; open connections are finished, a second signal ends at once");
+            }
         }
-        tracing::warn!("starting anew in this process");
-        // what is open in the part that leaves goes on beside it
-        server =
-            Server::start(options.clone()).await.context("the new server failed, and so did starting this one anew")?;
     }
 }
 

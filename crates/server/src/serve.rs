@@ -42,7 +42,7 @@ use crate::{
     certificates::Certificates,
     config::Config,
     directory::Directory,
-    extensions, http_logs,
+    ejections, extensions, http_logs,
     handover::{self, Door, Inherited, Leaver, Predecessors, Successor, TakeOver, Visitor},
     logs::MonitorStreams,
     metrics::Metrics,
@@ -328,7 +328,7 @@ impl Server {
 
 async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let data_dir = &options.data_dir;
-    let store = Store::open(data_dir).map_err(with_causes)?;
+    let store = handover::open_store(data_dir, options.take_over).await.map_err(with_causes)?;
     let (clock, kept_time) = virtual_clock::open(options.clock, data_dir)?;
     let authority = Arc::new(Authority::open(data_dir)?);
     let monitor_config = MonitorConfig {
@@ -400,6 +400,8 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     let auth = auth::sources(&opened.store, &options.data_dir, &opened.authority, opened.monitor.events()).await?;
     let (ingress, seen_wakes) = make_ingress(options, &opened, &shared, (&directory, auth), listeners)?;
     shared.metrics.read_ingress(ingress.handle());
+    let events = opened.monitor.events();
+    tasks.spawn(HELPER, ejections::tell(ingress.handle(), shared.boards.routes.subscribe(), events));
     let http_log = opened.http_log_service.take().map(|service| http_logs::Keeper::start(service, &ingress.handle()));
     ingress.handle().inherit_ports(sockets.inherited.take_ports());
     let drained = shared.drained(&ingress.handle(), sockets.old.is_some());

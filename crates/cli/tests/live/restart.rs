@@ -171,3 +171,30 @@ fn three_new_servers_take_over_and_no_request_is_lost() {
         assert_eq!(ended(child), Some(0));
     }
 }
+
+#[test]
+fn a_new_server_that_fails_leaves_the_old_one_to_serve_on() {
+    let mut server = Server::start();
+    server.ok(&format!("containerapp up -n web --image {IMAGE} --ingress external --target-port 80"));
+    let address = server.http();
+    let (stop, total) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let client = thread::spawn({
+        let (stop, total) = (Arc::clone(&stop), Arc::clone(&total));
+        move || keep_asking(address, &stop, &total)
+    });
+    let before = total.load(Ordering::Relaxed);
+    until("requests flow", || total.load(Ordering::Relaxed) > before + 20);
+    // a file that is read only when the services are made
+    let failed = server.fail_to_take_over("[scalers]\nca_certificates = [\"/does/not/exist.pem\"]\n");
+    assert_eq!(failed.status, Some(1), "{}", failed.stderr);
+    assert!(failed.stderr.contains("/does/not/exist.pem"), "{}", failed.stderr);
+    until("the old process starts anew", || server.log().contains("starting anew in this process"));
+    until("its API answers", || server.run("containerapp list --query length(@)").status == Some(0));
+    server.ok("containerapp update -g cove -n web --set-env-vars COLOUR=red");
+    until("a change is in force", || server.get(HOST, "/env").1.contains("COLOUR=red\n"));
+    assert_eq!(ended(server.take_over()), Some(0));
+    until("requests still flow", || total.load(Ordering::Relaxed) > before + 40);
+    stop.store(true, Ordering::Relaxed);
+    let seen = client.join().unwrap();
+    assert!(seen.lost.is_empty(), "of {}: {:?}\n{}", seen.answered, seen.lost, server.log());
+}

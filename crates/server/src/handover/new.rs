@@ -11,9 +11,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use cove_base::Board;
+use cove_base::{Backoff, Board};
 use cove_model::RevisionKey;
-use cove_store::Store;
+use cove_store::{Store, StoreError};
 use cove_traffic::{Endpoints, RouteTable};
 use tokio::{net::UnixStream, sync::watch};
 
@@ -27,6 +27,8 @@ use super::{
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait until the old server has closed the state; its own limits are shorter.
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait until a server that failed after it was given the state is gone.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// Endpoints told at once.
 const ENDPOINTS_AT_ONCE: usize = 256;
 
@@ -50,6 +52,23 @@ impl Inherited {
     pub(crate) fn take_ports(&mut self) -> Vec<TcpListener> {
         let ports = self.sockets.extract_if(.., |(role, ..)| *role == Role::Tcp);
         ports.map(|(_, _, socket)| socket.into()).collect()
+    }
+}
+
+/// Opens the state. Who takes over may find it held for a moment by one that had begun to and failed.
+///
+/// # Errors
+/// Those of [`Store::open`].
+pub(crate) async fn open_store(data_dir: &Path, takes_over: bool) -> Result<Store, StoreError> {
+    let deadline = tokio::time::Instant::now() + LOCK_LIMIT;
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
+    loop {
+        match Store::open(data_dir) {
+            Err(StoreError::InUse { .. }) if takes_over && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            opened => return opened,
+        }
     }
 }
 
