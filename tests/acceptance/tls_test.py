@@ -100,6 +100,33 @@ class OwnAuthority(Case):
         self.az("containerapp", "env", "certificate", "delete", *ENV, "--certificate", "first", "-y")
         self.assertEqual([one["name"] for one in self.certificates("-p")], ["second"])
 
+    def test_a_new_certificate_drops_no_connection(self):
+        self.create("steady")
+        self.hostname("add", "steady", "--hostname", "steady.test")
+        made = [pem.self_signed(tempfile.mkdtemp(dir=self.folder), "steady.test") for _ in range(2)]
+        upload = ("containerapp", "env", "certificate", "upload", *ENV, "--certificate-name", "steady")
+        self.az(*upload, "--certificate-file", made[0].path)
+        self.hostname("bind", "steady", "--hostname", "steady.test", "--environment", ENVIRONMENT, "--certificate", "steady")
+        cove.until("its certificate", lambda: self.leaf("steady.test") == made[0].der)
+        address, port = self.server.https.removeprefix("https://").rsplit(":", 1)
+        context = ssl.create_default_context(cadata=ssl.DER_cert_to_PEM_cert(made[0].der))
+        with socket.create_connection((address, int(port)), timeout=60) as plain:
+            with context.wrap_socket(plain, server_hostname="steady.test") as secure:
+                answers = secure.makefile("rb")
+
+                def ask():
+                    secure.sendall(b"GET / HTTP/1.1\r\nhost: steady.test\r\n\r\n")
+                    fields = list(iter(lambda: answers.readline().strip().lower(), b""))
+                    length = next(int(field.split()[1]) for field in fields if field.startswith(b"content-length:"))
+                    answers.read(length)
+                    return int(fields[0].split()[1])
+
+                self.assertEqual(ask(), 200)
+                # the same name with another file: shown at once, and what is open goes on
+                self.az(*upload, "--certificate-file", made[1].path)
+                cove.until("the new one", lambda: self.leaf("steady.test") == made[1].der)
+                self.assertEqual(ask(), 200)
+
     def test_a_managed_certificate_of_the_own_authority(self):
         self.create("managed")
         self.hostname("add", "managed", "--hostname", "managed.test")

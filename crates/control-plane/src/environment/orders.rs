@@ -16,7 +16,7 @@ use super::{
     certificates::{Issued, MANAGED_FACTS, MANAGED_KIND},
     x509,
 };
-use crate::{control_plane::ControlPlane, groups::TRIES_MAX};
+use crate::{control_plane::ControlPlane, crud, groups::TRIES_MAX};
 
 /// Longest text about what went wrong that is kept.
 const ERROR_MAX_CHARS: usize = 1000;
@@ -108,7 +108,12 @@ impl ControlPlane {
                 now: self.clock().now(),
             };
             match self.store().put(put).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    if let Change::Error { text, .. } = change {
+                        crud::warn(self, id, vec![format!("The certificate was not issued: {text}")]);
+                    }
+                    return Ok(());
+                }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -42,6 +42,9 @@ async fn an_order_is_pending_until_it_is_signed() {
     let shown = properties(&world, &path).await;
     assert_eq!((&shown["provisioningState"], &shown["validationToken"]), (&json!("Pending"), &json!("the token")));
     assert_eq!(shown["error"], "the authority cannot be reached");
+    world.plane.certificate_not_issued(&id, "the authority cannot be reached", false).await.unwrap();
+    let told = world.events.lock().unwrap().iter().filter(|event| event.message.contains("cannot be reached")).count();
+    assert_eq!(told, 1, "the same trouble is told once");
 
     world.plane.certificate_issued(&id, &issued()).await.unwrap();
     let shown = properties(&world, &path).await;
