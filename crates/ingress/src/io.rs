@@ -16,7 +16,7 @@ use std::{
 use futures_util::FutureExt;
 use nix::{
     errno::Errno,
-    sys::socket::{Shutdown, shutdown},
+    sys::socket::{MsgFlags, Shutdown, recv, shutdown},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
@@ -56,13 +56,21 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(count) => {
-                    buffer.advance(count);
+            let room = buffer.initialize_unfilled();
+            let mut got = 0;
+            // A read that did not fill the buffer took all there was: saying `WouldBlock` for it here makes the next call
+            // wait for the kernel's notice instead of asking once more in vain.
+            let read = self.0.try_io(Interest::READABLE, || {
+                got = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
+                if got > 0 && got < room.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match read {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                Err(_) if got == 0 => {}
+                Ok(()) | Err(_) => {
+                    buffer.advance(got);
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
