@@ -298,6 +298,39 @@ mod tests {
         }
     }
 
+    #[test]
+    fn any_bytes_are_a_header_or_the_begin_of_one_or_refused() {
+        let ends = ends("203.0.113.7:4711", "198.51.100.1:5432");
+        let seeds = [encode(ProxyProtocol::V1, ends), encode(ProxyProtocol::V2, ends), b"PROXY UNKNOWN\r\n".to_vec()];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        for round in 0..20_000 {
+            let mut bytes = seeds[round % seeds.len()].clone();
+            for _ in 0..random(4) {
+                let (at, byte) = (random(bytes.len()), u8::try_from(random(256)).unwrap());
+                match random(3) {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            match parse(&bytes) {
+                Ok(Step::Need(more)) => assert!(more > bytes.len() && more <= FIXED + REST_MAX, "{bytes:?}"),
+                Ok(Step::Done { len, ends }) => {
+                    assert!(len <= bytes.len(), "{bytes:?}");
+                    assert_eq!(parse(&bytes[..len]).unwrap(), Step::Done { len, ends }, "{bytes:?}");
+                    let begins = (0..len)
+                        .all(|cut| matches!(parse(&bytes[..cut]), Ok(Step::Need(more)) if more > cut && more <= len));
+                    assert!(begins, "{bytes:?}");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     #[tokio::test]
     async fn the_stream_goes_on_right_behind_the_header() {
         let ends = ends("203.0.113.7:4711", "198.51.100.1:5432");
