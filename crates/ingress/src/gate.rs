@@ -43,7 +43,7 @@ use crate::{
     config::IngressConfig,
     observe::{Ended, Red},
     request_body::Budget,
-    resilience::Counters,
+    resilience::{Counters, Ejections},
     sticky,
 };
 
@@ -66,6 +66,8 @@ pub(crate) struct GateShared {
     pub(crate) held_total: AtomicUsize,
     /// Room for request bodies that are kept for another try.
     pub(crate) kept_bodies: Arc<Budget>,
+    /// Replicas that circuit breakers left out, to be told.
+    pub(crate) ejections: Ejections,
     /// Most header fields that an app was allowed so far.
     pub(crate) header_fields_ceiling: AtomicUsize,
 }
@@ -539,6 +541,7 @@ mod tests {
             drained: Board::default(),
             held_total: 0.into(),
             kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
+            ejections: Ejections::default(),
             header_fields_ceiling: 0.into(),
         };
         let app = cove_model::ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap();

@@ -30,7 +30,7 @@ use crate::{
     observe::Observer,
     proxy::{Proxy, Side},
     request_body::Budget,
-    resilience::ResilienceCounts,
+    resilience::{Ejected, Ejections, ResilienceCounts},
     routes::Gates,
     tcp::Ports,
     tls::Tls,
@@ -161,6 +161,7 @@ impl Ingress {
             drained: Board::default(),
             held_total: 0.into(),
             kept_bodies,
+            ejections: Ejections::default(),
             header_fields_ceiling: 0.into(),
         });
         let gates = Gates::new(Arc::clone(&shared));
@@ -321,6 +322,12 @@ impl IngressHandle {
     #[must_use]
     pub fn reasons(&self) -> Vec<(String, u64)> {
         self.doors.proxy.observer.reasons()
+    }
+
+    /// Replicas that circuit breakers leave out, as it happens, for whoever asks first.
+    #[must_use]
+    pub fn ejections(&self) -> Option<mpsc::Receiver<Ejected>> {
+        self.doors.proxy.shared.ejections.take()
     }
 
     /// The same of every revision whose policy did something, by revision.

@@ -43,4 +43,4 @@ pub use challenge::{Challenges, Expected, TooManyChallenges};
 pub use config::IngressConfig;
 pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};
 pub use listen::bind;
-pub use resilience::ResilienceCounts;
+pub use resilience::{Ejected, ResilienceCounts};

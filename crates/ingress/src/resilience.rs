@@ -5,18 +5,20 @@
 
 mod breaker;
 mod counts;
+mod ejected;
 mod retry;
 
 use std::time::Duration;
 
 use cove_model::{Resiliency, Transport};
 
-pub use self::counts::ResilienceCounts;
 pub(crate) use self::{
     breaker::{Breaker, Ejection, may_eject},
     counts::{Counters, count},
+    ejected::Ejections,
     retry::{Failure, Retry, Tried},
 };
+pub use self::{counts::ResilienceCounts, ejected::Ejected};
 
 /// One app's policy.
 #[derive(Debug, Default)]

@@ -265,6 +265,7 @@ mod tests {
             drained: Board::default(),
             held_total: 0.into(),
             kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
+            ejections: crate::resilience::Ejections::default(),
             header_fields_ceiling: 0.into(),
         }))
     }

@@ -12,6 +12,7 @@ mod auth;
 mod certificates;
 pub mod config;
 mod directory;
+mod ejections;
 mod explain;
 mod extensions;
 mod handover;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     answer::Refusal,
-    resilience::{Breaker, Counters, ResilienceCounts, count, may_eject},
+    resilience::{Breaker, Counters, Ejected, ResilienceCounts, count, may_eject},
 };
 
 const RESTORE: TaskKind = TaskKind { name: "ingress-restore", on_error: OnError::Log, on_cancel: OnCancel::Abort };
@@ -61,6 +61,13 @@ impl Gate {
         drop(state);
         count(&self.counters.ejections);
         tracing::info!(revision = %self.key, replica = %replica.name, ?span, "a replica failed again and again; it gets no requests for a while");
+        self.shared.ejections.tell(Ejected {
+            at: self.shared.clock.now(),
+            revision: self.key.clone(),
+            replica: replica.name.clone(),
+            errors: breaker.errors_max,
+            span,
+        });
         let (gate, replica) = (Arc::downgrade(self), Arc::clone(replica));
         self.shared.tasks.spawn(RESTORE, async move {
             tokio::time::sleep_until(now + span).await;

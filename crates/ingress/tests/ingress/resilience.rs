@@ -22,7 +22,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::world::{Backend, World, get, parts, raw, reason, revision, route, soon, text, until};
+use crate::world::{Backend, World, get, parts, raw, reason, replica, revision, route, soon, text, until};
 
 const HOST: &str = "web.env.localhost";
 
@@ -231,12 +231,15 @@ async fn a_failing_replica_is_left_out_and_comes_back() {
     let good = Backend::named("good").await;
     let breaker = BreakerPolicy { consecutive_errors: 3, interval_secs: 1, ejection_percent_max: 50 };
     let world = world(Resiliency { breaker: Some(breaker), ..Resiliency::default() }, &[&bad, &good]).await;
+    let mut ejections = world.handle.ejections().unwrap();
     for _ in 0..3 {
         assert_eq!(get(world.http, HOST).await.0, 500, "the older replica is asked first");
     }
     let key = revision("web", "v1");
     let counts = world.handle.resilience(&key);
     assert_eq!((counts.ejections, counts.ejected), (1, 1));
+    let told = soon("the ejection is told", ejections.recv()).await.unwrap();
+    assert_eq!((told.replica, told.errors, told.span), (replica(&key, 0), 3, Duration::from_secs(1)));
     assert_eq!(get(world.http, HOST).await, (200, "good".to_owned()));
     until("it is let in again", || world.handle.resilience(&key).ejected == 0).await;
     assert_eq!(get(world.http, HOST).await, (200, "4 ".to_owned()), "and well");
