@@ -622,3 +622,25 @@ async fn https_is_asked_for_where_the_app_wants_it() {
     assert_eq!(field(asked, "redirect_uri"), "https://shop.example/.auth/login/own/callback");
     assert!(answer.contains("; SameSite=Lax; Secure"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_ends_and_the_platform_s_paths_can_be_moved() {
+    let provider = Provider::start().await;
+    let policy = AuthPolicy {
+        keeps_tokens: true,
+        session_time: Some(Duration::ZERO),
+        api_prefix: "/platform".into(),
+        logout_path: Some("/bye".into()),
+        ..provider.policy(UnauthenticatedAction::Return401)
+    };
+    let (world, _app) = world_with(policy.clone()).await;
+    assert_eq!(status(&Browser::default().get(&world, "/.auth/login/own").await), 401, "an ordinary path now");
+    let mut browser = Browser::default();
+    let answer = browser.log_in(&world, &provider, "/platform/login/own?post_login_redirect_uri=/in").await;
+    assert_eq!(location(&answer), "/in");
+    assert_eq!(status(&browser.get(&world, "/in").await), 401, "its time is over");
+    assert_eq!(status(&browser.get(&world, "/platform/refresh").await), 200, "it can still be refreshed");
+    let answer = browser.get(&world, "/bye").await;
+    assert!(location(&answer).contains("/end?"), "{answer}");
+    assert_eq!(status(&browser.get(&world, "/platform/refresh").await), 401);
+}
