@@ -239,8 +239,12 @@ fn plan(args: &LoadArgs, globals: &Globals) -> Result<Plan, Failure> {
         }
         Some((body, None)) => body.as_bytes().to_vec(),
     };
-    let method = args.method.clone();
-    let method = method.unwrap_or(if args.body.is_some() { Method::POST } else { Method::GET });
+    let method = match &args.method {
+        Some(method) => method.clone(),
+        None if args.body.is_some() => Method::POST,
+        None => Method::GET,
+    };
+    let unless_counted = args.requests.is_none().then_some(DURATION_DEFAULT);
     let mut headers = HeaderMap::new();
     for (name, value) in &args.headers {
         headers.append(name.clone(), value.clone());
@@ -249,7 +253,7 @@ fn plan(args: &LoadArgs, globals: &Globals) -> Result<Plan, Failure> {
         address: args.connect,
         pace,
         streams: args.streams,
-        duration: args.duration.or((args.requests.is_none()).then_some(DURATION_DEFAULT)),
+        duration: args.duration.or(unless_counted),
         requests: args.requests,
         method,
         headers,
