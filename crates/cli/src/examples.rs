@@ -4,7 +4,7 @@
 use clap::{Arg, Command};
 
 /// Commands whose required flags alone show little.
-const BY_HAND: [(&str, &str); 33] = [
+const BY_HAND: [(&str, &str); 35] = [
     ("load", "http://web.env.localhost:8080/ --rps 500 --duration 30s --during deploy web"),
     ("scale simulate", "--app web --rules new.yaml"),
     ("scale suggest", "--app web"),
@@ -47,6 +47,8 @@ const BY_HAND: [(&str, &str); 33] = [
         "containerapp job create",
         "-n job -g rg --environment env --image job:1 --trigger-type Manual --replica-timeout 600 --replica-retry-limit 1",
     ),
+    ("containerapp resiliency create", "-n policy -g rg --container-app-name web --recommended"),
+    ("containerapp resiliency update", "-n policy -g rg --container-app-name web --timeout 20"),
     ("containerapp auth update", "-n web -g rg --enabled true --action Return401"),
     ("deployment group create", "-g rg -f main.json -p name=web replicas=2"),
     ("deployment group what-if", "-g rg -f main.json -p name=web"),
@@ -56,7 +58,8 @@ const BY_HAND: [(&str, &str); 33] = [
 ];
 
 /// Values of flags in examples, by the flag's name.
-const VALUES: [(&str, &str); 30] = [
+const VALUES: [(&str, &str); 31] = [
+    ("container-app-name", "web"),
     ("name", "web"),
     ("resource-group", "rg"),
     ("hostname", "www.example.com"),
