@@ -33,12 +33,10 @@ async fn world() -> (World, Backend) {
     (world, app)
 }
 
-/// A client that trusts `roots` and keeps its sessions.
-fn client(roots: &[CertificateDer<'static>], version: &'static SupportedProtocolVersion) -> TlsConnector {
+/// A client that trusts `root` and keeps its sessions.
+fn client(root: &CertificateDer<'static>, version: &'static SupportedProtocolVersion) -> TlsConnector {
     let mut store = RootCertStore::empty();
-    for root in roots {
-        store.add(root.clone()).unwrap();
-    }
+    store.add(root.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
     let mut config = builder.with_root_certificates(store).with_no_client_auth();
@@ -78,7 +76,7 @@ async fn ask(stream: &mut TlsStream<TcpStream>, host: &str) -> (u16, String) {
 async fn sessions_are_resumed_by_tickets() {
     let (world, _app) = world().await;
     for version in [&TLS12, &TLS13] {
-        let connector = client(&[world.certificate.clone()], version);
+        let connector = client(&world.certificate, version);
         let mut kinds = Vec::new();
         for _ in 0..3 {
             let mut stream = connect(&connector, world.https, HOST).await.unwrap();
@@ -93,7 +91,7 @@ async fn sessions_are_resumed_by_tickets() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_certificate_is_shown_at_once_and_drops_no_connection() {
     let (world, _app) = world().await;
-    let old = client(&[world.certificate.clone()], &TLS13);
+    let old = client(&world.certificate, &TLS13);
     let mut open = Vec::new();
     for _ in 0..10 {
         let mut stream = connect(&old, world.https, HOST).await.unwrap();
@@ -102,12 +100,12 @@ async fn a_new_certificate_is_shown_at_once_and_drops_no_connection() {
     }
     let (certificate, key) = made_certificate(HOST);
     *world.shown.lock().unwrap() = Some(key);
-    let new = client(&[certificate.clone()], &TLS13);
+    let new = client(&certificate, &TLS13);
     let mut stream = connect(&new, world.https, HOST).await.unwrap();
     assert_eq!(stream.get_ref().1.peer_certificates().unwrap(), [certificate]);
     assert_eq!(ask(&mut stream, HOST).await.0, 200);
     // who trusts only the old one and has no session is refused; what is open goes on
-    let strict = client(&[world.certificate.clone()], &TLS13);
+    let strict = client(&world.certificate, &TLS13);
     assert!(connect(&strict, world.https, HOST).await.is_err());
     for stream in &mut open {
         assert_eq!(ask(stream, HOST).await.0, 200);
@@ -130,7 +128,7 @@ async fn replicas_reach_apps_with_tls_too() {
     world.handle.listen_internal_tls(listener);
     let (certificate, key) = made_certificate("web");
     *world.shown.lock().unwrap() = Some(key);
-    let connector = client(&[certificate], &TLS13);
+    let connector = client(&certificate, &TLS13);
     let mut stream = connect(&connector, address, "web").await.unwrap();
     assert_eq!(ask(&mut stream, "web").await, (200, "https".to_owned()), "by its short name");
     assert_eq!(ask(&mut stream, HOST).await.0, 200, "by its whole name");
@@ -147,7 +145,7 @@ async fn a_client_certificate_is_asked_for_inside_too() {
     world.handle.listen_internal_tls(listener);
     let (certificate, key) = made_certificate("web");
     *world.shown.lock().unwrap() = Some(key);
-    let mut stream = connect(&client(&[certificate], &TLS13), address, "web").await.unwrap();
+    let mut stream = connect(&client(&certificate, &TLS13), address, "web").await.unwrap();
     // by its short name: asked, and none given; it is not told to open another connection
     assert_eq!(ask(&mut stream, "web").await.0, 403);
 }
