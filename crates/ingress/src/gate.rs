@@ -517,7 +517,7 @@ mod tests {
     #[test]
     fn crowds_leave_places_to_others() {
         const MAX: usize = 10_000;
-        let mut lines = vec![0_usize; 12];
+        let mut lines = [0_usize; 12];
         let mut held = 0;
         // twelve crowds, as long as any gets in
         while let Some(line) = lines.iter_mut().find(|line| **line < 1000 && has_share(**line, held, MAX)) {
