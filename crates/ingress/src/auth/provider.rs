@@ -3,7 +3,7 @@
 //! One read at a time per address; who comes meanwhile waits for that one. An address that failed rests a while, so that a
 //! provider that is down costs a request nothing but its answer; what was read before is used as long as it may be.
 //!
-//! **Invariant:** tokens with made-up key names make us read a provider's keys at most once in [`KEYS_REST`].
+//! **Invariant:** tokens with made-up key names make us read a provider's keys at most once in [`Rests::keys`].
 //! **Invariant:** an outage is told once, when it begins.
 
 use std::{
@@ -22,14 +22,26 @@ use super::{
     jwt::{Claims, KeySet, Token, TokenError},
 };
 
-/// How long an answer is used before it is read anew.
-const FRESH: Duration = Duration::from_secs(3600);
-/// How long an answer is used when the provider is down.
-const STALE: Duration = Duration::from_secs(24 * 3600);
-/// How long an address that failed rests.
-const FAILED_REST: Duration = Duration::from_secs(5);
-/// Shortest time between two reads of keys because of an unknown key.
-const KEYS_REST: Duration = Duration::from_secs(30);
+/// How long what was read is used, and how long what failed is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Rests {
+    /// How long an answer is used before it is read anew.
+    fresh: Duration,
+    /// How long an answer is used when the provider is down.
+    stale: Duration,
+    /// How long an address that failed rests.
+    failed: Duration,
+    /// Shortest time between two reads of keys because of an unknown key.
+    keys: Duration,
+}
+
+const RESTS: Rests = Rests {
+    fresh: Duration::from_secs(3600),
+    stale: Duration::from_secs(24 * 3600),
+    failed: Duration::from_secs(5),
+    keys: Duration::from_secs(30),
+};
+
 /// Addresses whose answers are kept; beyond that all are forgotten and read again.
 const ADDRESSES_MAX: usize = 512;
 
@@ -70,6 +82,7 @@ pub(crate) enum Unverified {
 pub(crate) struct Providers {
     pub(crate) fetch: Fetch,
     documents: Mutex<HashMap<String, Arc<Document>>>,
+    rests: Rests,
 }
 
 /// What an address answered.
@@ -105,7 +118,7 @@ struct Failure {
 
 impl Providers {
     pub(crate) fn new(fetch: Fetch) -> Self {
-        Self { fetch, documents: Mutex::default() }
+        Self { fetch, documents: Mutex::default(), rests: RESTS }
     }
 
     fn document(&self, address: &str) -> Arc<Document> {
@@ -128,7 +141,7 @@ impl Providers {
         }
         let mut failed = match document.reading.try_lock() {
             Ok(failed) => failed,
-            Err(_is_being_read) => match kept(STALE).filter(|_| max_age == FRESH) {
+            Err(_is_being_read) => match kept(self.rests.stale).filter(|_| max_age == self.rests.fresh) {
                 Some(read) => return Ok(read),
                 None => document.reading.lock().await,
             },
@@ -136,7 +149,7 @@ impl Providers {
         if let Some(read) = kept(max_age) {
             return Ok(read);
         }
-        let rests = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILED_REST);
+        let rests = failed.as_ref().filter(|(at, _)| at.elapsed() < self.rests.failed);
         let (why, is_news) = match rests {
             Some((_, why)) => (why.clone(), false),
             None => match self.fetch_content(address, kind).await {
@@ -152,7 +165,7 @@ impl Providers {
                 }
             },
         };
-        kept(STALE).ok_or(Failure { why, is_news })
+        kept(self.rests.stale).ok_or(Failure { why, is_news })
     }
 
     async fn fetch_content(&self, address: &str, kind: Kind) -> Result<Content, String> {
@@ -170,9 +183,11 @@ impl Providers {
     pub(crate) async fn endpoints(&self, provider: &AuthProvider) -> Result<Endpoints, ProviderDown> {
         let down = |why: String, is_news| ProviderDown { name: provider.name.clone(), why, is_news };
         let told = match &provider.discovery {
-            Some(address) => {
-                Some(self.read(address, Kind::Configuration, FRESH).await.map_err(|it| down(it.why, it.is_news))?)
-            }
+            Some(address) => Some(
+                self.read(address, Kind::Configuration, self.rests.fresh)
+                    .await
+                    .map_err(|it| down(it.why, it.is_news))?,
+            ),
             None => None,
         };
         let told = told.as_ref().and_then(|read| match &read.content {
@@ -209,7 +224,7 @@ impl Providers {
         token: &Token<'_>,
     ) -> Result<Claims, Unverified> {
         let Some(address) = &endpoints.keys else { return Err(Unverified::Token(TokenError::UnknownKey)) };
-        let mut max_age = FRESH;
+        let mut max_age = self.rests.fresh;
         loop {
             let read = self.read(address, Kind::Keys, max_age).await.map_err(|it| {
                 Unverified::Down(ProviderDown { name: provider.name.clone(), why: it.why, is_news: it.is_news })
@@ -217,8 +232,8 @@ impl Providers {
             let Content::Keys(keys) = &read.content else { return Err(Unverified::Token(TokenError::UnknownKey)) };
             match token.verify(keys) {
                 Ok(claims) => return Ok(claims.clone()),
-                Err(TokenError::UnknownKey) if max_age == FRESH && read.at.elapsed() >= KEYS_REST => {
-                    max_age = KEYS_REST
+                Err(TokenError::UnknownKey) if max_age == self.rests.fresh && read.at.elapsed() >= self.rests.keys => {
+                    max_age = self.rests.keys
                 }
                 Err(error) => return Err(Unverified::Token(error)),
             }
@@ -243,5 +258,110 @@ impl Providers {
             form.extend(secret.map(|secret| ("client_secret", secret)));
         }
         self.fetch.json(&endpoints.token, Call::Post { form: &form, login }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use ring::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+    };
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::auth::claims::tests::provider;
+
+    /// A provider's keys behind HTTP; `None` is a provider that is down.
+    struct Keys {
+        document: Arc<Mutex<Option<Value>>>,
+        asked: Arc<Mutex<usize>>,
+        endpoints: Endpoints,
+        _server: tokio::task::JoinSet<()>,
+    }
+
+    impl Keys {
+        async fn start() -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = format!("http://{}/keys", listener.local_addr().unwrap());
+            let document: Arc<Mutex<Option<Value>>> = Arc::default();
+            let asked: Arc<Mutex<usize>> = Arc::default();
+            let mut server = tokio::task::JoinSet::new();
+            let (shown, counter) = (Arc::clone(&document), Arc::clone(&asked));
+            server.spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let mut head = [0; 4096];
+                    let _read = stream.read(&mut head).await;
+                    *counter.lock().unwrap() += 1;
+                    let (status, body) = match &*shown.lock().unwrap() {
+                        Some(document) => (200, document.to_string()),
+                        None => (503, String::new()),
+                    };
+                    let length = body.len();
+                    let answer =
+                        format!("HTTP/1.1 {status} x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                    let _sent = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+            let endpoints = Endpoints {
+                issuer: "https://op".to_owned(),
+                authorization: String::new(),
+                token: String::new(),
+                keys: Some(address),
+                user: None,
+                end_session: None,
+                has_basic_only: false,
+            };
+            Self { document, asked, endpoints, _server: server }
+        }
+
+        fn asked(&self) -> usize {
+            *self.asked.lock().unwrap()
+        }
+    }
+
+    /// A key as a provider shows it, and a token that it signed.
+    fn key(id: &str) -> (Value, String) {
+        let random = SystemRandom::new();
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random).unwrap();
+        let (x, y) = pair.public_key().as_ref()[1..].split_at(32);
+        let [x, y] = [x, y].map(|part| URL_SAFE_NO_PAD.encode(part));
+        let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", encode(json!({ "alg": "ES256", "kid": id })), encode(json!({ "sub": "alice" })));
+        let signature = pair.sign(&random, signed.as_bytes()).unwrap();
+        let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()));
+        (json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": id, "x": x, "y": y }] }), token)
+    }
+
+    #[tokio::test]
+    async fn new_keys_are_found_and_old_ones_serve_through_an_outage() {
+        let server = Keys::start().await;
+        let mut providers = Providers::new(Fetch::new(Vec::new()));
+        (providers.rests.keys, providers.rests.failed) = (Duration::ZERO, Duration::ZERO);
+        let of = provider("own", AuthProtocol::OpenId);
+        let ((old_keys, old), (new_keys, new)) = (key("old"), key("new"));
+        let verify = async |providers: &Providers, token: &str| {
+            providers.verify(&of, &server.endpoints, &Token::parse(token).unwrap()).await
+        };
+        // an outage before the first answer: told once
+        for is_news in [true, false] {
+            let outcome = verify(&providers, &old).await;
+            assert!(matches!(outcome, Err(Unverified::Down(down)) if down.is_news == is_news));
+        }
+        *server.document.lock().unwrap() = Some(old_keys);
+        assert!(verify(&providers, &old).await.is_ok() && verify(&providers, &old).await.is_ok());
+        assert_eq!(server.asked(), 3, "keys are read once");
+        *server.document.lock().unwrap() = Some(new_keys);
+        assert!(verify(&providers, &new).await.is_ok(), "a rotated key is found at once");
+        assert_eq!(server.asked(), 4);
+        assert!(matches!(verify(&providers, &old).await, Err(Unverified::Token(TokenError::UnknownKey))));
+        *server.document.lock().unwrap() = None;
+        assert!(verify(&providers, &new).await.is_ok(), "what was read serves through an outage");
+        assert!(matches!(verify(&providers, &old).await, Err(Unverified::Token(TokenError::UnknownKey))));
+        (providers.rests.stale, providers.rests.fresh) = (Duration::ZERO, Duration::ZERO);
+        assert!(matches!(verify(&providers, &new).await, Err(Unverified::Down(_))), "but not for ever");
     }
 }
