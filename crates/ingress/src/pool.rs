@@ -31,10 +31,12 @@ const SWEEP: TaskKind = TaskKind { name: "ingress-pool-sweep", on_error: OnError
 
 /// Streams on one HTTP/2 connection before another is opened: what most servers allow.
 const STREAMS_MAX: usize = 100;
-/// What a replica may send ahead on one HTTP/2 stream before it is read.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for a whole connection.
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// What a replica may send ahead on one HTTP/2 stream before it is read: the bound of what a slow client makes us keep.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same for a whole connection: no bound besides its streams', so that clients who do not read hold up no others. The
+/// library also ends a connection, and with it every call on it, when small frames that nobody has read cost more than half
+/// of this: with 4 MiB one client that paused behind 8,000 small messages was enough.
+const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// A connection to a replica, or a stream on one.
 pub(crate) struct Connection {
