@@ -92,6 +92,37 @@ async fn what_the_policy_names_is_tried_again_with_its_body() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_goes_on_with_a_body_that_still_comes() {
+    // the first connection is answered before its body, the next one after all of it
+    let count = Arc::new(AtomicUsize::new(0));
+    let app = Backend::tcp(move |mut stream| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let mut seen = Vec::new();
+            let is_whole = |seen: &[u8]| {
+                let text = String::from_utf8_lossy(seen).into_owned();
+                text.split_once("\r\n\r\n").is_some_and(|(_, body)| number == 0 || body.len() == 4)
+            };
+            while !is_whole(&seen) && stream.read_buf(&mut seen).await.is_ok_and(|count| count > 0) {}
+            let status = if number == 0 { "503 Busy" } else { "200 OK" };
+            let body = String::from_utf8_lossy(&seen[seen.len() - 4..]).into_owned();
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\n{body}");
+            let _sent = stream.write_all(answer.as_bytes()).await;
+            let _closed = stream.read_buf(&mut seen).await;
+        }
+    })
+    .await;
+    let world = world(retry(&[RetryOn::ServerError]), &[&app]).await;
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    stream.write_all(ask("content-length: 4\r\n", "ab").as_bytes()).await.unwrap();
+    until("the second try", || app.connections.load(Ordering::SeqCst) == 2).await;
+    stream.write_all(b"cd").await.unwrap();
+    let mut answer = String::new();
+    soon("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    assert_eq!(parts(&answer), (200, "abcd".to_owned()), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retries_have_an_end_and_the_last_answer_is_the_apps() {
     let app = failing(100, StatusCode::INTERNAL_SERVER_ERROR).await;
     let world = world(retry(&[RetryOn::ServerError]), &[&app]).await;
