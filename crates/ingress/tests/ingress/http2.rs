@@ -241,3 +241,46 @@ async fn a_retry_over_http2_sends_the_whole_body_again() {
     let counts = world.handle.resilience(&revision("web", "v1"));
     assert_eq!((counts.retries, counts.retry_successes), (2, 1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_pauses_behind_small_messages_ends_no_call() {
+    const MESSAGES: usize = 30_000;
+    let (told, mut all_said) = mpsc::channel(1);
+    let app = http2_app(move |request| {
+        let told = told.clone();
+        async move {
+            if request.headers().contains_key("x-short") {
+                return echo_stream(request).await;
+            }
+            let frames = futures_util::stream::unfold(0, move |count| {
+                let told = told.clone();
+                async move {
+                    if count == MESSAGES {
+                        told.send(()).await.unwrap();
+                        return None;
+                    }
+                    Some((Ok(Frame::data(Bytes::from_static(b"small"))), count + 1))
+                }
+            });
+            Response::new(streamed(frames))
+        }
+    })
+    .await;
+    let world = world(&app).await;
+    let stream = TcpStream::connect(world.http).await.unwrap();
+    // what this client takes without reading is little
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(16 << 10)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let response = soon("the head", sender.send_request(grpc(text("")))).await.unwrap();
+    soon("all of the answer is on its way", all_said.recv()).await.unwrap();
+    let mut short = grpc(text("another call"));
+    short.headers_mut().insert("x-short", "1".parse().unwrap());
+    let other = soon("another call", sender.send_request(short)).await.unwrap();
+    assert_eq!(soon("its end", other.into_body().collect()).await.unwrap().to_bytes(), "another call");
+    let read = soon("every message", response.into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(read.len(), MESSAGES * 5);
+}
