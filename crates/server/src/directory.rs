@@ -16,6 +16,15 @@ use tokio::sync::watch;
 /// Environments: their certificate is that of a DNS suffix, below which apps answer too.
 const ENVIRONMENT: &str = "microsoft.app/managedenvironments";
 
+/// Whether a host's name is the environment's: below its default domain or its DNS suffix. Any other is the user's own.
+pub(crate) fn is_of_environment(certificate: &HostCertificate) -> bool {
+    match certificate {
+        HostCertificate::Platform => true,
+        HostCertificate::Custom(id) => id.kind().eq_ignore_ascii_case(ENVIRONMENT),
+        HostCertificate::Missing => false,
+    }
+}
+
 /// Answers by address; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -92,11 +101,6 @@ impl Directory {
     /// What a name means to a replica: every app of its environment is reached at the gateway, where the ingress listens.
     pub(crate) fn lookup(&self, client: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
         // a host of the user's own is asked of the world: what it serves over TLS is not served at the gateway
-        let is_of_environment = |certificate: &HostCertificate| match certificate {
-            HostCertificate::Platform => true,
-            HostCertificate::Custom(id) => id.kind().eq_ignore_ascii_case(ENVIRONMENT),
-            HostCertificate::Missing => false,
-        };
         if self.routes.borrow().host(name).is_some_and(|host| is_of_environment(&host.certificate)) {
             return Some(self.gateway);
         }

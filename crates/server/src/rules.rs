@@ -21,8 +21,10 @@ use cove_runtime::Runtime;
 use cove_scalers::{Context, HostResolver, ReadError, Roots, Scalers, TokenFuture, Tokens};
 use cove_scaling::resource;
 use cove_store::Store;
-use cove_traffic::{AppRoute, Endpoints, HostCertificate, HostRoute, RouteTable};
+use cove_traffic::{AppRoute, Endpoints, HostRoute, RouteTable};
 use tokio::sync::watch;
+
+use crate::directory::is_of_environment;
 
 /// What the sources are made of.
 pub(crate) struct Parts {
@@ -98,7 +100,7 @@ fn hosts(
         let table = Arc::clone(&routes.borrow());
         let app = match table.host(name) {
             // a host of the user's own is asked of the world, as replicas do
-            Some(host) if host.certificate != HostCertificate::Platform => return None,
+            Some(host) if !is_of_environment(&host.certificate) => return None,
             Some(host) => match &host.route {
                 HostRoute::App(app) => Some(Arc::clone(app)),
                 HostRoute::Paths(_) => None,
