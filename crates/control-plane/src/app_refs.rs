@@ -10,7 +10,9 @@ use cove_arm::{
     ArmError, Errors,
     container_app::{self, Parsed},
 };
-use cove_model::{ContainerApp, Environment, Ingress, ResourceId, Template, Transport, VolumeKind, WorkloadProfileKind};
+use cove_model::{
+    ContainerApp, Environment, Ingress, ResourceId, Template, Transport, VolumeKind, WorkloadProfileKind,
+};
 
 use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, environments, identities};
 
@@ -172,7 +174,11 @@ fn conflicts(plane: &ControlPlane, app: &ContainerApp, errors: &mut Errors) -> R
         return Ok(());
     }
     let place = |environment: &ResourceId| {
-        if *environment == app.environment { "of the same environment".to_owned() } else { format!("of the environment '{}'", environment.name()) }
+        if *environment == app.environment {
+            "of the same environment".to_owned()
+        } else {
+            format!("of the environment '{}'", environment.name())
+        }
     };
     for domain in app.ingress.iter().flat_map(|ingress| &ingress.custom_domains) {
         for environment in plane.store().resources(environments::KIND, None)? {

@@ -126,8 +126,11 @@ fn check_domains(write: &Write<'_>, config: &HttpRouteConfig, errors: &mut Error
                 owner = Some(format!("http route config '{}'", other.id.name()));
             }
         }
-        for app in apps::in_environment(write.plane, &write.parent.id)? {
-            let domains = apps::model(&app)?.ingress.map(|ingress| ingress.custom_domains).unwrap_or_default();
+        // clients find all environments of a server at one address
+        for app in write.plane.store().resources(apps::KIND, None)? {
+            // one that cannot be read serves nothing
+            let Ok(model) = apps::model(&app) else { continue };
+            let domains = model.ingress.map(|ingress| ingress.custom_domains).unwrap_or_default();
             if domains.iter().any(|taken| taken.name == domain.name) {
                 owner = Some(format!("container app '{}'", app.id.name()));
             }
