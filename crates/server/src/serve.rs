@@ -14,13 +14,12 @@ use camino::Utf8PathBuf;
 use cove_base::{Board, Clock, OnCancel, OnError, TaskKind, Tasks};
 use cove_control_plane::{Auth, Client, ControlPlane, Extensions};
 use cove_images::{ImageStore, RegistryConfig, StoreConfig};
-use cove_ingress::{AuthSources, Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources};
+use cove_ingress::{
+    AuthSources, Ingress, IngressConfig, IngressError, IngressHandle, IngressListeners, IngressSources,
+};
 use cove_model::{DesiredCount, ReplicaName, RevisionKey};
 use cove_monitor::{HttpLog, HttpLogService, Monitor, MonitorConfig};
-use cove_network::{
-    Network, NetworkConfig,
-    dns::DnsConfig,
-};
+use cove_network::{Network, NetworkConfig, dns::DnsConfig};
 use cove_runtime::Runtime;
 use cove_runtime_oci::{OciConfig, OciRuntime};
 use cove_scaling::ScaledRevision;
@@ -42,8 +41,9 @@ use crate::{
     certificates::Certificates,
     config::Config,
     directory::Directory,
-    ejections, extensions, http_logs,
+    ejections, extensions,
     handover::{self, Door, Inherited, Leaver, Predecessors, Successor, TakeOver, Visitor},
+    http_logs,
     logs::MonitorStreams,
     metrics::Metrics,
     mirrors,
@@ -674,7 +674,9 @@ async fn start_dns(
         Ok(server) => {
             match sockets::dns_copies(&server) {
                 Ok(sockets) => copies.extend(sockets),
-                Err(error) => tracing::warn!(%error, "names of apps are not known for a moment when a server takes over"),
+                Err(error) => {
+                    tracing::warn!(%error, "names of apps are not known for a moment when a server takes over")
+                }
             }
             let stop = shared.tasks.shutdown_token();
             shared.tasks.spawn(HELPER, server.run(stop));

@@ -80,7 +80,8 @@ impl Server {
     /// A new server with these lines in its file, which fails after it was given the state.
     pub(crate) fn fail_to_take_over(&self, lines: &str) -> Ran {
         let file = self.file("broken.toml", &format!("{CONFIG}{lines}"));
-        let line = format!("serve --take-over --api 127.0.0.1:0 --http 127.0.0.1:0 --https 127.0.0.1:0 --config {file}");
+        let line =
+            format!("serve --take-over --api 127.0.0.1:0 --http 127.0.0.1:0 --https 127.0.0.1:0 --config {file}");
         self.run(&line)
     }
 

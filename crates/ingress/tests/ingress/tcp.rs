@@ -268,8 +268,7 @@ async fn inside_a_port_leads_to_its_own_environment_or_to_what_is_external() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ports_at_which_nobody_calls_take_no_place_of_others() {
     // one place for each of the world's three listeners, one for a client
-    let config =
-        IngressConfig { tcp_external: Some(OUTSIDE.into()), connections_max: 4, ..IngressConfig::default() };
+    let config = IngressConfig { tcp_external: Some(OUTSIDE.into()), connections_max: 4, ..IngressConfig::default() };
     let world = World::with(config).await;
     let app = reverser().await;
     let ports: Vec<u16> = (0..6).map(|_| free_port()).collect();

@@ -464,12 +464,18 @@ fn rules_of_http_are_refused_for_tcp() {
 #[test]
 fn the_access_log_has_three_words() {
     let place = "/properties/configuration/ingress/coveAccessLog";
-    check(&[(place, json!("Errors"))], &expect![[r#"
+    check(
+        &[(place, json!("Errors"))],
+        &expect![[r#"
         ok
-    "#]]);
-    check(&[(place, json!("some"))], &expect![[r#"
+    "#]],
+    );
+    check(
+        &[(place, json!("some"))],
+        &expect![[r#"
         400 InvalidParameterValue [properties.configuration.ingress.coveAccessLog] properties.configuration.ingress.coveAccessLog: the value is 'some'; expected one of all, errors, off.
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
