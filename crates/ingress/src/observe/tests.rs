@@ -50,12 +50,6 @@ fn request() -> Request<()> {
         .unwrap()
 }
 
-/// Time that this thread had a processor.
-fn busy() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
-}
-
 #[tokio::test]
 async fn a_flood_of_requests_is_no_flood_of_rows_and_costs_little() {
     const BATCHES: u32 = 400;
@@ -64,10 +58,10 @@ async fn a_flood_of_requests_is_no_flood_of_rows_and_costs_little() {
     for (name, max, is_read) in [("not read", 0, false), ("left out", 0, true), ("kept", 1000, true)] {
         let observer = Observer::new(AccessLogConfig { rows_per_second_max: max, ..AccessLogConfig::default() });
         let mut rows = is_read.then(|| observer.rows().unwrap());
-        let (mut kept, mut took, begun) = (0, Duration::ZERO, Instant::now());
+        let (mut kept, mut fastest, begun) = (0, Duration::MAX, Instant::now());
         for _ in 0..BATCHES {
             let mut requests: Vec<Request<()>> = (0..BATCH).map(|_| request()).collect();
-            let before = busy();
+            let before = Instant::now();
             for request in &mut requests {
                 let seen = observer.begin(&client, request, &config);
                 let body = ResponseBody::from(Full::new(Bytes::from_static(b"ok")));
@@ -75,13 +69,14 @@ async fn a_flood_of_requests_is_no_flood_of_rows_and_costs_little() {
                 let context = &mut Context::from_waker(Waker::noop());
                 assert!(Pin::new(response.body_mut()).poll_frame(context).is_ready());
             }
-            took += busy() - before;
+            // what nothing else on the machine interrupted
+            fastest = fastest.min(before.elapsed());
             while rows.as_mut().is_some_and(|rows| rows.try_recv().is_ok()) {
                 kept += 1;
             }
         }
         let secs = begun.elapsed().as_secs() + 1;
-        println!("{name}: {:?} a request, {kept} rows", took / (BATCHES * BATCH));
+        println!("{name}: {:?} a request at best, {kept} rows", fastest / BATCH);
         assert!(kept <= u64::from(max) * secs, "{kept} rows in {secs} s");
         let left_out = if is_read { u64::from(BATCHES * BATCH) - kept } else { 0 };
         assert_eq!(observer.left_out_total(), left_out, "{name}");
