@@ -144,8 +144,10 @@ impl Visit<'_> {
         let code = parameter(query, "code").ok_or(AuthRefusal::LoginStateInvalid)?;
         let endpoints = self.endpoints(provider).await?;
         // RFC 9207: an answer that another provider sent by way of this one's
-        let is_other = |issuer: &String| *issuer != endpoints.issuer && !super::may_be_tenant(&endpoints.issuer, issuer);
-        if parameter(query, "iss").filter(|_| provider.protocol == AuthProtocol::OpenId).is_some_and(|it| is_other(&it)) {
+        let is_other =
+            |issuer: &String| *issuer != endpoints.issuer && !super::may_be_tenant(&endpoints.issuer, issuer);
+        if parameter(query, "iss").filter(|_| provider.protocol == AuthProtocol::OpenId).is_some_and(|it| is_other(&it))
+        {
             return Err(AuthRefusal::LoginFailed("the answer is of another identity provider".to_owned()));
         }
         let callback = self.callback(provider);
