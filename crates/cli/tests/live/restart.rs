@@ -1,5 +1,7 @@
 //! New servers take over under load: keep-alive, WebSocket, a held request; nothing is refused or lost.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
