@@ -1,6 +1,7 @@
 //! Resiliency policies and limits of requests, against apps that fail on purpose.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -393,53 +394,71 @@ async fn an_answer_that_stops_is_cut_after_the_apps_time() {
     assert_eq!(get(world.http, HOST).await, (200, "half".to_owned()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_of_a_tcp_app_have_a_number_and_tries() {
-    // its behaviour is the same on any port: what counts is that the policy is asked
-    let policy = Resiliency { connections_max: Some(1), connect_attempts: Some(1), ..Resiliency::default() };
-    let port = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        free.local_addr().unwrap().port()
-    };
+/// A world with a TCP app at a free port.
+async fn tcp_world(policy: Resiliency, addresses: &[SocketAddr]) -> (World, u16) {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = IngressConfig { tcp_external: Some("127.0.0.1".parse().unwrap()), ..IngressConfig::default() };
     let world = World::with(config).await;
-    let echo = Backend::tcp(|mut stream| async move {
+    let route = Arc::new(AppRoute { transport: Transport::Tcp, ..with(policy, RequestLimits::default()) });
+    world.change(|table| {
+        let target = cove_traffic::TcpRoute { route: Arc::clone(&route), external: true, target_port: None };
+        Arc::make_mut(&mut table.tcp).insert((port, route.environment.clone()), Arc::new(target));
+    });
+    world.ready(&revision("web", "v1"), addresses);
+    (world, port)
+}
+
+/// Connects as soon as the port is open.
+async fn connect(port: u16) -> TcpStream {
+    soon("the port", async {
+        loop {
+            if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+                return stream;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+/// Says three bytes and hears them again, or the end.
+async fn echoes(stream: &mut TcpStream) -> bool {
+    let _gone_already = stream.write_all(b"abc").await;
+    let mut heard = [0; 3];
+    soon("an echo", stream.read_exact(&mut heard)).await.is_ok() && &heard == b"abc"
+}
+
+async fn echo() -> Backend {
+    Backend::tcp(|mut stream| async move {
         let (mut reader, mut writer) = stream.split();
         let _ended = tokio::io::copy(&mut reader, &mut writer).await;
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_a_tcp_app_have_a_number() {
+    let policy = Resiliency { connections_max: Some(1), ..Resiliency::default() };
+    let app = echo().await;
+    let (world, port) = tcp_world(policy, &[app.address]).await;
     let key = revision("web", "v1");
-    let tcp = AppRoute { transport: Transport::Tcp, ..with(policy, RequestLimits::default()) };
-    world.change(|table| {
-        let route = Arc::new(tcp);
-        let target = cove_traffic::TcpRoute { route: Arc::clone(&route), external: true, target_port: None };
-        let environment = route.environment.clone();
-        Arc::make_mut(&mut table.tcp).insert((port, environment), Arc::new(target));
-    });
-    world.ready(&key, &[echo.address]);
-    let connect = || async move {
-        soon("the port", async {
-            loop {
-                if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
-                    return stream;
-                }
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-    };
-    let mut first = connect().await;
-    first.write_all(b"one").await.unwrap();
-    let mut buffer = [0; 3];
-    soon("an echo", first.read_exact(&mut buffer)).await.unwrap();
-    let mut second = connect().await;
-    let closed = soon("the second is closed", second.read(&mut buffer)).await;
-    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    let mut first = connect(port).await;
+    assert!(echoes(&mut first).await);
+    assert!(!echoes(&mut connect(port).await).await, "one is open");
     assert_eq!(world.handle.resilience(&key).pool_overflows, 1);
     drop(first);
     until("it is free again", || world.handle.load(&key).open == 0).await;
-    let mut third = connect().await;
-    third.write_all(b"two").await.unwrap();
-    soon("an echo", third.read_exact(&mut buffer)).await.unwrap();
-    assert_eq!(&buffer, b"two");
+    assert!(echoes(&mut connect(port).await).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tcp_client_gets_so_many_tries() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let app = echo().await;
+    for (tries, expected) in [(1, false), (2, true)] {
+        let policy = Resiliency { connect_attempts: Some(tries), ..Resiliency::default() };
+        // the older replica is tried first
+        let (_world, port) = tcp_world(policy, &[dead, app.address]).await;
+        assert_eq!(echoes(&mut connect(port).await).await, expected, "{tries}");
+    }
 }
