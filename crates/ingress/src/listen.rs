@@ -25,7 +25,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -202,12 +202,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = client.peer;
+    // a connection that is asked to end while it is upgraded would say `close` in its 101, which clients refuse
+    let (is_upgrading, mut upgrading) = watch::channel(false);
     let service = service_fn({
         let doors = Arc::clone(doors);
         move |request: hyper::Request<Incoming>| {
             let (doors, client) = (Arc::clone(&doors), client.clone());
+            is_upgrading.send_replace(request.headers().contains_key(header::UPGRADE));
+            let is_upgrading = is_upgrading.clone();
             async move {
                 let mut response = Arc::clone(&doors.proxy).serve(&client, request).await;
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    is_upgrading.send_replace(false);
+                }
                 let is_last = protocol == Protocol::Http1 && doors.is_closed.load(Ordering::Relaxed);
                 if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     // the next request finds the server that takes connections now
@@ -231,7 +238,11 @@ where
             tokio::pin!(connection);
             tokio::select! {
                 result = connection.as_mut() => result,
-                () = doors.drain.cancelled() => {
+                () = async {
+                    doors.drain.cancelled().await;
+                    // once it is upgraded the connection ends here by itself
+                    let _all_answered = upgrading.wait_for(|is_upgrading| !is_upgrading).await;
+                } => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
