@@ -70,7 +70,8 @@ impl Cgroups {
             Some(Freezer::Beside(mount) | Freezer::V1(mount)) => {
                 let folder = mount.join(path);
                 fs::create_dir_all(&folder).map_err(|error| at(&folder, &error))?;
-                self.gather(path, &folder)?;
+                // what runs is moved first; what that starts meanwhile is caught when it can start nothing any more
+                self.move_in(path, &folder)?;
                 self.set_frozen(path, true)?;
                 self.gather(path, &folder)
             }
@@ -123,25 +124,32 @@ impl Cgroups {
         fs::write(&file, if is_frozen { "1" } else { "0" }).map_err(|error| at(&file, &error))
     }
 
-    /// Moves the processes of a group into its folder of the freezer's tree, until none is left outside.
+    /// Moves the processes of a frozen group into its folder of the freezer's tree, until none is left outside.
     fn gather(&self, path: &str, folder: &Path) -> io::Result<()> {
         for _ in 0..PASSES_MAX {
-            let inside: BTreeSet<i32> = listed(folder)?.into_iter().collect();
-            let outside: Vec<i32> =
-                self.processes(path)?.into_iter().map(Pid::as_raw).filter(|pid| !inside.contains(pid)).collect();
-            if outside.is_empty() {
+            if !self.move_in(path, folder)? {
                 return Ok(());
-            }
-            for pid in outside {
-                let file = folder.join("cgroup.procs");
-                match fs::write(&file, pid.to_string()) {
-                    // it ended meanwhile
-                    Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
-                    moved => moved.map_err(|error| at(&file, &error))?,
-                }
             }
         }
         Err(io::Error::other(format!("the processes of {path} start others faster than they can be frozen")))
+    }
+
+    /// Moves those that are outside of the folder in; says whether there were any.
+    fn move_in(&self, path: &str, folder: &Path) -> io::Result<bool> {
+        let all = self.processes(path)?;
+        // read after the others: whoever is started in between is inside
+        let inside: BTreeSet<i32> = listed(folder)?.into_iter().collect();
+        let mut was_any = false;
+        for pid in all.into_iter().map(Pid::as_raw).filter(|pid| !inside.contains(pid)) {
+            was_any = true;
+            let file = folder.join("cgroup.procs");
+            match fs::write(&file, pid.to_string()) {
+                // it ended meanwhile
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+                moved => moved.map_err(|error| at(&file, &error))?,
+            }
+        }
+        Ok(was_any)
     }
 
     /// Limits of version 2 keep running containers out of the swap; a frozen one may go there.

@@ -49,11 +49,18 @@ async fn served(seen: &ReplicaObservation) -> u64 {
     count.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// The first process of its container: the helper's only child.
+/// The first process of its container: the helper's only child, once who made it has ended.
 fn first_process(host: &Host, name: &ReplicaName) -> Pid {
     let helper = host.helper_pid(name);
-    let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
-    Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap())
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+        if let [one] = children.split_whitespace().collect::<Vec<_>>()[..] {
+            return Pid::from_raw(one.parse().unwrap());
+        }
+        assert!(Instant::now() < deadline, "not one child but these: {children}");
+        std::thread::yield_now();
+    }
 }
 
 /// Waits for an event; others are passed over.
