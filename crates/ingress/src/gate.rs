@@ -72,6 +72,24 @@ pub(crate) struct GateShared {
     pub(crate) header_fields_ceiling: AtomicUsize,
 }
 
+#[cfg(test)]
+impl GateShared {
+    /// Defaults, a real clock, and nobody who is woken.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            config: Arc::default(),
+            clock: Clock::real(),
+            tasks: Tasks::default(),
+            activate: Arc::new(|_| {}),
+            drained: Board::default(),
+            held_total: 0.into(),
+            kept_bodies: Arc::new(Budget::new(0)),
+            ejections: Ejections::default(),
+            header_fields_ceiling: 0.into(),
+        }
+    }
+}
+
 /// The way into one revision.
 pub(crate) struct Gate {
     key: RevisionKey,
@@ -533,17 +551,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_counts_its_time_from_its_admission() {
-        let shared = GateShared {
-            config: Arc::new(IngressConfig::default()),
-            clock: Clock::real(),
-            tasks: Tasks::default(),
-            activate: Arc::new(|_| {}),
-            drained: Board::default(),
-            held_total: 0.into(),
-            kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
-            ejections: Ejections::default(),
-            header_fields_ceiling: 0.into(),
-        };
+        let shared = GateShared::for_tests();
         let app = cove_model::ResourceId::resource("s", "g", "Microsoft.App/containerApps", "web").unwrap();
         let name = cove_model::RevisionName::of("web", "v1").unwrap();
         let gate = Gate::new(RevisionKey { app, name }, Arc::new(shared));

@@ -249,25 +249,13 @@ impl AppGates {
 
 #[cfg(test)]
 mod tests {
-    use cove_base::{Board, Clock, Tasks};
     use cove_model::{RevisionName, Transport};
     use cove_traffic::{AppRouteState, WeightedRevision};
 
     use super::*;
-    use crate::config::IngressConfig;
 
     fn gates() -> Gates {
-        Gates::new(Arc::new(GateShared {
-            config: Arc::new(IngressConfig::default()),
-            clock: Clock::real(),
-            tasks: Tasks::default(),
-            activate: Arc::new(|_| {}),
-            drained: Board::default(),
-            held_total: 0.into(),
-            kept_bodies: Arc::new(crate::request_body::Budget::new(0)),
-            ejections: crate::resilience::Ejections::default(),
-            header_fields_ceiling: 0.into(),
-        }))
+        Gates::new(Arc::new(GateShared::for_tests()))
     }
 
     fn route(app: &str, suffix: &str) -> Arc<AppRoute> {
