@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use self::{
     peers::{Peer, Ports, Setup},
-    tools::{Case, Measured, Target},
+    tools::{Case, Measured},
 };
 use super::{Outcome, machine};
 use crate::cove::{Cove, Options, app_body, app_id, versioned};
@@ -99,11 +99,7 @@ async fn measure(cove: &Cove, args: &IngressArgs) -> anyhow::Result<(Vec<String>
     let mut all: BTreeMap<(usize, usize), Vec<Row>> = BTreeMap::new();
     for _ in 0..args.rounds.max(1) {
         for (case_at, case) in cases.iter().enumerate() {
-            let mut direct = None;
-            for (peer_at, peer) in peers.iter().enumerate() {
-                let Some(target) = peer.target(case.way) else { continue };
-                let row = round(case, peer, &target, &mut direct, args).await;
-                let row = row.with_context(|| format!("{} through {}", case.name, peer.name))?;
+            for (peer_at, row) in round(case, &peers, args).await? {
                 all.entry((case_at, peer_at)).or_default().push(row);
             }
         }
@@ -115,30 +111,34 @@ async fn measure(cove: &Cove, args: &IngressArgs) -> anyhow::Result<(Vec<String>
     Ok((names, cases, all.into_iter().map(|(at, rows)| (at, median(&rows))).collect()))
 }
 
-/// One case through one proxy: first as fast as it goes, then at a quarter of what the direct way carries: about half load.
-async fn round(
-    case: &Case,
-    peer: &Peer,
-    target: &Target,
-    direct: &mut Option<f64>,
-    args: &IngressArgs,
-) -> anyhow::Result<Row> {
-    let before = peer.cpu()?;
-    let full: Measured = tools::saturate(case, target, Duration::from_secs(args.seconds)).await?;
-    let spent = peer.cpu()?.saturating_sub(before).as_secs_f64();
-    // a proxy on the same cores carries about half of what the direct way does
-    let pace = *direct.get_or_insert(full.rate / 4.0);
-    let half = tools::paced(case, target, pace, Duration::from_secs(args.seconds)).await?;
-    #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
-    let done = full.done as f64;
-    Ok(Row {
-        rate: full.rate,
-        per_cpu_second: if spent > 0.0 { done / spent } else { 0.0 },
-        half_rate: pace,
-        p50_us: half.percentile(50),
-        p99_us: half.percentile(99),
-        failed: full.failed + half.failed,
-    })
+/// One case through all: each as fast as it goes, then each at half of what the slowest proxy carried.
+async fn round(case: &Case, peers: &[Peer], args: &IngressArgs) -> anyhow::Result<Vec<(usize, Row)>> {
+    let time = Duration::from_secs(args.seconds);
+    let mut rows = Vec::new();
+    for (peer_at, peer) in peers.iter().enumerate() {
+        let Some(target) = peer.target(case.way) else { continue };
+        let before = peer.cpu()?;
+        let full: Measured = tools::saturate(case, &target, time).await.with_context(|| way(case, peer))?;
+        let spent = peer.cpu()?.saturating_sub(before).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+        let done = full.done as f64;
+        let per_cpu_second = if spent > 0.0 { done / spent } else { 0.0 };
+        rows.push((peer_at, Row { rate: full.rate, per_cpu_second, failed: full.failed, ..Row::default() }));
+    }
+    let slowest = rows.iter().map(|(_, row)| row.rate).fold(f64::INFINITY, f64::min);
+    for (peer_at, row) in &mut rows {
+        let peer = &peers[*peer_at];
+        let Some(target) = peer.target(case.way) else { continue };
+        row.half_rate = slowest / 2.0;
+        let half = tools::paced(case, &target, row.half_rate, time).await.with_context(|| way(case, peer))?;
+        (row.p50_us, row.p99_us) = (half.percentile(50), half.percentile(99));
+        row.failed += half.failed;
+    }
+    Ok(rows)
+}
+
+fn way(case: &Case, peer: &Peer) -> String {
+    format!("{} through {}", case.name, peer.name)
 }
 
 fn median(rows: &[Row]) -> Row {
@@ -209,7 +209,7 @@ fn report(machine: &str, args: &IngressArgs, names: &[String], cases: &[Case], t
     let mut text = format!("bench ingress on {machine}\n\n");
     text += "rate:     requests (or messages) per second while the load tool sends as fast as it gets answers.\n";
     text += "per core: requests per second of processor time that the proxy itself used meanwhile.\n";
-    text += "added:    percentiles at a fixed rate, about half load, less those of the direct way at the same rate.\n";
+    text += "added:    percentiles at half of the slowest one's rate, less those of the direct way at the same rate.\n";
     let _ = writeln!(text, "Medians of {} rounds of {} s each.", args.rounds.max(1), args.seconds);
     let mut json = json!({"machine": machine, "cases": {}});
     let mut is_clean = true;
