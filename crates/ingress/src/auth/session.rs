@@ -120,8 +120,8 @@ pub(crate) fn set_cookie(name: &str, value: &str, site: &Site, secs: Option<u64>
     // a base with characters that no header holds: the cookie is of the whole host then
     let whole = || format!("{name}={value}; Path=/{life}; HttpOnly; SameSite=Lax{secure}");
     let is_plain = !path.contains([';', ',', '"', '\\']);
-    let text = if is_plain { text } else { whole() };
-    HeaderValue::try_from(text).expect("base64url, a path of a URI and fixed text are a header value")
+    let below = if is_plain { HeaderValue::try_from(text).ok() } else { None };
+    below.unwrap_or_else(|| HeaderValue::try_from(whole()).expect("base64url and fixed text are a header value"))
 }
 
 /// The binding of a request's browser, or a new one.
@@ -229,6 +229,8 @@ mod tests {
         let text = |site: &Site| set_cookie("n", "v", site, Some(5)).to_str().unwrap().to_owned();
         assert_eq!(text(&site(true, "")), "n=v; Path=/; Max-Age=5; HttpOnly; SameSite=Lax; Secure");
         assert_eq!(text(&site(false, "/api")), "n=v; Path=/api; Max-Age=5; HttpOnly; SameSite=Lax");
-        assert_eq!(text(&site(false, "/a;b")), "n=v; Path=/; Max-Age=5; HttpOnly; SameSite=Lax");
+        for strange in ["/a;b", "/a\u{7f}b", "/a\nb"] {
+            assert_eq!(text(&site(false, strange)), "n=v; Path=/; Max-Age=5; HttpOnly; SameSite=Lax");
+        }
     }
 }
