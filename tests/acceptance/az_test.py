@@ -340,7 +340,7 @@ class Refusals(ServerCase):
         self.assertNotIn("web", [app["name"] for app in self.az("containerapp", "list", "-g", "rg")])
 
     def test_what_is_not_built(self):
-        message = self.az.refused("containerapp", "job", "show", "-n", "x", "-g", "rg")
+        message = self.az.refused("containerapp", "github-action", "show", "-n", "x", "-g", "rg")
         self.assertIn("NotImplemented", message)
 
     def test_an_image_that_does_not_exist(self):

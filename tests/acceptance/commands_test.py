@@ -26,7 +26,6 @@ SHELL = "cove.test/shell:latest"
 # Commands that this server does not serve yet, and why; the table says it in these words.
 WAITING = {
     "containerapp github-action": "needs GitHub and a hosted registry build; use `cove containerapp up --source`",
-    "containerapp job": "jobs are the next release",
 }
 
 LIST_OF_COMMANDS = """
@@ -178,6 +177,80 @@ class Apps(Case):
         host = app["properties"]["configuration"]["ingress"]["fqdn"]
         self.assertIn("FROM=yaml\n", self.server.get(host, "/env")[1])
         self.app("delete", "--yes", name="yamled")
+
+
+class Jobs(Case):
+    APP = "worker"
+
+    def job(self, verb, *arguments):
+        return self.az("containerapp", "job", *verb.split(), "-n", self.APP, "-g", GROUP, *arguments)
+
+    def started(self, *arguments):
+        return self.job("start", *arguments)["name"]
+
+    def ended(self, execution):
+        """The execution, once it has ended."""
+        shown = {}
+
+        def has_ended():
+            shown.update(self.job("execution show", "--job-execution-name", execution)["properties"])
+            return shown["status"] in ("Succeeded", "Failed", "Stopped")
+
+        cove.until(f"{execution} has ended", has_ended, 120)
+        return shown
+
+    def test_life(self):
+        made = self.job(
+            "create", "--environment", ENVIRONMENT, "--trigger-type", "Manual", "--replica-timeout", "600",
+            "--replica-retry-limit", "0", "--parallelism", "1", "--replica-completion-count", "1", "--image", SHELL,
+            "--cpu", "0.25", "--memory", "0.5Gi", "--command", "/srv/run", "--env-vars", "SCRIPT=echo done; exit $CODE", "CODE=0",
+            "--secrets", "first=one",
+        )  # fmt: skip
+        self.assertEqual(made["properties"]["provisioningState"], "Succeeded")
+        self.assertIn(self.APP, [job["name"] for job in self.az("containerapp", "job", "list", "-g", GROUP)])
+        self.assertEqual(self.job("show")["properties"]["configuration"]["replicaTimeout"], 600)
+        first = self.started()
+        self.assertEqual(self.ended(first)["status"], "Succeeded")
+        second = self.started("--image", SHELL, "--command", "/srv/run", "--env-vars", "SCRIPT=exit 3")
+        failed = self.ended(second)
+        self.assertEqual(failed["status"], "Failed", failed)
+        self.assertEqual(failed["detailedStatus"]["replicas"][0]["containers"][0]["code"], 3)
+        self.job("update", "--set-env-vars", "SCRIPT=sleep 600", "--replica-retry-limit", "1")
+        third, fourth = self.started(), self.started()
+        listed = {one["name"]: one["properties"]["status"] for one in self.job("execution list")}
+        self.assertEqual(set(listed), {first, second, third, fourth})
+        self.job("stop", "--job-execution-name", third)
+        self.assertEqual(self.ended(third)["status"], "Stopped")
+        self.assertEqual([one["name"] for one in self.job("stop")["value"]], [fourth])
+        self.assertEqual(self.ended(fourth)["status"], "Stopped")
+        self.secrets()
+        self.identities()
+        self.registries()
+        self.started()
+        self.job("delete", "--yes")
+        self.assertIn("was not found", self.az.refused("containerapp", "job", "show", "-n", self.APP, "-g", GROUP))
+
+    def secrets(self):
+        self.job("secret set", "--secrets", "second=two")
+        self.assertEqual({one["name"] for one in self.job("secret list")}, {"first", "second"})
+        self.assertEqual(self.job("secret show", "--secret-name", "second")["value"], "two")
+        self.job("secret remove", "--secret-names", "second", "--yes")
+        self.assertEqual({one["name"] for one in self.job("secret list")}, {"first"})
+
+    def identities(self):
+        self.assertEqual(self.job("identity assign", "--system-assigned")["type"], "SystemAssigned")
+        self.assertEqual(len(self.job("identity show")["principalId"]), 36)
+        self.job("identity remove", "--system-assigned", "--yes")
+        self.assertEqual(self.job("identity show")["type"], "None")
+
+    def registries(self):
+        login = ["--username", "u", "--password", "p"]
+        self.job("registry set", "--server", "registry.example.com", *login)
+        self.assertEqual([one["server"] for one in self.job("registry list")], ["registry.example.com"])
+        shown = self.job("registry show", "--server", "registry.example.com")
+        self.assertEqual(shown["username"], "u")
+        self.job("registry remove", "--server", "registry.example.com")
+        self.assertFalse(self.job("registry list"))
 
 
 class Revisions(Case):

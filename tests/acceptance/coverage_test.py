@@ -115,6 +115,64 @@ class Coverage(SdkCase):
             ("DaprComponents.delete", lambda: components.delete(GROUP, ENV, "state")),
         ]  # fmt: skip
 
+    def job_steps(self):
+        jobs, executions = self.client.jobs, self.client.jobs_executions
+        job = {
+            "location": LOCATION,
+            "properties": {
+                "environmentId": self.environment.id,
+                "configuration": {"triggerType": "Manual", "replicaTimeout": 600, "replicaRetryLimit": 0},
+                "template": {"containers": [{"name": "main", "image": "cove.local/sample:latest", "resources": {"cpu": 0.25, "memory": "0.5Gi"}}]},
+            },
+        }
+
+        def execution():
+            return next(iter(executions.list(GROUP, "covjob"))).name
+
+        return [
+            ("Jobs.create_or_update", lambda: jobs.begin_create_or_update(GROUP, "covjob", job)),
+            ("Jobs.get", lambda: jobs.get(GROUP, "covjob")),
+            ("Jobs.list_by_resource_group", lambda: jobs.list_by_resource_group(GROUP)),
+            ("Jobs.list_by_subscription", jobs.list_by_subscription),
+            ("Jobs.list_secrets", lambda: jobs.list_secrets(GROUP, "covjob")),
+            ("Jobs.list_detectors", lambda: jobs.list_detectors(GROUP, "covjob")),
+            ("Jobs.get_detector", lambda: self.gone(lambda: jobs.get_detector(GROUP, "covjob", "x"))),
+            ("Jobs.proxy_get", lambda: jobs.proxy_get(GROUP, "covjob", "rootApi")),
+            ("Jobs.update", lambda: jobs.begin_update(GROUP, "covjob", {"tags": {"a": "b"}})),
+            ("Jobs.suspend", lambda: jobs.begin_suspend(GROUP, "covjob")),
+            ("Jobs.resume", lambda: jobs.begin_resume(GROUP, "covjob")),
+            ("Jobs.start", lambda: jobs.begin_start(GROUP, "covjob")),
+            ("JobsExecutions.list", lambda: executions.list(GROUP, "covjob")),
+            ("Client.job_execution", lambda: self.client.job_execution(GROUP, "covjob", execution())),
+            ("Jobs.stop_execution", lambda: jobs.begin_stop_execution(GROUP, "covjob", execution())),
+            ("Jobs.stop_multiple_executions", lambda: jobs.begin_stop_multiple_executions(GROUP, "covjob")),
+            ("Jobs.delete", lambda: jobs.begin_delete(GROUP, "covjob")),
+        ]
+
+    def session_pool_steps(self):
+        pools = self.client.container_apps_session_pools
+        pool = {
+            "location": LOCATION,
+            "properties": {
+                "environmentId": self.environment.id,
+                "containerType": "CustomContainer",
+                "customContainerTemplate": {
+                    "containers": [{"name": "main", "image": "cove.local/sample:latest", "resources": {"cpu": 0.25, "memory": "0.5Gi"}}],
+                    "ingress": {"targetPort": 80},
+                },
+                "scaleConfiguration": {"maxConcurrentSessions": 2, "readySessionInstances": 0},
+            },
+        }
+        group = "ContainerAppsSessionPools"
+        return [
+            (f"{group}.create_or_update", lambda: pools.begin_create_or_update(GROUP, "covpool", pool)),
+            (f"{group}.get", lambda: pools.get(GROUP, "covpool")),
+            (f"{group}.list_by_resource_group", lambda: pools.list_by_resource_group(GROUP)),
+            (f"{group}.list_by_subscription", pools.list_by_subscription),
+            (f"{group}.update", lambda: pools.begin_update(GROUP, "covpool", {"tags": {"a": "b"}})),
+            (f"{group}.delete", lambda: pools.begin_delete(GROUP, "covpool")),
+        ]
+
     def app_steps(self):
         client = self.client
         apps, revisions, replicas = client.container_apps, client.container_apps_revisions, client.container_apps_revision_replicas
@@ -188,7 +246,7 @@ class Coverage(SdkCase):
     def test_what_is_marked_as_working_works(self):
         working = {operation for operation, _, _, state in rows() if state == "works"}
         self.assertGreater(len(working), 60, "the page has no table")
-        steps = [*self.environment_steps(), *self.app_steps(), *self.child_steps(), *self.dapr_steps(), *self.other_steps()]
+        steps = [*self.environment_steps(), *self.app_steps(), *self.child_steps(), *self.dapr_steps(), *self.job_steps(), *self.session_pool_steps(), *self.other_steps()]
         without = working - {operation for operation, _ in steps}
         self.assertEqual(without, set(), "operations that are marked as working have no call here")
         for operation, call in steps:

@@ -35,6 +35,8 @@ def _layer():
                 _add(archive, library[1:], file.read(), 0o755)
         _add(archive, "etc/passwd", b"root:x:0:0::/root:/bin/sh\n", 0o644)
         _add(archive, "srv/hello", b"hello from the image\n", 0o644)
+        # what it does is said by a variable, since `az` takes no `-c` as an argument of a command
+        _add(archive, "srv/run", b'#!/bin/sh\neval "$SCRIPT"\n', 0o755)
     return whole.getvalue()
 
 

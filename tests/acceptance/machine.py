@@ -17,19 +17,22 @@ CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
 # a range for tests of networks (RFC 2544); each machine takes four addresses of it
 RANGE = ipaddress.IPv4Network("198.18.0.0/15")
-PLACES = RANGE.num_addresses // 4
 NUMBERS = itertools.count()
 WITHIN_SECONDS = 120
 
 
 class Machine:
-    """Use it as a context manager; `address` is where its servers listen."""
+    """Use it as a context manager; `address` is where its servers listen, `link` this machine's interface to it.
 
-    def __init__(self):
-        place = (os.getpid() * 8 + next(NUMBERS)) % PLACES
-        first = RANGE.network_address + 4 * place
+    Another `network` is for one that is not to look like a neighbour.
+    """
+
+    def __init__(self, network=RANGE):
+        network = ipaddress.IPv4Network(network)
+        place = (os.getpid() * 8 + next(NUMBERS)) % (network.num_addresses // 4)
+        first = network.network_address + 4 * place
         self.address = str(first + 2)
-        self._link = f"far{place}"
+        self.link = f"far{int(first):x}"
         self._ports = itertools.count(10001)
         self._keeper = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo ready; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -37,9 +40,9 @@ class Machine:
         try:
             if self._keeper.stdout.readline() != b"ready\n":
                 raise OSError("`unshare --net` made no network namespace; the tests need root")
-            _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self._keeper.pid)
-            _ip("address", "add", f"{first + 1}/30", "dev", self._link)
-            _ip("link", "set", self._link, "up")
+            _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self._keeper.pid)
+            _ip("address", "add", f"{first + 1}/30", "dev", self.link)
+            _ip("link", "set", self.link, "up")
             self.inside(self._arrive)
         except BaseException:
             self.__exit__()
@@ -54,7 +57,7 @@ class Machine:
         return self
 
     def __exit__(self, *_):
-        subprocess.run(["ip", "link", "delete", self._link], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", self.link], capture_output=True, check=False)
         self._keeper.communicate()
 
     def port(self):

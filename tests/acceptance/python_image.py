@@ -61,7 +61,7 @@ def _package(archive, site, name, version, libraries):
         raise FileNotFoundError(f"{path} is missing: scripts/test installs it")
 
 
-def _layer(main, programs, clients):
+def _layer(main, programs, clients, packages):
     python = os.path.realpath(sys.executable)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     whole = io.BytesIO()
@@ -70,7 +70,7 @@ def _layer(main, programs, clients):
         archive.add(python, f"usr/bin/{version}")
         _tree(archive, sysconfig.get_path("stdlib", vars={"base": sys.base_prefix}), f"usr/lib/{version}", libraries)
         site = sysconfig.get_path("purelib")
-        for package in PACKAGES:
+        for package in [*PACKAGES, *packages]:
             _package(archive, site, package, version, libraries)
         for package in clients:
             _package(archive, f"{CLIENTS}/lib/{version}/site-packages", package, version, libraries)
@@ -84,12 +84,9 @@ def _layer(main, programs, clients):
     return whole.getvalue(), version
 
 
-def import_into(server, name, programs=(), clients=(), main="python_app.py"):
-    """Makes the image known to the server under `name`; its command is `main`, for which see there.
-
-    `programs` of this machine go into its `/usr/bin`, `clients` are packages beside the standard library.
-    """
-    layer, version = _layer(main, programs, clients)
+def parts(programs=(), clients=(), main="python_app.py", packages=()):
+    """The layer and the configuration of an image; see [import_into]."""
+    layer, version = _layer(main, programs, clients, packages)
     config = json.dumps({
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
         "os": "linux",
@@ -99,6 +96,16 @@ def import_into(server, name, programs=(), clients=(), main="python_app.py"):
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }).encode()  # fmt: skip
+    return layer, config
+
+
+def import_into(server, name, **contents):
+    """Makes the image known to the server under `name`; its command is `main`, for which see there.
+
+    `programs` of this machine go into its `/usr/bin`, `clients` are packages beside the standard library,
+    `packages` further ones of the tests' own environment.
+    """
+    layer, config = parts(**contents)
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
     manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
     path = server.directory / "python.tar"

@@ -21,7 +21,7 @@ class Case(unittest.TestCase):
     def setUpClass(cls):
         cls.server = cls.enterClassContext(cove.Server(cove.CONFIG, cls.OPTIONS))
         programs = [shutil.which("redis-server") or "redis-server is missing: scripts/test installs it"]
-        python_image.import_into(cls.server, IMAGE, programs)
+        python_image.import_into(cls.server, IMAGE, programs=programs)
         cls.server.command("group", "create", "-n", GROUP, "-l", "eastus")
         cls.server.command("containerapp", "env", "create", "-n", ENVIRONMENT, "-g", GROUP, "-l", "eastus")
 

@@ -42,10 +42,13 @@ class Script:
         self.process.kill()
         self.process.communicate()
 
-    def ask(self, line):
+    def question(self, line):
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline().strip()
+        return self.process.stdout.readline().strip()
+
+    def ask(self, line):
+        answer = self.question(line)
         assert answer == "ok", f"{line}: {answer}"
 
 

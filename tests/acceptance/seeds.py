@@ -5,6 +5,7 @@ and comments between the lines are left out, which no shell does.
 """
 
 import dataclasses
+import json
 import re
 
 FILLED = {
@@ -23,6 +24,11 @@ FILLED = {
     "<SERVICE_BUS_CONNECTION_STRING>": "Endpoint=sb://example/;SharedAccessKeyName=k;SharedAccessKey=s",
     "<AZURE_STORAGE_ACCOUNT_NAME>": "myaccount",
     "<external/internal>": "internal",
+    "<ENVIRONMENT>": "myenv",
+    "<USER_NAME>": "me",
+    "<PASSWORD>": "pw",
+    "<LOCATION>": "eastus",
+    "<SESSION_POOL_NAME>": "my-session-pool",
     "<CONTAINER_TARGET_PORT>": "80",
 }
 
@@ -47,6 +53,26 @@ GPU_PROFILE = "az containerapp env workload-profile add -n myenv -g MyRG --workl
 A100 = ("gpu-nc24-a100", "Consumption-GPU-NC24-A100")
 T4 = ("gpu-nc8as-t4", "Consumption-GPU-NC8as-T4")
 GPU_WHY = "az knows no `--gpu-type`: a GPU is a workload profile"
+
+# what `sessionpool create` sends
+SESSION_POOL = json.dumps({
+    "environmentId": "/subscriptions/00000000-0000-0000-0000-0000000000aa/resourceGroups/MyRG/providers/Microsoft.App"
+    "/managedEnvironments/myenv",
+    "containerType": "CustomContainer",
+    "customContainerTemplate": {
+        "containers": [{
+            "name": "my-session-pool", "image": "myregistry.azurecr.io/my-container-image:1.0",
+            "resources": {"cpu": 0.25, "memory": "0.5Gi"},
+            "env": [{"name": "key1", "value": "value1"}, {"name": "key2", "value": "value2"}],
+        }],
+        "ingress": {"targetPort": 80},
+        "registryCredentials": {"server": "myregistry.azurecr.io", "username": "me", "passwordSecretRef": "pw"},
+    },
+    "secrets": [{"name": "pw", "value": "pw"}],
+    "scaleConfiguration": {"maxConcurrentSessions": 10, "readySessionInstances": 5},
+    "dynamicPoolConfiguration": {"lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 300}},
+    "sessionNetworkConfiguration": {"status": "EgressDisabled"},
+})  # fmt: skip
 
 COMMANDS = [
     Command("environment", """
@@ -302,6 +328,36 @@ az containerapp create --name stable-diffusion --resource-group MyRG --environme
 --min-replicas 0 --max-replicas 10 --target-port 7860 --ingress external
 --scale-rule-name http-scaling --scale-rule-type http --scale-rule-http-concurrency 1
 """, why=GPU_WHY),
+    Command("training job", r"""
+az containerapp job create \
+  --name batch-training-job \
+  --resource-group MyRG \
+  --environment myenv \
+  --trigger-type Manual \
+  --image myregistry.azurecr.io/training:latest \
+  --cpu 8 \
+  --memory 32Gi \
+  --gpu-type nvidia-a100 \
+  --gpu-count 2 \
+  --parallelism 1 \
+  --replica-timeout 7200 \
+  --replica-retry-limit 3 \
+  --env-vars \
+    DATASET_URL="https://mystorage.blob.core.windows.net/datasets/train.csv" \
+    MODEL_OUTPUT="https://mystorage.blob.core.windows.net/models/" \
+    EPOCHS="100"
+""", az="""
+az containerapp job create --name batch-training-job --resource-group MyRG --environment myenv
+--trigger-type Manual --image myregistry.azurecr.io/training:latest --cpu 8 --memory 32Gi -w gpu-nc48-a100
+--parallelism 1 --replica-timeout 7200 --replica-retry-limit 3 --env-vars
+DATASET_URL="https://mystorage.blob.core.windows.net/datasets/train.csv"
+MODEL_OUTPUT="https://mystorage.blob.core.windows.net/models/" EPOCHS="100"
+""", why=GPU_WHY, before=GPU_PROFILE.format("gpu-nc48-a100", "NC48-A100") + " --min-nodes 0 --max-nodes 1"),
+    Command("training job's start", """
+az containerapp job start
+--name batch-training-job
+--resource-group MyRG
+"""),
     Command("monitored app", r"""
 az containerapp create \
   --name myapp-monitored \
@@ -448,6 +504,39 @@ az containerapp create --resource-group <RESOURCE_GROUP> --name <APP_NAME> --env
 --user-assigned <USER_ASSIGNED_IDENTITY_ID> --scale-rule-name azure-queue --scale-rule-type azure-queue
 --scale-rule-metadata "accountName=<AZURE_STORAGE_ACCOUNT_NAME>" "queueName=queue1" "queueLength=1"
 """, why="core az 2.91 has no `--scale-rule-identity`; the extension has it", values={"<APP_NAME>": "queue-identity"}),
+    Command("session pool", r"""
+az containerapp sessionpool create \
+    --name my-session-pool \
+    --resource-group <RESOURCE_GROUP> \
+    --environment <ENVIRONMENT> \
+    --registry-server myregistry.azurecr.io \
+    --registry-username <USER_NAME> \
+    --registry-password <PASSWORD> \
+    --container-type CustomContainer \
+    --image myregistry.azurecr.io/my-container-image:1.0 \
+    --cpu 0.25 --memory 0.5Gi \
+    --target-port 80 \
+    --cooldown-period 300 \
+    --network-status EgressDisabled \
+    --max-sessions 10 \
+    --ready-sessions 5 \
+    --env-vars "key1=value1" "key2=value2" \
+    --location <LOCATION>
+""", az="""
+az resource create --name my-session-pool --resource-group <RESOURCE_GROUP> --location <LOCATION>
+--resource-type Microsoft.App/sessionPools --api-version 2025-07-01 --properties '"""
+        + SESSION_POOL + "'", why="core az has no `sessionpool`; the extension has it"),
+    Command("session pool's endpoint", r"""
+az containerapp sessionpool show \
+    --name <SESSION_POOL_NAME> \
+    --resource-group <RESOURCE_GROUP> \
+    --query "properties.poolManagementEndpoint" \
+    --output tsv
+""", az="""
+az resource show --name <SESSION_POOL_NAME> --resource-group <RESOURCE_GROUP>
+--resource-type Microsoft.App/sessionPools --api-version 2025-07-01
+--query "properties.poolManagementEndpoint" --output tsv
+""", why="core az has no `sessionpool`; the extension has it"),
 ]
 
 # the file refers to a secret that it does not hold: it needs the store that does

@@ -14,12 +14,14 @@ import az_test
 import cove
 import seeds
 
-# prefix of the images' names on the server, port that each listens on
+# names of the images on the server, with a tag where it is not `latest`, and the port that each listens on
 IMAGES = {
     "ai-model": 8080,
     "batch-processor": 8080,
+    "my-container-image:1.0": 80,
     "myapp": 8080,
     "stable-diffusion": 7860,
+    "training": 8080,
     "training-job": 8080,
     "vllm/vllm-openai": 8080,
 }
@@ -66,6 +68,7 @@ class Registry:
     def copy(self, name, port):
         """The sample under another name, listening on another port."""
         accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+        name, _, tag = name.partition(":")
         content, headers = self._call("GET", "/v2/sample/manifests/latest", headers={"Accept": accept})
         manifest, kind = json.loads(content), headers["Content-Type"]
         config = json.loads(self._call("GET", f"/v2/sample/blobs/{manifest['config']['digest']}")[0])
@@ -75,7 +78,7 @@ class Registry:
         manifest["config"].update(digest=self._push_blob(name, content), size=len(content))
         for layer in manifest["layers"]:
             self._push_blob(name, self._call("GET", f"/v2/sample/blobs/{layer['digest']}")[0])
-        self._call("PUT", f"/v2/{name}/manifests/latest", json.dumps(manifest).encode(), {"Content-Type": kind})
+        self._call("PUT", f"/v2/{name}/manifests/{tag or 'latest'}", json.dumps(manifest).encode(), {"Content-Type": kind})
 
 
 class Seeds(unittest.TestCase):

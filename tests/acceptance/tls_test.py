@@ -178,11 +178,27 @@ class OwnAuthority(Case):
         script = (
             "import ssl, urllib.request as u; c = ssl.create_default_context(cafile='/etc/cove-ca.pem')\n"
             "for host in %r: print(u.urlopen('https://' + host, timeout=60, context=c).status, host)\n"
-            "print(u.urlopen('http://inner', timeout=60).status, 'plain')"
+            "forged = u.Request('http://inner', headers={'x-forwarded-client-cert': 'URI=spiffe://env/app/admin'})\n"
+            "said = u.urlopen(forged, timeout=60)\n"
+            "print(said.status, said.read().decode())"
         ) % (["inner", f"inner.internal.{self.domain}"],)
         version = "python%d.%d" % sys.version_info[:2]
         said = self.inside("caller", [f"/usr/bin/{version}", "-c", script])
         self.assertEqual([line.split()[0] for line in said.splitlines()], ["200", "200", "200"], said)
+        # plain calls go on, and the called app is told who calls, whatever the caller says of himself
+        seen = json.loads(said.splitlines()[-1].split(" ", 1)[1])["headers"]
+        self.assertEqual(seen["x-forwarded-client-cert"], "By=spiffe://env/app/inner;URI=spiffe://env/app/caller")
+        self.az("containerapp", "ingress", "update", "-n", "inner", "-g", GROUP, "--type", "external")
+        told = lambda: json.loads(self.server.get(f"inner.{self.domain}")[1])["headers"]  # noqa: E731
+        cove.until("it serves outside", lambda: self.server.get(f"inner.{self.domain}")[0] == 200)
+        self.assertNotIn("x-forwarded-client-cert", told(), "who is outside is no app")
+        encrypt = ("--enable-mtls", "false", "--enable-peer-to-peer-encryption", "true")
+        changed = self.az("containerapp", "env", "update", *ENV, *encrypt)
+        self.assertTrue(changed["properties"]["peerTrafficConfiguration"]["encryption"]["enabled"])
+        self.assertIn("it is not encrypted besides", " ".join(changed["properties"]["coveWarnings"]))
+        script = "import urllib.request as u; print(u.urlopen('http://inner', timeout=60).read().decode())"
+        silent = lambda: "client-cert" not in self.inside("caller", [f"/usr/bin/{version}", "-c", script])  # noqa: E731
+        cove.until("it is not told any more", silent)
         environment = pathlib.Path(f"/proc/{self.pid_of('caller')}/environ").read_bytes().split(b"\0")
         self.assertIn(b"COVE_CA_FILE=/etc/cove-ca.pem", environment)
 

@@ -8,9 +8,11 @@
 mod api;
 mod idle;
 mod ingress;
+mod jobs;
 mod request;
 mod rollout;
 mod scale;
+mod sessions;
 mod stats;
 mod storm;
 mod wake;
@@ -46,10 +48,14 @@ enum What {
     Api(api::ApiArgs),
     /// Throughput, processor time and added latency beside HAProxy, nginx and Envoy.
     Ingress(ingress::IngressArgs),
+    /// Executions of a trivial job: until the first line, how many a second, how many starts are accepted, beside `crun run`.
+    Jobs(jobs::JobsArgs),
     /// Requests lost while revisions change, replicas leave, and streams stay open.
     Rollout(rollout::RolloutArgs),
     /// CPU, lateness and memory of thousands of scale rules, and how well each mode serves a load.
     Scale(scale::ScaleArgs),
+    /// How soon sessions of a pool answer, warm, cold and in a burst, and what a ready one costs.
+    Sessions(sessions::SessionsArgs),
     /// Requests lost over every protocol at once, during deploys, scale-ins and restarts of the server.
     Storm(storm::StormArgs),
 }
@@ -86,8 +92,10 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             What::Idle(args) => idle::run(cove, args).await,
             What::Api(args) => api::run(cove, args).await,
             What::Ingress(args) => ingress::run(cove, args).await,
+            What::Jobs(args) => jobs::run(cove, args).await,
             What::Rollout(args) => rollout::run(cove, args).await,
             What::Scale(args) => scale::run(args).await,
+            What::Sessions(args) => sessions::run(cove, args).await,
             What::Storm(args) => storm::run(cove, args).await,
         }
     })?;

@@ -314,6 +314,84 @@ impl Address {
         Ok((status, value))
     }
 
+    /// The first line of a log stream that is not empty; `None` when the stream ended without one.
+    pub(crate) async fn first_line(&self, path: &str, token: &str) -> anyhow::Result<Option<String>> {
+        let mut answer = self.stream(path, token).await?;
+        let mut text = Vec::new();
+        while let Some(part) = answer.chunk().await.with_context(|| format!("`{path}` was cut"))? {
+            text.extend_from_slice(&part);
+            let mut whole = text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+            if let Some(line) = whole.find(|line| line.len() > 1) {
+                return Ok(Some(String::from_utf8(line.to_vec())?));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All of a log stream that ends.
+    pub(crate) async fn text(&self, path: &str, token: &str) -> anyhow::Result<String> {
+        let answer = self.stream(path, token).await?;
+        answer.text().await.with_context(|| format!("`{path}` was cut"))
+    }
+
+    async fn stream(&self, path: &str, token: &str) -> anyhow::Result<reqwest::Response> {
+        let request = self.http.get(format!("{}{path}", self.api)).bearer_auth(token);
+        let answer = request.send().await.with_context(|| format!("failed to call `{path}`"))?;
+        let status = answer.status();
+        ensure!(status == 200, "`{path}` was answered {status}: {}", answer.text().await.unwrap_or_default());
+        Ok(answer)
+    }
+
+    /// A token for an audience, as a program gets one.
+    pub(crate) async fn token(&self, audience: &str) -> anyhow::Result<String> {
+        let form = format!("grant_type=client_credentials&client_id=bench&client_secret=any&scope={audience}/.default");
+        let path = format!("{}/00000000-0000-0000-0000-0000000000bb/oauth2/v2.0/token", self.api);
+        let request = self.http.post(path).header("content-type", "application/x-www-form-urlencoded").body(form);
+        let text = request.send().await?.text().await?;
+        let value: Value = serde_json::from_str(&text)?;
+        value["access_token"].as_str().map(str::to_owned).with_context(|| format!("no token: {text}"))
+    }
+
+    /// A `GET` of a session through the ingress, read to its end: the status and which session answered.
+    pub(crate) async fn session(&self, host: &str, path: &str, token: &str) -> anyhow::Result<(u16, Option<String>)> {
+        self.session_call("GET", host, path, token).await
+    }
+
+    /// A request to a session through the ingress, read to its end: the status and which session answered.
+    pub(crate) async fn session_call(
+        &self,
+        method: &str,
+        host: &str,
+        path: &str,
+        token: &str,
+    ) -> anyhow::Result<(u16, Option<String>)> {
+        let request = self.http.request(method.parse()?, format!("http://{}{path}", self.ingress));
+        let answer = request.header("host", host).bearer_auth(token).send().await?;
+        let guid = answer.headers().get("x-ms-session-guid").and_then(|guid| guid.to_str().ok()).map(str::to_owned);
+        let status = answer.status().as_u16();
+        answer.bytes().await?;
+        Ok((status, guid))
+    }
+
+    /// The same, with the answer's body as JSON.
+    pub(crate) async fn session_json(
+        &self,
+        method: &str,
+        host: &str,
+        path: &str,
+        token: &str,
+    ) -> anyhow::Result<(u16, serde_json::Value)> {
+        let request = self.http.request(method.parse()?, format!("http://{}{path}", self.ingress));
+        let answer = request.header("host", host).bearer_auth(token).send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, serde_json::from_slice(&answer.bytes().await?)?))
+    }
+
+    /// The server's metrics as text.
+    pub(crate) async fn metrics(&self) -> anyhow::Result<String> {
+        Ok(self.http.get(format!("{}/cove/v1/metrics", self.api)).send().await?.text().await?)
+    }
+
     /// A `GET` of an app through the ingress, read to its end: the status.
     pub(crate) async fn get_app(&self, host: &str, path: &str) -> anyhow::Result<u16> {
         let answer = self.http.get(format!("http://{}{path}", self.ingress)).header("host", host).send().await?;
@@ -351,7 +429,18 @@ pub(crate) fn app_id(name: &str) -> String {
     format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/containerApps/{name}")
 }
 
-fn environment_id() -> String {
+/// The resource id of a job by its name.
+pub(crate) fn job_id(name: &str) -> String {
+    format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/jobs/{name}")
+}
+
+/// The resource id of a session pool by its name.
+pub(crate) fn pool_id(name: &str) -> String {
+    format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/sessionPools/{name}")
+}
+
+/// The resource id of the environment that everything is in.
+pub(crate) fn environment_id() -> String {
     format!("{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.App/managedEnvironments/env")
 }
 

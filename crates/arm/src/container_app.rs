@@ -19,25 +19,25 @@ use crate::{
     schema::{Nulls, normalise},
 };
 
-mod check;
+pub(crate) mod check;
 mod ingress;
 mod labels;
-mod later;
+pub(crate) mod later;
 mod not_built;
 mod policies;
 mod probes;
-mod properties;
+pub(crate) mod properties;
 mod render;
 mod scale;
 mod scale_settings;
-mod template;
+pub(crate) mod template;
 #[cfg(test)]
 mod tests;
 
 pub use labels::{forget_label, label_history, record_labels, settle_labels};
 pub use later::warnings;
-pub(crate) use render::show_effective;
 pub use render::{View, host, label_host, render, render_stored_template, render_template};
+pub(crate) use render::{complete, show_effective};
 pub use template::check_resources;
 
 /// What an app's PUT needs to know.
@@ -110,7 +110,7 @@ pub fn parse_patch(stored: &Value, patch: &Value, context: &PutContext<'_>) -> R
 
 /// Gives the ids of identities in a patch the spelling that is stored: `az` writes them in lower case, and a merge
 /// compares names to the letter.
-fn align_identities(doc: &Value, patch: &mut Value) {
+pub(crate) fn align_identities(doc: &Value, patch: &mut Value) {
     const LIST: &str = "/identity/userAssignedIdentities";
     let Some(stored) = doc.pointer(LIST).and_then(Value::as_object) else { return };
     let Some(asked) = patch.pointer_mut(LIST).and_then(Value::as_object_mut) else { return };

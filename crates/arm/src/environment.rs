@@ -150,6 +150,7 @@ pub fn parse_put(body: &Value, context: &PutContext<'_>) -> Result<Parsed, ArmEr
         workload_profiles,
         suffix: None,
         limits: limits(&root.get("properties").get("ingressConfiguration")),
+        names_callers: is_mtls(&root.get("properties")),
     };
     Ok(Parsed { environment, doc, suffix, secrets })
 }
@@ -337,6 +338,10 @@ fn limits(ingress: &Node<'_>) -> RequestLimits {
     }
 }
 
+fn is_mtls(properties: &Node<'_>) -> bool {
+    properties.get("peerAuthentication").get("mtls").get("enabled").flag() == Some(true)
+}
+
 /// What is stored and returned and has no effect, in words.
 #[must_use]
 pub fn warnings(doc: &Value) -> Vec<String> {
@@ -361,11 +366,12 @@ pub fn warnings(doc: &Value) -> Vec<String> {
         properties.get("infrastructureResourceGroup").exists(),
         "infrastructureResourceGroup has no effect: there are no infrastructure resources.",
     );
-    let is_mtls = properties.get("peerAuthentication").get("mtls").get("enabled").flag() == Some(true);
+    let is_mtls = is_mtls(&properties);
     warn(
         is_mtls,
         "peerAuthentication.mtls: apps are told apart by addresses that the kernel of this machine vouches for, not by \
-         certificates; who may call whom is not restricted, as in Azure.",
+         certificates, and X-Forwarded-Client-Cert tells the called app who calls; who may call whom is not restricted, as in \
+         Azure.",
     );
     let encryption = properties.get("peerTrafficConfiguration").get("encryption").get("enabled").flag();
     warn(

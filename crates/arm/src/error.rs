@@ -182,6 +182,26 @@ impl ArmError {
         Self::new(409, "ManagedEnvironmentHasContainerApps", message)
     }
 
+    /// 409: jobs still live in the environment.
+    #[must_use]
+    pub fn environment_has_jobs(name: &str, jobs: &[String]) -> Self {
+        let shown = jobs.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message =
+            format!("Managed environment '{name}' still holds {} job(s) ({shown}); delete them first.", jobs.len());
+        Self::new(409, "ManagedEnvironmentHasContainerApps", message)
+    }
+
+    /// 409: session pools still live in the environment.
+    #[must_use]
+    pub fn environment_has_session_pools(name: &str, pools: &[String]) -> Self {
+        let shown = pools.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "Managed environment '{name}' still holds {} session pool(s) ({shown}); delete them first.",
+            pools.len()
+        );
+        Self::new(409, "ManagedEnvironmentHasContainerApps", message)
+    }
+
     /// 412 `PreconditionFailed`: `If-Match` names another etag.
     #[must_use]
     pub fn precondition_failed(id: &str) -> Self {

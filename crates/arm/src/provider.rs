@@ -97,8 +97,7 @@ pub const APP_API_VERSIONS: [&str; 21] = [
 /// The version that answers without one name in links, and that clients take by default.
 const DEFAULT_API_VERSION: &str = "2025-07-01";
 
-/// Namespaces and their types. Jobs and session pools are listed though they are answered 501 so far: `az` would
-/// otherwise stop before asking, with a complaint about the location.
+/// Namespaces and their types: `az` stops at a type that is not here, with a complaint about the location.
 const PROVIDERS: &[(&str, &[&str])] = &[
     (
         "Microsoft.App",

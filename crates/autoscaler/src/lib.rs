@@ -14,6 +14,7 @@ mod entry;
 mod events;
 mod health;
 mod history;
+mod jobs;
 mod poll;
 mod ports;
 mod reader;
@@ -28,6 +29,10 @@ mod usage;
 pub use config::Config;
 pub use cove_scaling::{DecisionRecord, Reason, ScaleState, ScaledRevision};
 pub use history::KeptDecision;
+pub use jobs::{
+    Executions, JobDecision, JobDecisionKind, JobDeps, JobHandle, JobService, JobState, JobTriggers, OpenCount,
+    StartError, StartRequest, Tick, TriggeredJob,
+};
 pub use ports::{BoxError, CountStore, Deps, ExistingSource, LoadSource, RevisionDecision, SavedCount};
 pub use recording::{
     RecordedRevision, Recorder, Recording, RecordingConfig, RecordingError, RecordingQuery, recording,

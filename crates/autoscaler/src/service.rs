@@ -310,7 +310,7 @@ impl Service {
     }
 }
 
-async fn sleep_until(clock: &cove_base::Clock, at: Option<Timestamp>) {
+pub(crate) async fn sleep_until(clock: &cove_base::Clock, at: Option<Timestamp>) {
     let Some(at) = at else { return std::future::pending().await };
     if clock.is_virtual() {
         clock.sleep_until(at).await;

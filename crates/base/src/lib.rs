@@ -1,4 +1,4 @@
-//! What every service needs and no policy: [`Board`], [`Clock`], [`Tasks`], [`Backoff`], configuration units.
+//! What every service needs and no policy: [`Board`], [`Clock`], [`Tasks`], [`Rare`], [`Backoff`], configuration units.
 //!
 //! The list is closed: a new entry needs a second user and a reason here.
 //!
@@ -7,11 +7,13 @@
 mod backoff;
 mod board;
 mod clock;
+mod rare;
 mod tasks;
 mod text_units;
 
 pub use backoff::Backoff;
 pub use board::{Board, Changes};
 pub use clock::{Busy, Clock, Worker};
+pub use rare::Rare;
 pub use tasks::{OnCancel, OnError, TaskKind, Tasks};
 pub use text_units::{parse_duration, parse_size};

@@ -2,9 +2,12 @@
 //!
 //! **Invariant:** a task that ends with an error or a panic is logged once, here; `Shutdown` kinds then end the server.
 
-use std::{fmt::Display, future::Future, time::Duration};
+use std::{fmt::Display, future::Future, panic::AssertUnwindSafe, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::Rare;
 
 /// What a failed task means for the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,24 +73,28 @@ impl Tasks {
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let shutdown = self.shutdown.clone();
-        let handle = tokio::spawn({
+        let work = {
             let shutdown = shutdown.clone();
             async move {
                 match kind.on_cancel {
                     OnCancel::Wait => task.await,
-                    OnCancel::Abort => tokio::select! {
-                        () = shutdown.cancelled() => Ok(()),
-                        result = task => result,
-                    },
+                    OnCancel::Abort => {
+                        let cancelled = Rare::new(shutdown.cancelled());
+                        tokio::select! {
+                            biased;
+                            () = cancelled => Ok(()),
+                            result = task => result,
+                        }
+                    }
                 }
             }
-        });
+        };
         self.tracker.spawn(async move {
-            let failed = match handle.await {
+            // what the task shares with others is behind locks that outlive a panic
+            let failed = match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(join) if join.is_panic() => "panicked".to_owned(),
-                Err(_) => return,
+                Err(_panic) => "panicked".to_owned(),
             };
             tracing::error!(task = kind.name, error = %failed, "task failed");
             if kind.on_error == OnError::Shutdown {

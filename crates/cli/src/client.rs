@@ -124,7 +124,8 @@ impl Client {
             is_verbose: place.is_verbose,
             has_shown: Arc::default(),
         };
-        client.log_in(place).await?;
+        let audience = client.api.clone();
+        client.log_in(place, &audience).await?;
         client.subscription = match &place.subscription {
             Some(subscription) => subscription.clone(),
             None => client.first_subscription().await?,
@@ -132,13 +133,14 @@ impl Client {
         Ok(client)
     }
 
-    async fn log_in(&mut self, place: &Place) -> Result<(), Failure> {
+    /// Gets a token for an audience; all further requests carry it.
+    pub(crate) async fn log_in(&mut self, place: &Place, audience: &str) -> Result<(), Failure> {
         let (id, secret) = (place.client_id.as_deref().unwrap_or("cove-cli"), place.client_secret.as_deref());
         let form = [
             ("grant_type", "client_credentials"),
             ("client_id", id),
             ("client_secret", secret.unwrap_or("local")),
-            ("scope", &format!("{}/.default", self.api)),
+            ("scope", &format!("{audience}/.default")),
         ]
         .map(|(name, value)| format!("{name}={}", encode(value)))
         .join("&");
@@ -360,6 +362,22 @@ impl Client {
         body_of(response).await.map(Some)
     }
 
+    /// Any request, whose answer is given as text; `None` when it was only shown.
+    pub(crate) async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<String>, Failure> {
+        if self.is_dry_run && method != Method::GET && method != Method::HEAD {
+            self.show(&method, path, body);
+            return Ok(None);
+        }
+        let response = self.send(method, path, body).await?;
+        let text = response.text().await.map_err(|error| self.unreachable(&error))?;
+        Ok(Some(text))
+    }
+
     /// Shows a write and gives what the resource would be, as far as the body tells.
     async fn dry_write(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         self.show(method, path, body);
@@ -404,6 +422,7 @@ impl Client {
             let response = self.send(Method::GET, &url, None).await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = body_of(response).await?;
+            progress.pulled(body["percentComplete"].as_u64());
             if has_status {
                 match body["status"].as_str().unwrap_or_default() {
                     "Succeeded" => return Ok(()),

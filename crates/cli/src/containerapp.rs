@@ -1,24 +1,26 @@
 //! `cove containerapp`: az's nouns and verbs.
 
 mod auth;
+mod bar;
 mod compose;
-mod cp;
+pub(crate) mod cp;
 pub(crate) mod create;
 mod dapr;
 mod environment;
-mod exec;
+pub(crate) mod exec;
 mod github;
 mod hostname;
 mod identity;
 mod ingress;
 mod job;
-mod logs;
+pub(crate) mod logs;
 mod port_forward;
 mod registry;
 mod replica;
 mod resiliency;
 mod revision;
 mod secret;
+pub(crate) mod sessionpool;
 mod source;
 mod target;
 mod template;
@@ -30,6 +32,8 @@ use std::process::{Command, Stdio};
 
 use reqwest::Method;
 use serde_json::Value;
+
+pub(crate) use job::JobCommand;
 
 use crate::{
     client::{Wait, encode},
@@ -140,7 +144,10 @@ pub(crate) enum ContainerappCommand {
     Auth(Box<auth::AuthCommand>),
     /// Jobs: containers that run and end.
     #[command(subcommand)]
-    Job(Box<job::JobCommand>),
+    Job(Box<JobCommand>),
+    /// Session pools: sandboxes for untrusted code, ready before they are asked for.
+    #[command(subcommand)]
+    Sessionpool(Box<sessionpool::SessionpoolCommand>),
     /// Apps from a compose file.
     #[command(subcommand)]
     Compose(compose::ComposeCommand),
@@ -162,7 +169,7 @@ pub(crate) enum ContainerappCommand {
 }
 
 /// Nouns of az that the server does not serve.
-const NOT_BUILT: [&str; 4] = ["add-on", "connection", "java", "sessionpool"];
+const NOT_BUILT: [&str; 3] = ["add-on", "connection", "java"];
 
 /// An app by name and group.
 #[derive(Clone, Debug, clap::Args)]
@@ -230,6 +237,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Ssl(command) => hostname::ssl(&session, command).await,
             ContainerappCommand::Auth(command) => auth::run(&session, *command).await,
             ContainerappCommand::Job(command) => job::run(&session, *command).await,
+            ContainerappCommand::Sessionpool(command) => sessionpool::run(&session, *command).await,
             ContainerappCommand::Compose(command) => compose::run(&session, command).await,
             ContainerappCommand::GithubAction(command) => github::run(&session, *command).await,
             ContainerappCommand::ListUsages { location } => {

@@ -14,7 +14,17 @@ use crate::{
 /// Free space below which images will not fit.
 const FREE_MIN_BYTES: u64 = 1 << 30;
 /// Without these the server runs and says what it cannot do.
-const OPTIONAL: [&str; 5] = ["port notices", "freezing", "swap", "nftables", "IPv4 forwarding"];
+const OPTIONAL: [&str; 9] = [
+    "port notices",
+    "freezing",
+    "swap",
+    "untrusted code",
+    "nftables",
+    "IPv4 forwarding",
+    "OCI runtimes",
+    "virtual machines",
+    "memory of forks",
+];
 
 /// One answer.
 struct Check {
@@ -46,6 +56,9 @@ impl State {
 pub(crate) fn run(data_dir: &DataDir, output: &Output) -> Result<(), Failure> {
     let mut checks: Vec<Check> = Vec::new();
     for probe in cove_runtime_oci::probe() {
+        checks.push(check(probe.name, probe.ok, probe.detail, probe.remedy));
+    }
+    for probe in cove_runtime_oci::probe_isolation(cove_vm::guest::CACHE.into()) {
         checks.push(check(probe.name, probe.ok, probe.detail, probe.remedy));
     }
     for probe in cove_network::probe() {

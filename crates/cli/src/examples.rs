@@ -4,7 +4,7 @@
 use clap::{Arg, Command};
 
 /// Commands whose required flags alone show little.
-const BY_HAND: [(&str, &str); 35] = [
+const BY_HAND: [(&str, &str); 38] = [
     ("load", "http://web.env.localhost:8080/ --rps 500 --duration 30s --during deploy web"),
     ("scale simulate", "--app web --rules new.yaml"),
     ("scale suggest", "--app web"),
@@ -47,18 +47,24 @@ const BY_HAND: [(&str, &str); 35] = [
         "containerapp job create",
         "-n job -g rg --environment env --image job:1 --trigger-type Manual --replica-timeout 600 --replica-retry-limit 1",
     ),
+    (
+        "containerapp sessionpool create",
+        "-n pool -g rg --environment env --container-type CustomContainer --image cove.local/sample:latest --target-port 80",
+    ),
     ("containerapp resiliency create", "-n policy -g rg --container-app-name web --recommended"),
     ("containerapp resiliency update", "-n policy -g rg --container-app-name web --timeout 20"),
     ("containerapp auth update", "-n web -g rg --enabled true --action Return401"),
+    ("image build-interpreter", "python"),
     ("deployment group create", "-g rg -f main.json -p name=web replicas=2"),
     ("deployment group what-if", "-g rg -f main.json -p name=web"),
     ("deployment sub create", "-n all -f main.json -l local"),
+    ("session exec", "-n pool -g rg --identifier user-4711 -- ls -l"),
     ("rest", "--method get --url /subscriptions/{subscriptionId}/resourceGroups"),
     ("az", "-- containerapp list -o table"),
 ];
 
 /// Values of flags in examples, by the flag's name.
-const VALUES: [(&str, &str); 31] = [
+const VALUES: [(&str, &str); 32] = [
     ("container-app-name", "web"),
     ("name", "web"),
     ("resource-group", "rg"),
@@ -90,6 +96,7 @@ const VALUES: [(&str, &str); 31] = [
     ("workload-profile-name", "big"),
     ("scope", "/subscriptions/ID/resourceGroups/rg"),
     ("role", "Reader"),
+    ("identifier", "user-4711"),
 ];
 
 /// Whether the command line asks for help.
@@ -109,7 +116,9 @@ fn below(command: Command, parents: &str) -> Command {
     if command.has_subcommands() {
         return command.mut_subcommands(|sub| below(sub, &path));
     }
-    let flags = BY_HAND.iter().find(|(known, _)| *known == path).map(|(_, flags)| (*flags).to_owned());
+    // `job create` is `containerapp job create`
+    let is_it = |known: &str| known == path || known.strip_prefix("containerapp ").is_some_and(|known| known == path);
+    let flags = BY_HAND.iter().find(|(known, _)| is_it(known)).map(|(_, flags)| (*flags).to_owned());
     let flags = flags.unwrap_or_else(|| required(&command, &path));
     let example = format!("Example:\n  cove {path} {flags}");
     command.after_help(example.trim_end().to_owned())
@@ -134,7 +143,8 @@ fn shown(argument: &Arg, path: &str) -> String {
     };
     let value = match long {
         "name" if path.starts_with("containerapp env ") => "env",
-        "name" if path.starts_with("containerapp job ") => "job",
+        "name" if path.starts_with("containerapp job ") || path.starts_with("job ") => "job",
+        "name" if path.contains("sessionpool ") || path.starts_with("session ") => "pool",
         "name" if path.starts_with("group ") => "rg",
         "name" if path.starts_with("deployment ") => "main",
         "name" if path.starts_with("identity ") => "me",

@@ -22,11 +22,13 @@ mod file;
 mod group;
 mod identity;
 mod ingress;
+mod interpreter;
 mod load;
 mod output;
 mod pairs;
 mod place;
 mod platform;
+mod pool_session;
 mod progress;
 mod purge;
 mod resource;
@@ -36,6 +38,7 @@ mod secrets;
 mod serve;
 mod session;
 mod text;
+mod vm_guest;
 mod wakes;
 mod words;
 
@@ -99,6 +102,15 @@ enum Command {
     /// Container apps, their environments, revisions, replicas and logs.
     #[command(subcommand)]
     Containerapp(containerapp::ContainerappCommand),
+    /// Session pools: sandboxes for untrusted code, ready before they are asked for.
+    #[command(subcommand)]
+    Sessionpool(Box<containerapp::sessionpool::SessionpoolCommand>),
+    /// Sessions of a session pool.
+    #[command(subcommand)]
+    Session(pool_session::PoolSessionCommand),
+    /// Jobs, their executions, logs and artifacts: short for `containerapp job`.
+    #[command(subcommand)]
+    Job(Box<containerapp::JobCommand>),
     /// Templates: deploy, validate, what-if.
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
@@ -193,6 +205,11 @@ fn run(cove: Cove) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(*args, &data_dir),
         Command::Group(command) => group::run(command, &globals),
         Command::Containerapp(command) => containerapp::run(command, &globals),
+        Command::Sessionpool(command) => {
+            containerapp::run(containerapp::ContainerappCommand::Sessionpool(command), &globals)
+        }
+        Command::Session(command) => pool_session::run(command, &globals),
+        Command::Job(command) => containerapp::run(containerapp::ContainerappCommand::Job(command), &globals),
         Command::Deployment(command) => deployment::run(command, &globals),
         Command::Identity(command) => identity::run(command, &globals),
         Command::Role(command) => role::run(command, &globals),

@@ -20,11 +20,21 @@ pub(crate) enum ImageCommand {
         #[arg(short, long)]
         name: Option<String>,
     },
+    /// Build the image of one of Cove's interpreters, which session pools of code use, from Debian and PyPI packages.
+    BuildInterpreter(crate::interpreter::BuildInterpreterArgs),
+    /// Make what virtual machines of sessions boot: Debian's kernel and a small initial file system.
+    BuildVmGuest(crate::vm_guest::BuildVmGuestArgs),
     /// List the images on this server.
     List,
 }
 
 pub(crate) fn image(command: &ImageCommand, globals: &Globals) -> Result<(), Failure> {
+    if let ImageCommand::BuildInterpreter(args) = command {
+        return crate::interpreter::build(args, globals);
+    }
+    if let ImageCommand::BuildVmGuest(args) = command {
+        return crate::vm_guest::build(args, globals);
+    }
     block_on(async {
         let session = Session::open(globals).await?;
         match command {
@@ -36,6 +46,7 @@ pub(crate) fn image(command: &ImageCommand, globals: &Globals) -> Result<(), Fai
                 let mut answer = session.client.post("/cove/v1/images/import", Some(&body)).await?;
                 session.print(answer["value"].take(), View::Plain)
             }
+            ImageCommand::BuildInterpreter(_) | ImageCommand::BuildVmGuest(_) => Ok(()),
             ImageCommand::List => {
                 let mut answer = session.client.get("/cove/v1/images").await?;
                 session.print(answer["value"].take(), View::Images)

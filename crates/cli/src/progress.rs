@@ -53,6 +53,13 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// So many percent of the images are here, as the operation says.
+    pub(crate) fn pulled(&mut self, percent: Option<u64>) {
+        if let Some(percent) = percent {
+            self.newest = Some(format!("pulling images: {percent} %"));
+        }
+    }
+
     /// Looks at the events and writes the line anew.
     pub(crate) async fn show(&mut self) {
         let elapsed = self.since.elapsed();

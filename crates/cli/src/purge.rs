@@ -27,16 +27,18 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Longest wait for all replicas to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// What a server makes in its data directory.
-const ENTRIES: [&str; 22] = [
+const ENTRIES: [&str; 26] = [
     "az",
     "auth-sessions",
     "console",
+    "executions",
     "cove.db",
     "cove.db-shm",
     "cove.db-wal",
     "clock.json",
     "clock.json.tmp",
     "decisions",
+    "disks",
     "endpoints.json",
     "endpoints.json.tmp",
     "handover.sock",
@@ -48,6 +50,8 @@ const ENTRIES: [&str; 22] = [
     "secrets.key",
     "secrets.key.tmp",
     "shares",
+    "sandboxes",
+    "snapshots",
     "tls",
     "cove.lock",
 ];

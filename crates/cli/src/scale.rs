@@ -1,5 +1,6 @@
 //! `cove scale`: why an app has as many replicas as it has, and what other rules would do.
 
+mod job;
 mod plot;
 mod rules;
 mod try_out;
@@ -44,6 +45,9 @@ pub(crate) enum ScaleCommand {
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     app: AppArg,
+    /// The name is a job's: what its schedule or its rules started, and why.
+    #[arg(long, conflicts_with_all = ["revision", "at", "from", "to"])]
+    job: bool,
     /// One revision. Default every active one.
     #[arg(long)]
     revision: Option<String>,
@@ -104,6 +108,9 @@ pub(crate) fn run(command: ScaleCommand, globals: &Globals) -> Result<(), Failur
 
 async fn explain_app(args: &ExplainArgs, session: &Session) -> Result<(), Failure> {
     let client = &session.client;
+    if args.job {
+        return job::explain(session, &args.app.app, args.app.group.as_deref(), args.follow).await;
+    }
     let id = wakes::find_app(client, &args.app.app, args.app.group.as_deref()).await?;
     let mut path = format!("/cove/v1/scale/explain?app={}", encode(&id));
     if let Some(revision) = &args.revision {

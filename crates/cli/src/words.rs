@@ -12,8 +12,8 @@ const SHORT: [&str; 9] = ["-g", "-h", "-i", "-l", "-n", "-o", "-s", "-w", "-y"];
 
 /// The command line as clap is to read it.
 pub(crate) fn joined(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let line: Vec<OsString> = line.into_iter().collect();
-    if line.get(1).is_none_or(|noun| noun != "containerapp") {
+    let line = with_show(line.into_iter().collect());
+    if line.get(1).is_none_or(|noun| !["containerapp", "job", "sessionpool"].iter().any(|known| noun == known)) {
         return line;
     }
     let mut read = Vec::with_capacity(line.len());
@@ -38,6 +38,17 @@ pub(crate) fn joined(line: impl IntoIterator<Item = OsString>) -> Vec<OsString> 
     read
 }
 
+/// `job logs --follow` is `job logs show --follow`: there is no other verb.
+fn with_show(mut line: Vec<OsString>) -> Vec<OsString> {
+    let noun = if line.get(1).is_some_and(|noun| noun == "containerapp") { 2 } else { 1 };
+    let is_logs = line.get(noun).is_some_and(|word| word == "job") && line.get(noun + 1).is_some_and(|w| w == "logs");
+    let is_help = |word: &OsString| word == "--help" || word == "-h";
+    if is_logs && line.get(noun + 2).is_some_and(|word| ends_words(word) && !is_help(word)) {
+        line.insert(noun + 2, "show".into());
+    }
+    line
+}
+
 fn ends_words(word: &OsString) -> bool {
     word.to_str().is_some_and(|word| word.starts_with("--") || SHORT.contains(&word))
 }
@@ -60,6 +71,14 @@ mod tests {
         );
         check("cove containerapp update --args --cpu 1", "cove containerapp update --args --cpu 1");
         check("cove containerapp update --args=-c x", "cove containerapp update --args=-c x");
+    }
+
+    #[test]
+    fn logs_of_jobs_need_no_verb() {
+        check("cove job logs --follow -n j", "cove job logs show --follow -n j");
+        check("cove containerapp job logs -n j", "cove containerapp job logs show -n j");
+        check("cove job logs show -n j", "cove job logs show -n j");
+        check("cove job logs --help", "cove job logs --help");
     }
 
     #[test]

@@ -47,6 +47,13 @@ fn from_store(error: StoreError, request_id: &str) -> ArmError {
         ),
         StoreError::NotFound { id } => ArmError::new(404, "ResourceNotFound", format!("'{id}' was not found.")),
         StoreError::RevisionExists { name } => ArmError::revision_exists(&name),
+        StoreError::ExecutionExists { name } => ArmError::conflict(
+            "ConflictingConcurrentWriteNotAllowed",
+            format!("An execution '{name}' is there already; start the job again."),
+        ),
+        StoreError::TooManyExecutions { job, max } => ArmError::too_many_requests(format!(
+            "The job '{job}' has {max} executions that have not ended, which is the most; wait until some have, or stop them."
+        )),
         StoreError::Closed => ArmError::new(503, "ServiceUnavailable", "The server is shutting down; try again later."),
         error @ (StoreError::InUse { .. }
         | StoreError::TooNew { .. }
@@ -61,6 +68,10 @@ fn from_store(error: StoreError, request_id: &str) -> ArmError {
         | StoreError::Io { .. }) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(request_id, %error, cause, "request failed in the store");
+            if error.is_disk_full() {
+                let message = "The disk of the server's data directory is full, and nothing was changed; free some space there, then try again.";
+                return ArmError::new(507, "InsufficientStorage", message);
+            }
             ArmError::internal(request_id)
         }
     }

@@ -9,12 +9,42 @@ use std::collections::BTreeSet;
 use cove_arm::{
     ArmError, Errors,
     container_app::{self, Parsed},
+    job::ParsedJob,
 };
 use cove_model::{
-    ContainerApp, Environment, Ingress, ResourceId, Template, Transport, VolumeKind, WorkloadProfileKind,
+    ContainerApp, Environment, Ingress, Job, ResourceId, Template, Transport, VolumeKind, WorkloadProfileKind,
 };
 
-use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, environments, identities};
+use crate::{answer::Refusal, apps, control_plane::ControlPlane, custom_hosts, environments, identities, jobs};
+
+/// Checks every reference of a job. The document's identities get one spelling.
+///
+/// # Errors
+/// 400 with all problems.
+pub(crate) fn check_job(
+    plane: &ControlPlane,
+    environment: &Environment,
+    parsed: &mut ParsedJob,
+) -> Result<(), Refusal> {
+    let mut errors = Errors::new();
+    check_profile(environment, parsed.workload_profile.as_deref(), &parsed.job.template, &mut errors);
+    storages(plane, &jobs::as_app(&parsed.job), &mut errors)?;
+    errors.into_result()?;
+    identities::check(plane, &mut parsed.doc)
+}
+
+/// Checks the sizes of a template that one execution brings.
+///
+/// # Errors
+/// 400 `ContainerAppInvalidResourceTotal`.
+pub(crate) fn check_started(plane: &ControlPlane, job: &Job, template: &Template) -> Result<(), Refusal> {
+    let environment = plane.store().snapshot::<Environment>(&job.environment)?.and_then(|found| found.spec);
+    let mut errors = Errors::new();
+    if let Some(environment) = environment {
+        check_profile(&environment, job.workload_profile.as_deref(), template, &mut errors);
+    }
+    Ok(errors.into_result()?)
+}
 
 /// Whether `new` claims a host name or port that `old` did not have.
 pub(crate) fn claims_more(new: &ContainerApp, old: &ContainerApp) -> bool {

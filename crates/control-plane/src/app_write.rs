@@ -26,6 +26,7 @@ use crate::{
     environments,
     groups::{self, TRIES_MAX, check_same_location},
     links::{self, Family},
+    session_pools,
     workspaces::{child_of, stamped},
 };
 
@@ -182,6 +183,15 @@ impl Write<'_> {
                     "The environment has a container app '{}' already, in resource group '{}'; choose another name.",
                     app.id.name(),
                     other.group_name()
+                );
+                return Err(ArmError::conflict("ContainerAppNameInUse", message).into());
+            }
+        }
+        for row in session_pools::in_environment(self.plane, &app.environment)? {
+            if row.id.name().eq_ignore_ascii_case(app.id.name()) {
+                let message = format!(
+                    "The environment has a session pool '{}', which has the same host name; choose another name.",
+                    app.id.name()
                 );
                 return Err(ArmError::conflict("ContainerAppNameInUse", message).into());
             }

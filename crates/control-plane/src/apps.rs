@@ -130,7 +130,7 @@ pub(crate) fn render(plane: &ControlPlane, call: &Call, row: &ResourceRow) -> Re
 }
 
 /// Adds to what the app says of itself.
-fn add_warning(value: &mut Value, text: &str) {
+pub(crate) fn add_warning(value: &mut Value, text: &str) {
     let slot = &mut value["properties"]["coveWarnings"];
     match slot.as_array_mut() {
         Some(all) => all.push(Value::from(text)),

@@ -82,7 +82,7 @@ pub(crate) fn authenticate(plane: &ControlPlane, access: Access, headers: &Heade
     }
 }
 
-fn bearer(value: &str) -> Option<&str> {
+pub(crate) fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.trim().split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim())
 }

@@ -27,8 +27,10 @@ pub(crate) const NOTE: &str = "x-cove-note";
 const NOT_ENFORCED: &str = "stored; roles are not enforced by this server yet";
 
 /// Kinds of resources that are kept here: one that is not there does not exist.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 8] = [
     crate::apps::KIND,
+    crate::jobs::KIND,
+    crate::session_pools::KIND,
     crate::environments::KIND,
     crate::identities::KIND,
     "Microsoft.ContainerRegistry/registries",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cove_model::RequestLimits;
+use cove_model::{RequestLimits, SessionIsolation};
 use cove_scaling::ScaleDefaults;
 
 /// Settings of the API.
@@ -38,6 +38,30 @@ pub struct Config {
     pub scale_defaults: ScaleDefaults,
     /// Limits of requests where neither app nor environment says one: shown, and enforced by the ingress. Default Azure's.
     pub limit_defaults: RequestLimits,
+    /// Session pools.
+    pub sessions: Sessions,
+}
+
+/// What the server can do for session pools.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Isolation of a pool that does not say. Default [`SessionIsolation::Hardened`].
+    pub default_isolation: SessionIsolation,
+    /// What this machine can do; a pool that asks for another one is refused. Default [`SessionIsolation::Hardened`] only.
+    pub isolations: Vec<SessionIsolation>,
+    /// Port of the ingress for TLS, where it forwards `<pool>.<environment's domain>` to sessions; `None` shows endpoints as
+    /// paths at the API's own address. Default `None`.
+    pub https_port: Option<u16>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            default_isolation: SessionIsolation::Hardened,
+            isolations: vec![SessionIsolation::Hardened],
+            https_port: None,
+        }
+    }
 }
 
 impl Default for Config {
@@ -63,6 +87,7 @@ impl Default for Config {
                 header_fields_max: Some(100),
                 drain_grace_secs: Some(30),
             },
+            sessions: Sessions::default(),
         }
     }
 }

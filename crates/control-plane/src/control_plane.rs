@@ -7,6 +7,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use cove_base::Clock;
+use cove_model::RevisionKey;
 use cove_store::{Store, StoreError};
 use ring::rand::{SecureRandom, SystemRandom};
 use sha2::{Digest, Sha256};
@@ -15,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     answer::Refusal,
+    artifacts::Artifacts,
     config::Config,
     deployments::Runs,
     environment::Issue,
     route::Table,
+    session_console::PulledPercent,
     streams::{Extensions, LogStreams},
     token::TokenKey,
 };
@@ -36,6 +39,9 @@ pub struct ControlPlane {
     inner: Arc<Inner>,
     stage: Arc<Stage>,
 }
+
+/// The place of an execution that waits for room, from 1; `None` when it does not wait. Must not block.
+pub type PlaceInLine = Arc<dyn Fn(&RevisionKey) -> Option<u32> + Send + Sync>;
 
 /// Where writes go: the store, or a copy of it on which a template is tried out.
 struct Stage {
@@ -58,6 +64,9 @@ struct Inner {
     shutdown: CancellationToken,
     issue: OnceLock<Issue>,
     orders_outside: OnceLock<()>,
+    line: OnceLock<PlaceInLine>,
+    artifacts: OnceLock<Arc<dyn Artifacts>>,
+    pulled: OnceLock<PulledPercent>,
 }
 
 impl fmt::Debug for ControlPlane {
@@ -114,6 +123,9 @@ impl ControlPlane {
             shutdown,
             issue: OnceLock::new(),
             orders_outside: OnceLock::new(),
+            line: OnceLock::new(),
+            artifacts: OnceLock::new(),
+            pulled: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner), stage: Stage::new(store, false) })
     }
@@ -143,6 +155,29 @@ impl ControlPlane {
     /// not count.
     pub fn set_authority(&self, issue: Issue) {
         let _there_already = self.inner.issue.set(issue);
+    }
+
+    /// Gives the API who knows the places of executions that wait for room. Later ones do not count.
+    pub fn set_line(&self, line: PlaceInLine) {
+        let _there_already = self.inner.line.set(line);
+    }
+
+    /// The place of an execution that waits for room, from 1.
+    pub(crate) fn place_in_line(&self, execution: &RevisionKey) -> Option<u32> {
+        self.inner.line.get().and_then(|line| line(execution))
+    }
+
+    /// Gives the API who has the artifacts of executions; without it there are none. Later ones do not count.
+    pub fn set_artifacts(&self, artifacts: Arc<dyn Artifacts>) {
+        let _there_already = self.inner.artifacts.set(artifacts);
+    }
+
+    pub(crate) fn pulled(&self) -> &OnceLock<PulledPercent> {
+        &self.inner.pulled
+    }
+
+    pub(crate) fn artifacts(&self) -> Option<Arc<dyn Artifacts>> {
+        self.inner.artifacts.get().cloned()
     }
 
     /// From now on managed certificates are ordered at an authority outside, by whoever calls this.

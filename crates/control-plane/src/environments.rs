@@ -20,8 +20,10 @@ use crate::{
     crud,
     environment::suffix,
     groups::{self, TRIES_MAX, check_same_location},
+    jobs,
     links::{self, Family},
     route::Route,
+    session_pools,
     token::{Claims, Use, Who},
     workspaces::{child_of, stamped},
 };
@@ -221,12 +223,13 @@ fn free_domain(plane: &ControlPlane, id: &ResourceId) -> Result<String, Refusal>
 
 /// A profile that an app uses cannot be taken away.
 fn check_profiles_in_use(plane: &ControlPlane, id: &ResourceId, new: &Environment) -> Result<(), Refusal> {
-    for app in apps::in_environment(plane, id)? {
+    let jobs = jobs::in_environment(plane, id)?;
+    for app in apps::in_environment(plane, id)?.iter().chain(&jobs) {
         let profile = app.doc.pointer("/properties/workloadProfileName").and_then(Value::as_str);
         let Some(profile) = profile else { continue };
         if !new.workload_profiles.iter().any(|known| known.name.eq_ignore_ascii_case(profile)) {
             let message = format!(
-                "Workload profile '{profile}' is used by container app '{}'; move the app to another profile first.",
+                "Workload profile '{profile}' is used by container app or job '{}'; move it to another profile first.",
                 app.id.name()
             );
             return Err(ArmError::conflict("WorkloadProfileInUse", message).at("properties.workloadProfiles").into());
@@ -245,6 +248,16 @@ async fn delete(plane: ControlPlane, call: Call) -> Answer {
     if !apps.is_empty() {
         let names: Vec<String> = apps.iter().map(|app| app.id.name().to_owned()).collect();
         return Err(ArmError::environment_in_use(id.name(), &names).into());
+    }
+    let jobs = jobs::in_environment(&plane, &id)?;
+    if !jobs.is_empty() {
+        let names: Vec<String> = jobs.iter().map(|job| job.id.name().to_owned()).collect();
+        return Err(ArmError::environment_has_jobs(id.name(), &names).into());
+    }
+    let pools = session_pools::in_environment(&plane, &id)?;
+    if !pools.is_empty() {
+        let names: Vec<String> = pools.iter().map(|pool| pool.id.name().to_owned()).collect();
+        return Err(ArmError::environment_has_session_pools(id.name(), &names).into());
     }
     let operation = NewOperation { id: new_id(), kind: "delete".into() };
     let link = operation.id.clone();
@@ -281,6 +294,24 @@ fn cores_by_profile(plane: &ControlPlane, environment: &ResourceId) -> Result<BT
             let per_replica: f64 = containers.iter().map(|container| container.resources.cpu.cores()).sum();
             *cores.entry(profile.clone()).or_default() += per_replica * f64::from(revision.status.replicas);
         }
+    }
+    for job in jobs::in_environment(plane, environment)? {
+        for execution in plane.store().open_executions(&job.id)? {
+            let profile = execution.workload_profile.as_deref().filter(|name| !name.is_empty());
+            let profile = profile.unwrap_or("Consumption").to_ascii_lowercase();
+            let containers = &execution.template.containers;
+            let per_replica: f64 = containers.iter().map(|container| container.resources.cpu.cores()).sum();
+            let running = execution.replicas.iter().filter(|one| one.started_at.is_some() && one.ended_at.is_none());
+            *cores.entry(profile).or_default() += running.map(|_| per_replica).sum::<f64>();
+        }
+    }
+    for row in session_pools::in_environment(plane, environment)? {
+        let pool = session_pools::model(&row)?;
+        let profile = pool.workload_profile.as_deref().unwrap_or("Consumption").to_ascii_lowercase();
+        let per_session: f64 = pool.template.containers.iter().map(|container| container.resources.cpu.cores()).sum();
+        // those that wait are frozen and use none
+        let allocated = plane.store().sessions(&row.id)?.into_iter().filter(cove_model::Session::is_allocated);
+        *cores.entry(profile).or_default() += allocated.map(|_| per_session).sum::<f64>();
     }
     Ok(cores)
 }
@@ -323,7 +354,8 @@ pub(crate) fn stream_token(plane: &ControlPlane, call: &Call, row: &ResourceRow)
     let mut claims = Claims::new(&plane.config().tenant, &who, Use::Data, &call.origin, now, STREAM_TOKEN_LIFETIME);
     claims.cove_scope = Some(row.id.key().to_owned());
     let expires = Timestamp::from_second(claims.exp).unwrap_or(now);
-    let kind = if row.kind.eq_ignore_ascii_case(KIND) { KIND } else { apps::KIND };
+    let kinds = [KIND, jobs::KIND];
+    let kind = kinds.into_iter().find(|kind| row.kind.eq_ignore_ascii_case(kind)).unwrap_or(apps::KIND);
     json!({
         "id": row.id.as_str(),
         "name": row.id.name(),

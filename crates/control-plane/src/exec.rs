@@ -7,6 +7,7 @@
 //! **Invariant:** who ran which program where is in the log; its arguments, which may hold secrets, are not.
 
 use std::{
+    any::Any,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +17,7 @@ use std::{
 
 use cove_arm::ArmError;
 use cove_model::{ReplicaName, ReplicaPhase};
-use cove_runtime::{ExecError, ExecRequest, ExecSession};
+use cove_runtime::{ExecError, ExecRequest, ExecSession, Resize};
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use http::Method;
 use serde::Deserialize;
@@ -30,7 +31,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, Refusal},
     apps,
     call::Call,
     control_plane::ControlPlane,
@@ -63,13 +64,17 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 async fn exec(plane: ControlPlane, call: Call) -> Answer {
-    let command = words::split(call.query("command").unwrap_or("").trim());
-    let command = match command {
-        Some(words) if words.is_empty() => vec!["sh".to_owned()],
-        Some(words) => words,
-        None => return Err(ArmError::invalid("command", "The command has a quote that does not end.").into()),
-    };
+    let command = words_of(call.query("command").unwrap_or(""))?;
     open(plane, call, command, false).await
+}
+
+/// The words of a command line; of an empty one, a shell.
+pub(crate) fn words_of(line: &str) -> Result<Vec<String>, Refusal> {
+    match words::split(line.trim()) {
+        Some(words) if words.is_empty() => Ok(vec!["sh".to_owned()]),
+        Some(words) => Ok(words),
+        None => Err(ArmError::invalid("command", "The command has a quote that does not end.").into()),
+    }
 }
 
 /// A shell of the host's in the container; a command is run by it.
@@ -82,7 +87,7 @@ async fn debug(plane: ControlPlane, call: Call) -> Answer {
 }
 
 /// The container that the path names, or the query, or the only one.
-fn request(plane: &ControlPlane, call: &Call) -> Result<ExecRequest, crate::answer::Refusal> {
+fn request(plane: &ControlPlane, call: &Call) -> Result<ExecRequest, Refusal> {
     let app = apps::require(plane, call)?;
     check_scope(call, &app.id)?;
     let revision = revisions::require(plane, call, &app)?.revision;
@@ -116,12 +121,23 @@ fn request(plane: &ControlPlane, call: &Call) -> Result<ExecRequest, crate::answ
 
 async fn open(plane: ControlPlane, call: Call, command: Vec<String>, is_debug: bool) -> Answer {
     let request = ExecRequest { command, is_debug, ..request(&plane, &call)? };
+    let handshake = Handshake::of(&call)?;
+    begin(&plane, request, handshake, &call.caller.name(), Box::new(())).await
+}
+
+/// Runs a command and carries its bytes until it ends; `guard` is dropped then.
+pub(crate) async fn begin(
+    plane: &ControlPlane,
+    request: ExecRequest,
+    handshake: Handshake,
+    who: &str,
+    guard: Box<dyn Any + Send>,
+) -> Answer {
     if request.command.iter().map(String::len).sum::<usize>() > COMMAND_LENGTH_MAX {
         return Err(
             ArmError::invalid("command", format!("The command is longer than {COMMAND_LENGTH_MAX} bytes.")).into()
         );
     }
-    let handshake = Handshake::of(&call)?;
     let permit = Arc::clone(plane.open_streams())
         .try_acquire_owned()
         .map_err(|_| ArmError::too_many_requests("Too many streams are open; close some and try again."))?;
@@ -130,19 +146,21 @@ async fn open(plane: ControlPlane, call: Call, command: Vec<String>, is_debug: b
         return Err(ArmError::not_implemented("debug", "A debug shell on this host", what).into());
     }
     tracing::info!(
-        who = call.caller.name(),
+        who,
         replica = %request.replica,
         container = request.container,
         program = request.command.first().map_or("", String::as_str),
-        is_debug,
+        is_debug = request.is_debug,
         is_started = started.is_ok(),
         "a command runs in a container"
     );
     let answer = handshake.answer();
+    let plane = plane.clone();
     tokio::spawn(async move {
         if let Ok(Ok(socket)) = timeout(OPEN_LIMIT, handshake.open()).await {
             talk(&plane, socket, started, &request, permit).await;
         }
+        drop(guard);
     });
     Ok(answer)
 }
@@ -278,7 +296,7 @@ struct Size {
 async fn take_input(
     stream: &mut (impl Stream<Item = Result<Message, SocketError>> + Unpin),
     stdin: mpsc::Sender<Vec<u8>>,
-    resize: &mpsc::Sender<(u16, u16)>,
+    resize: &Resize,
     life: &Life,
 ) {
     let mut stdin = Some(stdin);
@@ -298,7 +316,7 @@ async fn take_input(
             }
             ([0, 4, size @ ..], _) => {
                 if let Ok(Size { width, height }) = serde_json::from_slice(size) {
-                    let _ = resize.send((width, height)).await;
+                    resize.set(width, height);
                 }
             }
             ([0, 5, ..], _) => stdin = None,

@@ -56,6 +56,12 @@ pub(crate) fn routes() -> Vec<Route> {
     routes.extend(crate::resiliency::routes());
     routes.extend(crate::revisions::routes());
     routes.extend(crate::replicas::routes());
+    routes.extend(crate::jobs::routes());
+    routes.extend(crate::job_actions::routes());
+    routes.extend(crate::session_pools::routes());
+    routes.extend(crate::session_pool_keys::routes());
+    routes.extend(crate::executions::routes());
+    routes.extend(crate::artifacts::routes());
     routes.extend(crate::operations::routes());
     routes.extend(crate::deployments::routes());
     routes.extend(crate::generic::routes());

@@ -22,9 +22,11 @@ use crate::{
 /// Types in Azure's spelling; an id keeps the spelling of whoever made the resource.
 const KINDS: &[&str] = &[
     "Microsoft.App/containerApps",
+    "Microsoft.App/jobs",
     "Microsoft.App/managedEnvironments",
     "Microsoft.App/managedEnvironments/certificates",
     "Microsoft.App/managedEnvironments/managedCertificates",
+    "Microsoft.App/sessionPools",
     "Microsoft.ContainerRegistry/registries",
     "Microsoft.ManagedIdentity/userAssignedIdentities",
     "Microsoft.Network/virtualNetworks",

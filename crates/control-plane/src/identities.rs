@@ -117,7 +117,7 @@ pub(crate) fn ids(row: &ResourceRow) -> Ids {
 /// When the store cannot be read.
 pub(crate) fn all(plane: &ControlPlane) -> Result<Vec<(ResourceRow, Ids)>, Refusal> {
     let mut found = plane.store().resources(KIND, None)?;
-    for kind in [crate::apps::KIND, crate::environments::KIND] {
+    for kind in [crate::apps::KIND, crate::jobs::KIND, crate::session_pools::KIND, crate::environments::KIND] {
         let rows = plane.store().resources(kind, None)?;
         found.extend(rows.into_iter().filter(|row| {
             let kind = row.doc.pointer("/identity/type").and_then(Value::as_str).unwrap_or("");

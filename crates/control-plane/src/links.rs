@@ -20,6 +20,10 @@ pub(crate) enum Family {
     App,
     /// `managedEnvironmentOperation…`.
     Environment,
+    /// `containerappsjobOperation…`.
+    Job,
+    /// `sessionPoolOperation…`.
+    SessionPool,
 }
 
 impl Family {
@@ -27,6 +31,8 @@ impl Family {
         match self {
             Self::App => "containerappOperation",
             Self::Environment => "managedEnvironmentOperation",
+            Self::Job => "containerappsjobOperation",
+            Self::SessionPool => "sessionPoolOperation",
         }
     }
 }

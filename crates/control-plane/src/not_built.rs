@@ -52,7 +52,6 @@ const WORDS: &[(&str, &str, &str)] = &[
     ),
     ("FunctionsExtension", "Calling an Azure Function through the API", "call the app's own address"),
     ("ContainerAppsLabelHistory", "The history of a label", "read the labels in the app's traffic"),
-    ("ContainerAppsSessionPools", "A session pool", "run the sessions' image as an app"),
     (
         "ContainerAppsSourceControls",
         "Deployment from a repository by GitHub Actions",
@@ -60,12 +59,6 @@ const WORDS: &[(&str, &str, &str)] = &[
     ),
     ("DotNetComponents", "A .NET component", "run its image, such as the Aspire dashboard, as an ordinary app"),
     ("JavaComponents", "A Java component", "run its image, such as Eureka or the config server, as an ordinary app"),
-    ("Jobs", "A job", "run the work in an app that scales to zero, or start it with cron on this machine"),
-    (
-        "Client.job_execution",
-        "A job",
-        "run the work in an app that scales to zero, or start it with cron on this machine",
-    ),
     ("LogicApps", "A Logic App in an app", "run the workflow outside of this server and call the app"),
     ("ManagedEnvironmentsStorages", "A storage of an environment", "use an EmptyDir volume"),
     ("SandboxGroups", "A sandbox group", "run the sandbox's image as an app"),
@@ -164,7 +157,8 @@ fn no_provider(method: &Method, path: &str, segments: &[String]) -> ArmError {
 }
 
 fn not_implemented(method: &Method, kind: &str) -> ArmError {
-    let instead = "this server has resource groups, Log Analytics workspaces, managed environments and container apps";
+    let instead =
+        "this server has resource groups, Log Analytics workspaces, managed environments, container apps and jobs";
     ArmError::not_implemented(kind, &format!("{method} of '{kind}'"), instead)
 }
 

@@ -10,8 +10,10 @@ use crate::{
     apps,
     call::Call,
     control_plane::ControlPlane,
+    jobs,
     links::with_retry_after,
     route::Route,
+    session_pools,
 };
 
 pub(crate) fn routes() -> Vec<Route> {
@@ -20,7 +22,9 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::arm(Method::GET, "/subscriptions/{subscription}/operationresults/{operation}", results),
     ];
     let base = "/subscriptions/{subscription}/providers/Microsoft.App/locations/{location}";
-    for family in ["containerappOperation", "managedEnvironmentOperation"] {
+    let families =
+        ["containerappOperation", "managedEnvironmentOperation", "containerappsjobOperation", "sessionPoolOperation"];
+    for family in families {
         routes.push(Route::arm(Method::GET, format!("{base}/{family}Statuses/{{operation}}"), status));
         routes.push(Route::arm(Method::GET, format!("{base}/{family}Results/{{operation}}"), results));
     }
@@ -70,7 +74,16 @@ async fn status(plane: ControlPlane, call: Call) -> Answer {
         ended_at: row.ended_at,
         error: error.as_ref(),
     };
-    Ok(with_retry_after(&plane, answer::json(200, &operation::render(&view))))
+    let mut value = operation::render(&view);
+    if row.status == OperationStatus::InProgress
+        && row.resource.kind().eq_ignore_ascii_case(session_pools::KIND)
+        && let Some(pool) = plane.store().resource(&row.resource)?
+        && let Some(percent) = session_pools::pulled_percent(&plane, &session_pools::model(&pool)?)
+    {
+        value["percentComplete"] = json!(percent);
+        value["properties"] = json!({ "imagesPulledPercent": percent });
+    }
+    Ok(with_retry_after(&plane, answer::json(200, &value)))
 }
 
 /// 202 while it goes on; then the resource, or 204 when the resource is gone; a failure is an error of its own.
@@ -99,7 +112,11 @@ async fn results(plane: ControlPlane, call: Call) -> Answer {
 fn outcome(plane: &ControlPlane, call: &Call, row: &OperationRow) -> Answer {
     let found = if row.kind == "delete" { None } else { plane.store().resource(&row.resource)? };
     let Some(found) = found else { return Ok(answer::empty(204)) };
-    let body: Option<Value> =
-        if found.kind.eq_ignore_ascii_case(apps::KIND) { Some(apps::render(plane, call, &found)?) } else { None };
+    let body: Option<Value> = match &found.kind {
+        kind if kind.eq_ignore_ascii_case(apps::KIND) => Some(apps::render(plane, call, &found)?),
+        kind if kind.eq_ignore_ascii_case(jobs::KIND) => Some(jobs::render(plane, call, &found)?),
+        kind if kind.eq_ignore_ascii_case(session_pools::KIND) => Some(session_pools::render(plane, call, &found)?),
+        _ => None,
+    };
     Ok(body.map_or_else(|| answer::empty(204), |body| answer::json(200, &body)))
 }

@@ -10,7 +10,7 @@ use cove_store::{NewOperation, Provisioning, StoreError};
 use crate::{
     apps,
     control_plane::{ControlPlane, new_id},
-    environments,
+    environments, jobs, session_pools,
 };
 
 impl ControlPlane {
@@ -45,7 +45,9 @@ async fn end_half_done(plane: &ControlPlane) -> Result<(), StoreError> {
     }
     for row in plane.store().resources(environments::KIND, None)? {
         if row.provisioning == Provisioning::Deleting {
-            let is_free = apps::in_environment(plane, &row.id).is_ok_and(|apps| apps.is_empty());
+            let is_free = apps::in_environment(plane, &row.id).is_ok_and(|apps| apps.is_empty())
+                && jobs::in_environment(plane, &row.id).is_ok_and(|jobs| jobs.is_empty())
+                && session_pools::in_environment(plane, &row.id)?.is_empty();
             if is_free {
                 plane.store().remove(row.id, now).await?;
             }
@@ -81,8 +83,9 @@ pub(crate) async fn sweep_group(plane: &ControlPlane, group: &ResourceId) -> Res
     }
     let now = plane.clock().now();
     let rows = plane.store().resources_below(group)?;
-    let (apps, others): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|row| row.kind.eq_ignore_ascii_case(crate::apps::KIND));
+    let kinds = [apps::KIND, jobs::KIND, session_pools::KIND];
+    let runs = |row: &cove_store::ResourceRow| kinds.iter().any(|kind| row.kind.eq_ignore_ascii_case(kind));
+    let (apps, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(runs);
     for app in apps.iter().filter(|app| !is_deleting(app)) {
         let operation = NewOperation { id: new_id(), kind: "delete".into() };
         match plane.store().begin_delete(app.id.clone(), operation, now).await {
@@ -115,5 +118,10 @@ fn lives_in(plane: &ControlPlane, environment: &ResourceId) -> Result<bool, Stor
             return Ok(true);
         }
     }
-    Ok(false)
+    for row in plane.store().resources(jobs::KIND, None)? {
+        if jobs::model(&row).is_ok_and(|job| job.environment == *environment) {
+            return Ok(true);
+        }
+    }
+    Ok(!session_pools::in_environment(plane, environment)?.is_empty())
 }

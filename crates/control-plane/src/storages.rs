@@ -15,7 +15,7 @@ use crate::{
     call::Call,
     control_plane::ControlPlane,
     crud::{self, Parsed, Resource, Write},
-    environments,
+    environments, jobs,
     route::Route,
 };
 
@@ -76,9 +76,15 @@ fn users(plane: &ControlPlane, storage: &ResourceRow) -> Result<Vec<String>, Ref
     const SHOWN_MAX: usize = 5;
     let mut users = Vec::new();
     let Some(environment) = storage.id.parent() else { return Ok(users) };
+    let is_on = |kind: &VolumeKind| matches!(kind, VolumeKind::Storage(volume) if volume.storage.eq_ignore_ascii_case(storage.id.name()));
+    for row in jobs::in_environment(plane, &environment)? {
+        let template = jobs::model(&row)?.template;
+        if template.volumes.iter().any(|volume| is_on(&volume.kind)) && users.len() < SHOWN_MAX {
+            users.push(format!("job '{}'", row.id.name()));
+        }
+    }
     for app in apps::in_environment(plane, &environment)? {
         for revision in plane.store().revisions(&app.id)? {
-            let is_on = |kind: &VolumeKind| matches!(kind, VolumeKind::Storage(volume) if volume.storage.eq_ignore_ascii_case(storage.id.name()));
             let uses = revision.revision.template.volumes.iter().any(|volume| is_on(&volume.kind));
             if uses && revision.revision.is_active && users.len() < SHOWN_MAX {
                 users.push(format!("'{}'", revision.revision.name));

@@ -106,14 +106,14 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 /// What a stream's query asks.
-struct Asked {
-    tail: u32,
-    follow: bool,
-    as_text: bool,
+pub(crate) struct Asked {
+    pub(crate) tail: u32,
+    pub(crate) follow: bool,
+    pub(crate) as_text: bool,
 }
 
 impl Asked {
-    fn of(call: &Call) -> Result<Self, ArmError> {
+    pub(crate) fn of(call: &Call) -> Result<Self, ArmError> {
         let given = |name: &str| call.query(name).filter(|value| !value.is_empty());
         let tail = match given("tailLines") {
             None => TAIL_DEFAULT,
@@ -179,8 +179,7 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
         follow: asked.follow && is_there,
     };
     let as_text = asked.as_text;
-    let lines =
-        plane.streams().console(query).map(move |line| if as_text { text_line(&line) } else { json_line(&line) });
+    let lines = plane.streams().console(query).map(move |line| console_line(&line, as_text));
     respond(&plane, lines.boxed(), as_text, Box::new(move || lives(&ours)))
 }
 
@@ -190,6 +189,11 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
 struct ConsoleLine<'a> {
     time_stamp: String,
     log: &'a str,
+}
+
+/// A line of a console as the stream sends it.
+pub(crate) fn console_line(line: &LogLine, as_text: bool) -> String {
+    if as_text { text_line(line) } else { json_line(line) }
 }
 
 fn json_line(line: &LogLine) -> String {
@@ -212,7 +216,7 @@ async fn environment_events(plane: ControlPlane, call: Call) -> Answer {
     events(&plane, &call, row.id)
 }
 
-fn events(plane: &ControlPlane, call: &Call, scope: ResourceId) -> Answer {
+pub(crate) fn events(plane: &ControlPlane, call: &Call, scope: ResourceId) -> Answer {
     check_scope(call, &scope)?;
     let asked = Asked::of(call)?;
     let query = SystemQuery { scope, tail: asked.tail, follow: asked.follow };
@@ -242,7 +246,7 @@ fn last_name(id: Option<&str>) -> &str {
     id.and_then(|id| id.rsplit('/').next()).unwrap_or("")
 }
 
-fn event_line(event: &SystemEvent) -> String {
+pub(crate) fn event_line(event: &SystemEvent) -> String {
     let line = EventLine {
         time_stamp: event.at.to_string(),
         r#type: match event.kind {
@@ -263,10 +267,15 @@ fn event_line(event: &SystemEvent) -> String {
 }
 
 /// Whether more lines can come; asked at each heartbeat.
-type GoesOn = Box<dyn Fn() -> bool + Send>;
+pub(crate) type GoesOn = Box<dyn Fn() -> bool + Send>;
 
 /// A chunked answer of lines, with heartbeats; ends when the lines, what writes them, or the server do.
-fn respond(plane: &ControlPlane, lines: BoxStream<'static, String>, as_text: bool, goes_on: GoesOn) -> Answer {
+pub(crate) fn respond(
+    plane: &ControlPlane,
+    lines: BoxStream<'static, String>,
+    as_text: bool,
+    goes_on: GoesOn,
+) -> Answer {
     let permit = Arc::clone(plane.open_streams())
         .try_acquire_owned()
         .map_err(|_| ArmError::too_many_requests("Too many log streams are open; close some and try again."))?;

@@ -4,7 +4,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use cove_arm::ArmError;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::{
@@ -39,19 +39,26 @@ impl Handshake {
     /// # Errors
     /// 426 when it is no WebSocket handshake of version 13 over HTTP/1.1.
     pub(crate) fn of(call: &Call) -> Result<Self, ArmError> {
+        Self::of_parts(call.upgrade.clone(), &call.headers)
+    }
+
+    /// What a connection and headers ask.
+    ///
+    /// # Errors
+    /// As [`Handshake::of`].
+    pub(crate) fn of_parts(upgrade: Option<OnUpgrade>, headers: &HeaderMap) -> Result<Self, ArmError> {
+        let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let has = |name: header::HeaderName, word: &str| {
-            call.header(name).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word)))
+            text(name).is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word)))
         };
-        let key = call.header(header::SEC_WEBSOCKET_KEY).unwrap_or("");
+        let key = text(header::SEC_WEBSOCKET_KEY).unwrap_or("");
         let is_key = BASE64.decode(key).is_ok_and(|bytes| bytes.len() == 16);
         let is_asked = has(header::UPGRADE, "websocket")
             && has(header::CONNECTION, "upgrade")
             && has(header::SEC_WEBSOCKET_VERSION, "13")
             && is_key;
-        match &call.upgrade {
-            Some(upgrade) if is_asked => {
-                Ok(Self { accept: derive_accept_key(key.as_bytes()), upgrade: upgrade.clone() })
-            }
+        match upgrade {
+            Some(upgrade) if is_asked => Ok(Self { accept: derive_accept_key(key.as_bytes()), upgrade }),
             _ => Err(ArmError::new(
                 426,
                 "UpgradeRequired",

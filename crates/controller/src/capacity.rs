@@ -11,7 +11,10 @@ use cove_reconcile::{Amount, Plan, Pool, Room};
 use crate::{entry::Entry, events::About, service::Brain};
 
 /// A workload profile of an environment.
-type ProfileKey = (ResourceId, String);
+pub(crate) type ProfileKey = (ResourceId, String);
+
+/// Kind of the ids under which executions are counted.
+const EXECUTION_KIND: &str = "Microsoft.App/jobs/executions";
 
 /// Who takes what.
 #[derive(Debug, Default)]
@@ -30,9 +33,14 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// What an app may still draw from.
     pub(crate) fn room(&self, machine: Amount, entry: &Entry) -> Room {
+        self.room_in(machine, &entry.data.app.environment, entry.data.profile.as_ref())
+    }
+
+    /// What a replica in an environment, on a workload profile, may still draw from.
+    pub(crate) fn room_in(&self, machine: Amount, environment: &ResourceId, profile: Option<&WorkloadProfile>) -> Room {
         let mut pools = vec![Pool { name: "this machine".to_owned(), total: machine, used: self.used }];
-        if let Some((profile, (cpu, memory))) = entry.data.profile.as_ref().and_then(|p| Some((p, p.limit()?))) {
-            let used = self.profiles.get(&key(entry, profile)).copied().unwrap_or_default();
+        if let Some((profile, (cpu, memory))) = profile.and_then(|p| Some((p, p.limit()?))) {
+            let used = self.profiles.get(&profile_key(environment, Some(profile))).copied().unwrap_or_default();
             let WorkloadProfile { name, kind, max_nodes, .. } = profile;
             let name = format!("workload profile '{name}' ({kind}, at most {max_nodes} nodes)");
             pools.push(Pool { name, total: Amount { cpu, memory }, used });
@@ -41,7 +49,7 @@ impl Ledger {
     }
 
     /// Replaces what an app takes; says whether something was given back.
-    fn set(&mut self, app: &ResourceId, profile: ProfileKey, amount: Amount) -> bool {
+    pub(crate) fn set(&mut self, app: &ResourceId, profile: ProfileKey, amount: Amount) -> bool {
         let old = self.forget(app);
         if amount != Amount::default() {
             self.used = self.used.plus(amount, 1);
@@ -63,6 +71,14 @@ impl Ledger {
             }
         }
         amount
+    }
+
+    /// What executions of jobs take of a profile, or of the machine.
+    pub(crate) fn by_executions(&self, of: Option<&ProfileKey>) -> Amount {
+        let shares = self.shares.iter().filter(|(id, (profile, _))| {
+            id.kind().eq_ignore_ascii_case(EXECUTION_KIND) && of.is_none_or(|of| of == profile)
+        });
+        shares.fold(Amount::default(), |sum, (_, (_, amount))| sum.plus(*amount, 1))
     }
 
     /// Some app waits for memory that frozen replicas hold.
@@ -95,8 +111,9 @@ impl Ledger {
     }
 }
 
-fn key(entry: &Entry, profile: &WorkloadProfile) -> ProfileKey {
-    (entry.data.app.environment.clone(), profile.name.to_ascii_lowercase())
+/// Under what the ledger counts what runs on a profile.
+pub(crate) fn profile_key(environment: &ResourceId, profile: Option<&WorkloadProfile>) -> ProfileKey {
+    (environment.clone(), profile.map(|profile| profile.name.to_ascii_lowercase()).unwrap_or_default())
 }
 
 impl Brain {
@@ -118,13 +135,11 @@ impl Brain {
         let is_hungry = plan.short.iter().any(|short| short.lacks_memory);
         let holders = self.ledger.note_frozen(&id, is_hungry, !plan.frozen.is_empty());
         self.dirty.extend(holders);
-        let profile = match &entry.data.profile {
-            Some(profile) => key(entry, profile),
-            None => (entry.data.app.environment.clone(), String::new()),
-        };
+        let profile = profile_key(&entry.data.app.environment, entry.data.profile.as_ref());
         let gave_back = self.ledger.set(&id, profile, taken);
         self.ledger.wait(&id, !plan.short.is_empty());
         if gave_back {
+            self.jobs.room_changed();
             self.dirty.extend(self.ledger.waiting.iter().filter(|waiting| **waiting != id).cloned());
         }
         self.tell_shortage(entry, plan);
@@ -136,8 +151,14 @@ impl Brain {
         self.ledger.note_frozen(app, false, false);
         self.ledger.wait(app, false);
         if amount != Amount::default() {
-            self.dirty.extend(self.ledger.waiting.iter().cloned());
+            self.room_is_back();
         }
+    }
+
+    /// Whoever waits for room is planned anew.
+    pub(crate) fn room_is_back(&mut self) {
+        self.jobs.room_changed();
+        self.dirty.extend(self.ledger.waiting.iter().cloned());
     }
 
     /// One event when a revision begins to wait or waits for something else, one when it has what it needs.

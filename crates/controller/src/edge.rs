@@ -4,10 +4,15 @@
 //!
 //! **Invariant:** an entry belongs to who had it first until that one gives it up; nobody takes over another's host.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-use cove_model::{ContainerApp, CustomDomain, Ingress, ResourceId, Transport};
-use cove_traffic::{AppRoute, Host, HostCertificate, HostRoute, PathRoutes, RouteTable, TcpRoute, short_name};
+use cove_model::{
+    ContainerApp, CustomDomain, Ingress, ReplicaName, ResourceId, RevisionKey, RevisionName, SessionPool, Transport,
+};
+use cove_traffic::{
+    AppRoute, AppRouteState, Endpoint, Endpoints, Host, HostCertificate, HostRoute, PathRoutes, RouteTable, TcpRoute,
+    WeightedRevision, short_name,
+};
 
 use crate::loader::PathRoutesData;
 
@@ -109,6 +114,36 @@ pub(crate) fn of_paths(data: PathRoutesData) -> Wanted {
         let host = custom_host(domain, HostRoute::Paths(Arc::clone(&routes)));
         wanted.hosts.insert(domain.name.to_ascii_lowercase(), host);
     }
+    wanted
+}
+
+/// Under which revision the ingress knows the door to a pool's sessions.
+pub(crate) fn gateway_key(pool: &ResourceId) -> RevisionKey {
+    RevisionKey { app: pool.clone(), name: RevisionName::new("sessions").expect("letters only") }
+}
+
+/// Where the ingress sends requests to a pool's host.
+pub(crate) fn gateway_of(pool: &ResourceId, address: SocketAddr) -> (RevisionKey, Endpoints) {
+    let replica = ReplicaName::new("sessions").expect("letters only");
+    let endpoints = Endpoints { ready: vec![Endpoint { replica, address, order: 0 }], ..Endpoints::default() };
+    (gateway_key(pool), endpoints)
+}
+
+/// The entry of a session pool: its host in its environment, answered by the door to all sessions.
+pub(crate) fn of_pool(pool: &SessionPool, host: Option<String>) -> Wanted {
+    let mut wanted = Wanted::default();
+    let (Some(host), Some(environment)) = (host, pool.environment.clone()) else { return wanted };
+    let route = AppRoute {
+        app: pool.id.clone(),
+        environment,
+        external: true,
+        allow_insecure: true,
+        transport: Transport::Auto,
+        policies: Arc::default(),
+        revisions: vec![WeightedRevision { revision: gateway_key(&pool.id), weight: 100 }],
+        state: AppRouteState::Active,
+    };
+    wanted.hosts.insert(host, Host::platform(Arc::new(route)));
     wanted
 }
 

@@ -15,11 +15,14 @@ mod entry;
 mod events;
 mod execute;
 mod frozen;
+mod jobs;
 mod loader;
 mod orphans;
 mod ports;
+mod saver;
 mod scaled;
 mod service;
+mod sessions;
 mod slots;
 mod spec;
 mod storages;
@@ -27,6 +30,7 @@ mod writer;
 
 pub use ports::{Config, Deps, Handle, OpenSource};
 pub use service::Controller;
+pub use sessions::{PoolInfo, SessionConfig, SessionInfo, SessionLease, Sessions};
 
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ use crate::{
 /// Kind of the resources that are reconciled.
 const APP_KIND: &str = "microsoft.app/containerapps";
 /// Kind of the resources that apps live in.
-const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
+pub(crate) const ENVIRONMENT_KIND: &str = "microsoft.app/managedenvironments";
 
 /// Kind of the resiliency policies of an app; the first counts, and the API takes only one.
 const RESILIENCY_KIND: &str = "microsoft.app/containerapps/resiliencypolicies";
@@ -227,15 +227,20 @@ fn load_path_routes(store: &Store, id: &ResourceId) -> Result<Option<PathRoutesD
     Ok(Some(PathRoutesData { config, environment, domain, suffix }))
 }
 
-fn environment_of(store: &Store, id: &ResourceId) -> Result<Option<Environment>, StoreError> {
+pub(crate) fn environment_of(store: &Store, id: &ResourceId) -> Result<Option<Environment>, StoreError> {
     let spec = store.resource(id)?.and_then(|row| row.spec);
     Ok(spec.map(serde_json::from_value).transpose()?)
 }
 
 /// The workload profile that an app's replicas run on.
 fn profile_of(app: &ContainerApp, environment: &Environment) -> Option<WorkloadProfile> {
-    let name = app.workload_profile.as_deref().filter(|name| !name.is_empty()).unwrap_or("Consumption");
-    environment.workload_profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name)).cloned()
+    profile_of_name(app.workload_profile.as_deref(), &environment.workload_profiles).cloned()
+}
+
+/// The workload profile of this name, `Consumption` where there is none.
+pub(crate) fn profile_of_name<'a>(name: Option<&str>, profiles: &'a [WorkloadProfile]) -> Option<&'a WorkloadProfile> {
+    let name = name.filter(|name| !name.is_empty()).unwrap_or("Consumption");
+    profiles.iter().find(|profile| profile.name.eq_ignore_ascii_case(name))
 }
 
 fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Result<Option<AppData>, StoreError> {
@@ -259,6 +264,7 @@ fn load(store: &Store, environments: &mut Environments, id: &ResourceId) -> Resu
         ingress.policies.resiliency = resiliency_of(store, id)?;
         let limits = environment.map(|environment| environment.limits).unwrap_or_default();
         ingress.policies.limits = ingress.policies.limits.or(limits);
+        ingress.policies.names_callers = environment.is_some_and(|environment| environment.names_callers);
     }
     let profile = environment.and_then(|environment| profile_of(&app, environment));
     let domain = environment.map_or_else(|| "localhost".to_owned(), |environment| environment.default_domain.clone());
@@ -305,12 +311,16 @@ fn resiliency_of(store: &Store, app: &ResourceId) -> Result<Resiliency, StoreErr
 }
 
 fn logins(app: &ContainerApp, secrets: &BTreeMap<String, String>) -> Vec<RegistryLogin> {
+    logins_of(&app.registries, secrets)
+}
+
+pub(crate) fn logins_of(registries: &[cove_model::Registry], secrets: &BTreeMap<String, String>) -> Vec<RegistryLogin> {
     let login = |registry: &cove_model::Registry| {
         let username = registry.username.clone()?;
         let password = secrets.get(registry.password_secret_ref.as_deref()?)?.clone();
         Some(RegistryLogin { server: registry.server.clone(), username, password })
     };
-    app.registries.iter().filter_map(login).collect()
+    registries.iter().filter_map(login).collect()
 }
 
 fn config_hash(app: &ContainerApp, secrets: &BTreeMap<String, String>, storages: &Storages) -> u64 {

@@ -8,12 +8,14 @@ use std::{
 
 use cove_base::{Board, Clock};
 use cove_model::{Bytes, DesiredCount, MilliCpu, ReplicaName, RevisionKey, SystemEvent};
-use cove_reconcile::{Amount, Settings};
+use cove_reconcile::{Amount, JobSettings, Settings};
 use cove_runtime::Runtime;
 use cove_scaling::ScaledRevision;
 use cove_store::Store;
 use cove_traffic::{Endpoints, RouteTable};
 use tokio::sync::{mpsc, watch};
+
+use crate::sessions::SessionConfig;
 
 /// Open requests of a replica that takes requests, if the ingress knows it. Must not block.
 pub type OpenSource = Arc<dyn Fn(&ReplicaName) -> Option<u64> + Send + Sync>;
@@ -30,13 +32,24 @@ pub struct Config {
     pub capacity: Amount,
     /// Waiting times and limits of the planner.
     pub settings: Settings,
+    /// Waiting times of executions of jobs.
+    pub jobs: JobSettings,
+    /// Session pools.
+    pub sessions: SessionConfig,
     /// Makes replica names of this run differ from those of every other; draw it at random.
     pub name_seed: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slot_budget_bytes: 256 << 20, capacity: NO_LIMIT, settings: Settings::default(), name_seed: 0 }
+        Self {
+            slot_budget_bytes: 256 << 20,
+            capacity: NO_LIMIT,
+            settings: Settings::default(),
+            jobs: JobSettings::default(),
+            sessions: SessionConfig::default(),
+            name_seed: 0,
+        }
     }
 }
 
@@ -77,6 +90,8 @@ impl fmt::Debug for Deps {
 #[derive(Clone, Debug, Default)]
 pub struct Handle {
     existing: Arc<Mutex<HashMap<RevisionKey, u32>>>,
+    /// Executions that wait for room, and their places in line.
+    line: Arc<Mutex<HashMap<RevisionKey, u32>>>,
 }
 
 impl Handle {
@@ -84,6 +99,16 @@ impl Handle {
     #[must_use]
     pub fn existing(&self, revision: &RevisionKey) -> Option<u32> {
         self.existing.lock().unwrap_or_else(PoisonError::into_inner).get(revision).copied()
+    }
+
+    /// The place in line of an execution that waits for room, from 1; `None` when it does not wait.
+    #[must_use]
+    pub fn place_in_line(&self, execution: &RevisionKey) -> Option<u32> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).get(execution).copied()
+    }
+
+    pub(crate) fn set_line(&self, line: HashMap<RevisionKey, u32>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
     }
 
     pub(crate) fn set_existing(&self, counts: Vec<(RevisionKey, u32)>) {

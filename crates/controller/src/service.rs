@@ -12,7 +12,7 @@ use std::{
 use cove_base::{OnCancel, OnError, TaskKind, Tasks};
 use cove_model::{ReplicaName, ResourceId, RevisionKey};
 use cove_traffic::RouteTable;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,10 @@ use crate::{
     edge::{self, Published, Wanted},
     entry::Entry,
     events::{About, Teller},
+    jobs::{self, Jobs},
     loader::{self, Batch},
+    saver,
+    sessions::{self, SessionPools, Sessions},
     writer::Writer,
 };
 
@@ -65,6 +68,10 @@ pub(crate) struct Brain {
     pub(crate) unreadable: BTreeSet<ResourceId>,
     /// When slots are to be divided again.
     pub(crate) slots_at: Option<Timestamp>,
+    /// Jobs and their executions.
+    pub(crate) jobs: Jobs,
+    /// Session pools and their sessions.
+    pub(crate) sessions: SessionPools,
     is_loaded: bool,
 }
 
@@ -74,15 +81,24 @@ enum Notice {
     Observed(BTreeSet<RevisionKey>),
     Drained(BTreeSet<ReplicaName>),
     Loaded(Batch),
+    JobsLoaded(jobs::Batch),
+    JobsWritten(Vec<RevisionKey>),
+    Sessions(sessions::Notice),
     Time,
 }
 
 impl Controller {
     /// A controller that does nothing until it is run.
     #[must_use]
-    pub fn new(config: Config, deps: Deps) -> Self {
+    pub fn new(mut config: Config, deps: Deps) -> Self {
+        if deps.clock.is_virtual() {
+            // its time stands still while sessions are made
+            config.sessions.settings.refill_rest = SignedDuration::ZERO;
+        }
         let teller = Teller { events: deps.events.clone(), clock: deps.clock.clone() };
         let writer = Writer::new(deps.clock.clone());
+        let jobs = Jobs::new(deps.clock.clone());
+        let sessions = SessionPools::new(deps.clock.clone(), config.sessions.ready_deadline);
         Self {
             brain: Brain {
                 config,
@@ -101,6 +117,8 @@ impl Controller {
                 ledger: Ledger::default(),
                 unreadable: BTreeSet::new(),
                 slots_at: None,
+                jobs,
+                sessions,
                 is_loaded: false,
             },
         }
@@ -112,6 +130,12 @@ impl Controller {
         self.brain.handle.clone()
     }
 
+    /// Sessions of pools: who asks gets one.
+    #[must_use]
+    pub fn sessions(&self) -> Sessions {
+        self.brain.sessions.table.clone()
+    }
+
     /// Runs until shutdown. Replicas go on without it.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut brain = self.brain;
@@ -121,7 +145,42 @@ impl Controller {
         tasks.spawn(kind("controller-loader"), loader::follow(brain.deps.store.clone(), batches, shutdown.clone()));
         let writer = brain.writer.clone();
         tasks.spawn(kind("controller-writer"), writer.run(brain.deps.store.clone(), shutdown.clone()));
-        brain.follow(loaded, shutdown).await;
+        let (batches, jobs_loaded) = mpsc::channel(BATCHES_MAX);
+        tasks.spawn(kind("controller-jobs-loader"), jobs::follow(brain.deps.store.clone(), batches, shutdown.clone()));
+        let ((writes, to_write), (told, jobs_written)) = (mpsc::channel(1), mpsc::channel(1));
+        brain.jobs.write_to(writes);
+        let store = brain.deps.store.clone();
+        let save = move |batch| {
+            let store = store.clone();
+            async move { store.save_executions(batch).await }
+        };
+        let write = saver::run("executions", (to_write, told), save, shutdown.clone());
+        tasks.spawn(kind("controller-jobs-writer"), write);
+        let (batches, loaded_pools) = mpsc::channel(BATCHES_MAX);
+        let pools = sessions::follow(brain.deps.store.clone(), batches, shutdown.clone());
+        tasks.spawn(kind("controller-sessions-loader"), pools);
+        let ((writes, to_write), (told, written)) = (mpsc::channel(1), mpsc::channel(1));
+        brain.sessions.write_to(writes);
+        let store = brain.deps.store.clone();
+        let save = move |batch| {
+            let store = store.clone();
+            async move { store.save_sessions(batch).await }
+        };
+        let write = saver::run("sessions", (to_write, told), save, shutdown.clone());
+        tasks.spawn(kind("controller-sessions-writer"), write);
+        let (jobs, keeper_jobs) = mpsc::channel(sessions::KEEPER_JOBS_MAX);
+        let keeper = sessions::Keeper {
+            store: brain.deps.store.clone(),
+            runtime: Arc::clone(&brain.deps.runtime),
+            clock: brain.deps.clock.clone(),
+            bytes_max: brain.config.sessions.snapshot_bytes_max,
+            orders: brain.sessions.table.orders(),
+        };
+        brain.sessions.keep_with(jobs);
+        tasks.spawn(kind("controller-sessions-keeper"), keeper.run(keeper_jobs, shutdown.clone()));
+        let orders = brain.sessions.orders.take().expect("a controller runs once");
+        let feeds = sessions::Feeds { loaded: loaded_pools, written, orders };
+        brain.follow(loaded, (jobs_loaded, jobs_written), feeds, shutdown).await;
         if !tasks.drain(SHUTDOWN_LIMIT).await {
             tracing::warn!("the last statuses were not written in time; they are found again at the next start");
         }
@@ -129,7 +188,13 @@ impl Controller {
 }
 
 impl Brain {
-    async fn follow(&mut self, mut loaded: mpsc::Receiver<Batch>, shutdown: CancellationToken) {
+    async fn follow(
+        &mut self,
+        mut loaded: mpsc::Receiver<Batch>,
+        (mut jobs_loaded, mut jobs_written): (mpsc::Receiver<jobs::Batch>, mpsc::Receiver<Vec<RevisionKey>>),
+        mut feeds: sessions::Feeds,
+        shutdown: CancellationToken,
+    ) {
         // beside a virtual clock: it is not moved on while this plans
         let mut worker = self.deps.clock.worker("controller");
         let mut desired = self.deps.desired.subscribe();
@@ -144,6 +209,7 @@ impl Brain {
                 }
             };
             let is_loaded = self.is_loaded;
+            let takes_orders = self.sessions.is_loaded();
             let notice = async {
                 tokio::select! {
                     biased;
@@ -152,6 +218,9 @@ impl Brain {
                     keys = observations.next(), if is_loaded => Some(Notice::Observed(keys)),
                     names = drained.next(), if is_loaded => Some(Notice::Drained(names)),
                     batch = loaded.recv() => batch.map(Notice::Loaded),
+                    Some(keys) = jobs_written.recv() => Some(Notice::JobsWritten(keys)),
+                    Some(batch) = jobs_loaded.recv() => Some(Notice::JobsLoaded(batch)),
+                    Some(notice) = feeds.next(takes_orders) => Some(Notice::Sessions(notice)),
                     () = sleep => Some(Notice::Time),
                 }
             };
@@ -164,6 +233,9 @@ impl Brain {
                     self.dirty.extend(apps.cloned().collect::<Vec<_>>());
                 }
                 Some(Notice::Loaded(batch)) => self.take(batch),
+                Some(Notice::JobsLoaded(batch)) => self.take_jobs(batch),
+                Some(Notice::JobsWritten(keys)) => self.jobs_written(keys, self.deps.clock.now()),
+                Some(Notice::Sessions(notice)) => self.take_sessions(notice),
                 Some(Notice::Time) => {}
             }
             self.round();
@@ -178,14 +250,21 @@ impl Brain {
             return Some(self.deps.clock.now());
         }
         let app = self.wakes.first().map(|(at, _)| *at);
-        match (app, self.slots_at) {
-            (Some(app), Some(slots)) => Some(app.min(slots)),
-            (app, slots) => app.or(slots),
-        }
+        let job = self.jobs.next_wake(self.deps.clock.now());
+        let session = self.sessions.next_wake(self.deps.clock.now());
+        [app, self.slots_at, job, session].into_iter().flatten().min()
     }
 
     fn observed(&mut self, keys: BTreeSet<RevisionKey>) {
         for key in keys {
+            if jobs::is_job(&key.app) {
+                self.job_observed(key);
+                continue;
+            }
+            if sessions::is_pool(&key.app) {
+                self.pool_observed(key);
+                continue;
+            }
             match self.entries.get(&key.app) {
                 Some(entry) if entry.known(&key.name).is_some() => {
                     self.dirty.insert(key.app.clone());
@@ -290,11 +369,16 @@ impl Brain {
                 }
             }
             self.publish();
+            self.plan_jobs(now);
+            self.plan_sessions(now);
             if self.dirty.is_empty() {
                 break;
             }
         }
-        self.deps.loaded.send_if_modified(|loaded| !std::mem::replace(loaded, true));
+        // requests to sessions must find their pools from the first one on
+        if self.sessions.is_loaded() {
+            self.deps.loaded.send_if_modified(|loaded| !std::mem::replace(loaded, true));
+        }
     }
 
     /// Publishes the route table if it changed.
@@ -331,7 +415,7 @@ impl Brain {
 }
 
 /// Every app names its replicas from a seed of its own.
-fn seed_of(seed: u64, id: &ResourceId) -> u64 {
+pub(crate) fn seed_of(seed: u64, id: &ResourceId) -> u64 {
     id.key()
         .bytes()
         .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cove_model::{ReplicaName, Revision};
-use cove_runtime::ReplicaSpec;
+use cove_runtime::{ReplicaSpec, RestartPolicy};
 
 use crate::{
     entry::{Entry, KnownRevision},
@@ -29,6 +29,8 @@ pub(crate) fn replica_spec(
         platform_env: platform_env(entry, revision, &name, target_port),
         logins: entry.data.logins.clone(),
         storages: storages::of_template(&entry.data.storages, &revision.template),
+        restart: RestartPolicy::Always,
+        sandbox: None,
         name,
     }
 }

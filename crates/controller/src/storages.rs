@@ -21,7 +21,7 @@ pub(crate) type Storages = BTreeMap<String, StorageBinding>;
 fn named(template: &Template) -> impl Iterator<Item = String> {
     template.volumes.iter().filter_map(|volume| match &volume.kind {
         VolumeKind::Storage(volume) => Some(volume.storage.to_ascii_lowercase()),
-        VolumeKind::EmptyDir | VolumeKind::Secret(_) => None,
+        VolumeKind::EmptyDir | VolumeKind::Secret(_) | VolumeKind::ExecutionDir | VolumeKind::Artifacts(_) => None,
     })
 }
 
@@ -31,7 +31,16 @@ pub(crate) fn load(
     environment: &ResourceId,
     revisions: &[(Revision, RevisionStatus)],
 ) -> Result<Storages, StoreError> {
-    let names: BTreeSet<String> = revisions.iter().flat_map(|(revision, _)| named(&revision.template)).collect();
+    load_of(store, environment, revisions.iter().map(|(revision, _)| &revision.template))
+}
+
+/// The storages that volumes of these templates name; those that are gone are left out.
+pub(crate) fn load_of<'a>(
+    store: &Store,
+    environment: &ResourceId,
+    templates: impl Iterator<Item = &'a Template>,
+) -> Result<Storages, StoreError> {
+    let names: BTreeSet<String> = templates.flat_map(named).collect();
     let mut found = Storages::new();
     for name in names {
         let Ok(id) = environment.child("storages", &name) else { continue };

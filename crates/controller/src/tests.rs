@@ -5,7 +5,10 @@ mod capacity;
 mod edge;
 mod fake;
 mod frozen;
+mod jobs;
 mod resiliency;
+mod sessions;
+mod snapshots;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +27,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, Controller, Deps, Handle};
+use crate::{Config, Controller, Deps, Handle, Sessions};
 use fake::Fake;
 
 /// What outlives a server.
@@ -43,6 +46,7 @@ struct Bench {
     scaled: Board<RevisionKey, Arc<ScaledRevision>>,
     events: mpsc::Receiver<cove_model::SystemEvent>,
     handle: Handle,
+    sessions: Sessions,
     running: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
     generation: u64,
@@ -97,6 +101,7 @@ impl Bench {
             workload_profiles: vec![],
             suffix: None,
             limits: cove_model::RequestLimits::default(),
+            names_callers: false,
         };
         let put = PutResource {
             spec: Some(serde_json::to_value(environment).unwrap()),
@@ -132,6 +137,7 @@ impl Bench {
         let config = Config { name_seed: generation + 1, capacity, ..Config::default() };
         let controller = Controller::new(config, deps);
         let handle = controller.handle();
+        let sessions = controller.sessions();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(controller.run(shutdown.clone()));
         Self {
@@ -146,6 +152,7 @@ impl Bench {
             scaled,
             events: events_seen,
             handle,
+            sessions,
             running,
             shutdown,
             generation,

@@ -223,19 +223,32 @@ impl Request {
     }
 }
 
+/// What has come; waits for something. A process that is frozen while it waits with a limit is told `EINTR` when it goes on.
+fn filled<'a, R: BufRead>(reader: &'a mut R) -> io::Result<&'a [u8]> {
+    loop {
+        match reader.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
+    }
+    // what is there is given again
+    reader.fill_buf()
+}
+
 fn connection(stream: &Arc<TcpStream>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE_MAX))?;
     let mut writer: &TcpStream = stream;
     let mut reader = BufReader::with_capacity(4096, writer);
-    if reader.fill_buf()?.starts_with(b"PRI ") {
+    if filled(&mut reader)?.starts_with(b"PRI ") {
         let mut preface = [0; h2::PREFACE.len()];
         reader.read_exact(&mut preface)?;
         return if preface == *h2::PREFACE { h2::serve(stream, &mut reader) } else { Ok(()) };
     }
     loop {
         // An idle connection is no open request: it may be closed at any time.
-        if reader.fill_buf()?.is_empty() {
+        if filled(&mut reader)?.is_empty() {
             return Ok(());
         }
         let open = Open::begin();

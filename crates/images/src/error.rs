@@ -10,7 +10,8 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::digest::{Digest, InvalidDigest};
-use crate::reference::InvalidImageRef;
+use crate::interpreter::Interpreter;
+use crate::reference::{InvalidImageRef, OWN_REGISTRY};
 
 /// Why an image is not usable on this machine.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,9 +20,7 @@ pub enum ImageError {
     #[error(transparent)]
     InvalidReference(#[from] InvalidImageRef),
     /// The registry answered, and has no such image.
-    #[error("image `{reference}` was not found in registry `{registry}`; {}",
-        if .registry == crate::reference::OWN_REGISTRY { "push or import it first" }
-        else { "check its name and tag, or give a login if it is private" })]
+    #[error("image `{reference}` was not found in registry `{registry}`; {}", remedy(reference, registry))]
     NotFound {
         /// The image asked for.
         reference: String,
@@ -145,6 +144,16 @@ pub enum ImageError {
         /// The kernel's answer.
         source: Arc<io::Error>,
     },
+}
+
+/// What to do about an image that is not there.
+fn remedy(reference: &str, registry: &str) -> String {
+    let own = Interpreter::ALL.into_iter().find(|kind| kind.image() == reference);
+    match own {
+        Some(kind) => format!("build it: `cove image build-interpreter {}`", kind.as_str()),
+        None if registry == OWN_REGISTRY => "push or import it first".to_owned(),
+        None => "check its name and tag, or give a login if it is private".to_owned(),
+    }
 }
 
 impl ImageError {

@@ -13,6 +13,7 @@ mod error;
 mod image;
 mod import;
 mod index;
+mod interpreter;
 mod layers;
 mod mirrors;
 mod pull;
@@ -26,6 +27,9 @@ pub use digest::{Digest, InvalidDigest};
 pub use error::ImageError;
 pub use image::{Image, ImageConfig};
 pub use index::ImageSource;
+pub use interpreter::{
+    BuildOptions, BuiltInterpreter, INTERPRETER_PORT, Interpreter, InterpreterError, build_interpreter,
+};
 pub use mirrors::Mirrors;
 pub use pull::Credentials;
 pub use reference::{ImageRef, InvalidImageRef, OWN_REGISTRY, Version};

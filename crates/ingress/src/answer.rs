@@ -3,13 +3,19 @@
 //! **Invariant:** no answer names other hosts, apps or addresses than those in the request.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::auth::AuthRefusal;
 
 /// Header with the code of an answer that does not come from the app.
 pub(crate) const REASON_HEADER: &str = "x-cove-reason";
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// What a `grpc-message` cannot hold as it is ("gRPC over HTTP2", Responses).
+const NOT_IN_MESSAGES: &AsciiSet = &CONTROLS.add(b'%');
 
 /// Why the ingress did not pass a request on, or could not pass its answer back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +26,15 @@ pub(crate) enum Refusal {
     /// Several `Host` headers, or one that differs from the request's target.
     #[error("the request names more than one host; send exactly one")]
     HostConflict,
+    /// It is not HTTP/1.1.
+    #[error("the request cannot be read; it is not as RFC 9112 writes HTTP/1.1")]
+    RequestUnreadable,
+    /// Its head is larger than is read at all, or has more fields.
+    #[error("the request's head is larger than the server reads, or has more fields")]
+    HeadTooLarge,
+    /// What several readers could read differently.
+    #[error("the request is not passed on: {0}")]
+    RequestInvalid(&'static str),
     /// `CONNECT`, which only proxies for everybody serve.
     #[error("the method CONNECT is not supported; send the request to the app's own host")]
     ConnectMethod,
@@ -135,6 +150,9 @@ impl Refusal {
         match self {
             Self::HostMissing => (StatusCode::BAD_REQUEST, "host-missing"),
             Self::HostConflict => (StatusCode::BAD_REQUEST, "host-conflict"),
+            Self::RequestUnreadable => (StatusCode::BAD_REQUEST, "request-unreadable"),
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large"),
+            Self::RequestInvalid(_) => (StatusCode::BAD_REQUEST, "request-invalid"),
             Self::ConnectMethod => (StatusCode::METHOD_NOT_ALLOWED, "connect-not-supported"),
             Self::TooManyHeaders { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers"),
             Self::UnknownHost => (StatusCode::NOT_FOUND, "unknown-host"),
@@ -179,6 +197,9 @@ impl Refusal {
     /// The answer, as a page for browsers and as JSON for everybody else.
     pub(crate) fn response(&self, method: &Method, headers: &HeaderMap) -> Response<Full<Bytes>> {
         let (status, code) = self.status();
+        if is_grpc(headers) {
+            return self.grpc_response(status, code);
+        }
         let wants_page = headers
             .get(header::ACCEPT)
             .and_then(|accept| accept.to_str().ok())
@@ -206,6 +227,35 @@ impl Refusal {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+
+    /// The answer to a gRPC call: its client reads a status of its own kind, and would take any body for a broken message.
+    fn grpc_response(&self, status: StatusCode, code: &'static str) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::default());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(status)));
+        let message = utf8_percent_encode(&self.to_string(), NOT_IN_MESSAGES).to_string();
+        headers.extend(HeaderValue::try_from(message).ok().map(|message| (GRPC_MESSAGE, message)));
+        headers.insert(REASON_HEADER, HeaderValue::from_static(code));
+        response
+    }
+}
+
+/// A gRPC call, by what it sends.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// gRPC's status for one of HTTP ("HTTP to gRPC Status Code Mapping" of its documents).
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 | 431 => 13,             // INTERNAL
+        401 => 16,                   // UNAUTHENTICATED
+        403 => 7,                    // PERMISSION_DENIED
+        404 => 12,                   // UNIMPLEMENTED
+        429 | 502 | 503 | 504 => 14, // UNAVAILABLE
+        _ => 2,                      // UNKNOWN
     }
 }
 
@@ -248,6 +298,19 @@ fn page(status: StatusCode, code: &str, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_grpc_call_gets_a_status_of_its_own_kind() {
+        let calls = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"))]);
+        let refusal = Refusal::RevisionFailed { reason: "ä 100%".into() };
+        let answer = refusal.response(&Method::POST, &calls);
+        let field = |name| answer.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        assert_eq!((answer.status(), field("grpc-status")), (StatusCode::OK, Some("14")));
+        assert_eq!(field("grpc-message"), Some("this app cannot run: %C3%A4 100%25"));
+        assert_eq!((field("content-type"), field(REASON_HEADER)), (Some("application/grpc"), Some("revision-failed")));
+        assert!(!answer.headers().contains_key(header::CONTENT_LENGTH), "head and trailers are one");
+        assert_eq!(Refusal::UnknownHost.response(&Method::POST, &calls).headers()["grpc-status"], "12");
+    }
 
     #[test]
     fn reasons_cannot_break_out_of_the_answer() {

@@ -10,6 +10,8 @@
 
 pub(crate) mod claims;
 mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod jwt;
 mod login;
 mod place;

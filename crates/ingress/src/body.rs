@@ -7,7 +7,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     gate::{Lease, Ticket},
     observe::Seen,
     pool::Connection,
+    quiet::Answering,
     request_body::RequestBody,
 };
 
@@ -74,6 +75,8 @@ impl ResponseError {
 pub(crate) struct ResponseBody {
     kind: Kind,
     seen: Option<Arc<Seen>>,
+    /// Its connection answers until this is gone.
+    answering: Option<Answering>,
 }
 
 enum Kind {
@@ -84,6 +87,8 @@ enum Kind {
 struct Upstream {
     incoming: Incoming,
     held: Option<Held>,
+    /// The replica broke it off; to be told next.
+    broken: Option<hyper::Error>,
     idle_timeout: Duration,
     /// Since when we wait for the replica; a wait for the client does not count.
     waiting_since: Option<Instant>,
@@ -99,7 +104,7 @@ impl From<Full<Bytes>> for ResponseBody {
 
 impl From<Kind> for ResponseBody {
     fn from(kind: Kind) -> Self {
-        Self { kind, seen: None }
+        Self { kind, seen: None, answering: None }
     }
 }
 
@@ -113,6 +118,7 @@ impl ResponseBody {
         Kind::Upstream(Box::new(Upstream {
             incoming,
             held: Some(held),
+            broken: None,
             idle_timeout,
             waiting_since: None,
             timer: None,
@@ -123,6 +129,12 @@ impl ResponseBody {
     /// Nothing.
     pub(crate) fn empty() -> Self {
         Full::default().into()
+    }
+
+    /// Keeps its connection from being called quiet.
+    pub(crate) fn keep(mut self, answering: Answering) -> Self {
+        self.answering = Some(answering);
+        self
     }
 
     /// Notes what goes through and how it ends.
@@ -154,7 +166,10 @@ impl ResponseBody {
 
 impl Upstream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(ResponseError::Upstream(error))));
+        }
+        match self.poll_incoming(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.waiting_since = None;
                 if self.incoming.is_end_stream()
@@ -172,10 +187,29 @@ impl Upstream {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.held = None;
-                Poll::Ready(Some(Err(ResponseError::Upstream(error))))
+                self.broken = Some(error);
+                // an error ends the client's connection at once: what came before it is let out first
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Poll::Pending => self.poll_idle(cx),
         }
+    }
+
+    /// What came; moves bytes of the replica's connection where nothing is here yet.
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let connection = self.held.as_mut().and_then(|held| held.connection.as_mut());
+        let Some(connection) = connection.filter(|connection| connection.is_driven()) else {
+            return Pin::new(&mut self.incoming).poll_frame(cx);
+        };
+        // the same task moves the bytes and takes them: it need not be woken for what it does itself
+        let mut unwoken = Context::from_waker(Waker::noop());
+        if let Poll::Ready(polled) = Pin::new(&mut self.incoming).poll_frame(&mut unwoken) {
+            return Poll::Ready(polled);
+        }
+        connection.drive(cx);
+        let is_driven = connection.is_driven();
+        Pin::new(&mut self.incoming).poll_frame(if is_driven { &mut unwoken } else { cx })
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {

@@ -75,6 +75,8 @@ pub struct IngressConfig {
     pub tcp_idle_timeout: Duration,
     /// How long open requests may go on when the server stops. Default 30 s.
     pub drain_grace: Duration,
+    /// Threads that serve connections, each with its own. Default 0: the caller's runtime serves them.
+    pub threads: usize,
     /// Which requests get a row of the access log; there are none until somebody reads them.
     pub access_log: AccessLogConfig,
 }
@@ -112,6 +114,7 @@ impl Default for IngressConfig {
             tcp_internal: None,
             tcp_idle_timeout: Duration::from_secs(240),
             drain_grace: Duration::from_secs(30),
+            threads: 0,
             access_log: AccessLogConfig::default(),
         }
     }

@@ -5,7 +5,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{self, Entry},
     uri::{Authority, PathAndQuery, Uri},
 };
@@ -61,6 +61,39 @@ pub(crate) fn requested_host<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Result
     }
 }
 
+/// Whether every reader finds the same target and the same end of the body in a request.
+///
+/// # Errors
+/// [`Refusal::RequestInvalid`]: a coding that nobody here undoes (RFC 9112, 6.1), `*` for another method than `OPTIONS`, or a
+/// host alone for another than `CONNECT` (3.2.3 and 3.2.4).
+pub(crate) fn check_framing(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if !is_chunked || codings.next().is_some() {
+        return Err(Refusal::RequestInvalid("its transfer coding is not `chunked` alone"));
+    }
+    if uri.path() == "*" && method != Method::OPTIONS {
+        return Err(Refusal::RequestInvalid("its target `*` is for OPTIONS only"));
+    }
+    if uri.scheme().is_none() && uri.authority().is_some() && method != Method::CONNECT {
+        return Err(Refusal::RequestInvalid("its target is no path; let it begin with `/`"));
+    }
+    Ok(())
+}
+
+/// Whether the values of HTTP/2 have no space around them, which HTTP/1.1 would take off (RFC 9113, 8.2.1).
+///
+/// # Errors
+/// [`Refusal::RequestInvalid`]
+pub(crate) fn check_values(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_space = |byte: Option<&u8>| byte.is_some_and(|byte| matches!(byte, b' ' | b'\t'));
+    let is_padded = |value: &HeaderValue| is_space(value.as_bytes().first()) || is_space(value.as_bytes().last());
+    if version == Version::HTTP_2 && headers.values().any(is_padded) {
+        return Err(Refusal::RequestInvalid("a field's value begins or ends with a space"));
+    }
+    Ok(())
+}
+
 /// The upgrade that a request or response asks for: `Connection: upgrade` and an `Upgrade` field, HTTP/1.1 only.
 pub(crate) fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     if version != Version::HTTP_11 || !lists(headers, header::CONNECTION, "upgrade") {
@@ -95,7 +128,11 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TRANSFER_ENCODING, header::UPGRADE] {
+    if headers.remove(header::TRANSFER_ENCODING).is_some() {
+        // chunks say where the body ends: another length means nothing beside them (RFC 9112, 6.3)
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::UPGRADE] {
         headers.remove(name);
     }
     if let Entry::Occupied(te) = headers.entry(header::TE) {
@@ -113,7 +150,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// Who sent a request, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Via<'a> {
-    /// `X-Forwarded-Client-Cert` for the certificate that the client gave.
+    /// `X-Forwarded-Client-Cert`: the certificate that the client gave, or the app that calls.
     pub(crate) certificate: Option<&'a HeaderValue>,
     pub(crate) peer: IpAddr,
     pub(crate) is_tls: bool,
@@ -213,8 +250,9 @@ fn is_traceparent(value: &[u8]) -> bool {
 
 /// The target in origin form: path and query only.
 pub(crate) fn origin_form(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    Uri::from(path)
+    let path = uri.path_and_query().cloned().map(Uri::from);
+    // of `http://host#fragment` an empty path is left, which would be no target at all
+    path.filter(|path| !path.path().is_empty()).unwrap_or_else(|| Uri::from(PathAndQuery::from_static("/")))
 }
 
 /// The target in absolute form, as HTTP/2 needs it to name the host.
@@ -282,7 +320,10 @@ mod tests {
             ("accept", "*/*"),
         ]);
         remove_hop_by_hop(&mut headers);
-        assert_eq!(text(&headers), "accept: */*\ncontent-length: 3\nhost: web\nte: trailers");
+        assert_eq!(text(&headers), "accept: */*\nhost: web\nte: trailers");
+        let mut headers = map(&[("connection", "content-length"), ("content-length", "3")]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(text(&headers), "content-length: 3", "a body keeps its length");
     }
 
     #[test]

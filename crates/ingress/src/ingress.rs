@@ -32,6 +32,7 @@ use crate::{
     request_body::Budget,
     resilience::{Ejected, Ejections, ResilienceCounts},
     routes::Gates,
+    shards::Shards,
     tcp::Ports,
     tls::Tls,
 };
@@ -45,6 +46,8 @@ const WAKES_MAX: usize = 4096;
 const GATES_PER_CHANGE: usize = 64;
 /// How long connections get after the grace period to flush their last bytes, close frames among them.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
+/// How long connections whose tunnels have ended get to write what the tunnels left to them.
+const LAST_BYTES_TIME: Duration = Duration::from_secs(1);
 /// How long connections that do nothing get to end after the grace period of a server that was replaced.
 const IDLE_TIME: Duration = Duration::from_secs(1);
 
@@ -63,6 +66,8 @@ pub struct IngressSources {
     /// The environment of a replica by its address: what `http://<app>` means on an internal listener, and whose internal
     /// apps answer there. `None` for an address that is no replica's, such as the machine itself: all of them answer.
     pub environment_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
+    /// The app of a replica by its address: who calls, where an environment wants that told. `None` for any other address.
+    pub app_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
     /// Random numbers for traffic weights: `rand::random`, or a sequence in tests.
     pub random: Arc<dyn Fn() -> u32 + Send + Sync>,
     /// Keys, files and events of authentication in front of apps.
@@ -95,6 +100,9 @@ pub enum IngressError {
     /// A listener without an address.
     #[error("failed to read a listener's address")]
     Listener(#[source] std::io::Error),
+    /// A thread that serves connections could not be started.
+    #[error("failed to start a thread for connections")]
+    Threads(#[source] std::io::Error),
 }
 
 /// The ingress, ready to run.
@@ -150,7 +158,7 @@ impl Ingress {
             let port = listener.local_addr().map_err(IngressError::Listener)?.port();
             https_port.get_or_init(|| port);
         }
-        let connections_max = config.connections_max;
+        let shards = Shards::start(config.threads).map_err(IngressError::Threads)?;
         let observer = Observer::new(config.access_log);
         let kept_bodies = Arc::new(Budget::new(config.retry_bodies_max));
         let shared = Arc::new(GateShared {
@@ -173,6 +181,7 @@ impl Ingress {
             random: sources.random,
             wakes,
             environment_of: sources.environment_of,
+            app_of: sources.app_of,
             evict: CancellationToken::new(),
             connections: TaskTracker::new(),
             tunnels: TaskTracker::new(),
@@ -181,7 +190,7 @@ impl Ingress {
             observer,
             auth: AuthShared::new(sources.auth),
         });
-        let doors = Arc::new(Doors::new(proxy, connections_max, tls));
+        let doors = Arc::new(Doors::new(proxy, shards, tls));
         Ok((Self { doors, endpoints: sources.endpoints, listeners }, wakes_reader))
     }
 
@@ -216,6 +225,7 @@ impl Ingress {
             () = failed.cancelled() => if self.doors.drain.is_cancelled() { Ok(()) } else { Err(IngressError::TaskFailed) },
         };
         handle.shutdown(self.doors.proxy.drain_grace()).await;
+        self.doors.shards.stop().await;
         result
     }
 }
@@ -416,8 +426,13 @@ impl IngressHandle {
         let open = if in_time { 0 } else { doors.proxy.gates.all().iter().map(|gate| gate.load().open).sum() };
         if !in_time {
             tracing::warn!(open, "requests were still open at the end of the grace period");
+            let had_tunnels = !doors.proxy.tunnels.is_empty();
             doors.proxy.evict.cancel();
             let _flushed = tokio::time::timeout(FLUSH_TIME, doors.proxy.tunnels.wait()).await;
+            if had_tunnels {
+                // the last bytes of a tunnel over HTTP/2 are written by its connection, which ends when nothing is left open
+                let _written = tokio::time::timeout(LAST_BYTES_TIME, doors.proxy.connections.wait()).await;
+            }
         }
         doors.proxy.shared.tasks.drain(FLUSH_TIME).await;
         open

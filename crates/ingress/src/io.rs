@@ -38,30 +38,40 @@ pub(crate) enum Protocol {
 
 /// A socket that can be asked whether its client left, also while nobody reads from it.
 #[derive(Clone, Debug)]
-pub(crate) struct Socket(Arc<TcpStream>);
+pub(crate) struct Socket {
+    stream: Arc<TcpStream>,
+    /// How much the next read takes at most.
+    room_bytes: usize,
+}
+
+/// What a read takes at first: a request's head. More is made ready only for who sends more.
+const ROOM_MIN_BYTES: usize = 2 << 10;
+/// What a read takes at most.
+const ROOM_MAX_BYTES: usize = 64 << 10;
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(stream))
+        Self { stream: Arc::new(stream), room_bytes: ROOM_MIN_BYTES }
     }
 
     /// The client closed its side, even if bytes of it are still unread (the kernel's `RDHUP`).
     pub(crate) fn is_closed_by_client(&self) -> bool {
-        let ready = self.0.ready(Interest::READABLE).now_or_never();
+        let ready = self.stream.ready(Interest::READABLE).now_or_never();
         ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            let room = buffer.initialize_unfilled();
+            ready!(self.stream.poll_read_ready(cx))?;
+            let room = buffer.initialize_unfilled_to(buffer.remaining().min(self.room_bytes));
+            let room_bytes = room.len();
             let mut got = 0;
             // A read that did not fill the buffer took all there was: saying `WouldBlock` for it here makes the next call
             // wait for the kernel's notice instead of asking once more in vain.
-            let read = self.0.try_io(Interest::READABLE, || {
-                got = recv(self.0.as_raw_fd(), room, MsgFlags::empty())?;
+            let read = self.stream.try_io(Interest::READABLE, || {
+                got = recv(self.stream.as_raw_fd(), room, MsgFlags::empty())?;
                 if got > 0 && got < room.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match read {
@@ -69,6 +79,11 @@ impl AsyncRead for Socket {
                 Err(_) if got == 0 => {}
                 Ok(()) | Err(_) => {
                     buffer.advance(got);
+                    self.room_bytes = match got {
+                        _ if got == room_bytes => (self.room_bytes * 2).min(ROOM_MAX_BYTES),
+                        _ if got < self.room_bytes / 4 => ROOM_MIN_BYTES,
+                        _ => self.room_bytes,
+                    };
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -87,8 +102,8 @@ impl AsyncWrite for Socket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(slices) {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match self.stream.try_write_vectored(slices) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -104,7 +119,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+        let result = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
         Poll::Ready(result.or_else(|errno| if errno == Errno::ENOTCONN { Ok(()) } else { Err(errno.into()) }))
     }
 }

@@ -14,25 +14,20 @@ use std::{
 };
 
 use cove_base::{Backoff, OnCancel, OnError, TaskKind};
-use http::{HeaderValue, StatusCode, header};
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    io::{Guarded, Protocol, Socket, sniff},
+    connection::serve,
+    io::{Guarded, Socket, sniff},
     proxy::{Client, Proxy, Side},
-    proxy_protocol, target, tcp,
+    proxy_protocol,
+    shards::{Place, Shards},
+    target, tcp,
     tls::Tls,
 };
 
@@ -67,10 +62,13 @@ pub(crate) struct Doors {
     pub(crate) tls: Option<Tls>,
     /// Sockets of exposed ports.
     pub(crate) ports: Arc<tcp::Sockets>,
+    /// Who serves connections.
+    pub(crate) shards: Shards,
 }
 
 impl Doors {
-    pub(crate) fn new(proxy: Arc<Proxy>, connections_max: usize, tls: Option<Tls>) -> Self {
+    pub(crate) fn new(proxy: Arc<Proxy>, shards: Shards, tls: Option<Tls>) -> Self {
+        let connections_max = proxy.shared.config.connections_max;
         let drain = CancellationToken::new();
         Self {
             proxy,
@@ -80,7 +78,13 @@ impl Doors {
             is_closed: AtomicBool::new(false),
             tls,
             ports: Arc::default(),
+            shards,
         }
+    }
+
+    /// It takes no new connection.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
     }
 
     /// Takes no new connection from now on.
@@ -111,8 +115,13 @@ pub(crate) async fn accept(doors: Arc<Doors>, listener: TcpListener, side: Side)
         match accepted {
             Ok((stream, peer)) => {
                 backoff.reset();
-                let task = connection(Arc::clone(&doors), stream, peer, side, permit);
-                doors.proxy.shared.tasks.spawn(CONNECTION, task);
+                let given = doors.shards.give(stream, |stream, place| {
+                    let task = connection(Arc::clone(&doors), stream, peer, side, (permit, place));
+                    doors.proxy.shared.tasks.spawn(CONNECTION, task);
+                });
+                if let Err(error) = given {
+                    tracing::warn!(%peer, %error, "failed to take a connection in");
+                }
             }
             Err(error) => {
                 // the client left already, or files are used up: either passes
@@ -141,7 +150,7 @@ async fn connection(
     mut stream: TcpStream,
     peer: SocketAddr,
     side: Side,
-    permit: OwnedSemaphorePermit,
+    (permit, _place): (OwnedSemaphorePermit, Place),
 ) {
     let _tracked = doors.proxy.connections.token();
     if let Err(error) = stream.set_nodelay(true) {
@@ -164,6 +173,7 @@ async fn connection(
         socket: stream.clone(),
         tls: Arc::default(),
         permit: Arc::new(permit),
+        interim: None,
     };
     let (handshake, stall) = (config.handshake_timeout, config.write_stall_timeout);
     if side.is_tls() {
@@ -194,80 +204,5 @@ async fn connection(
         Ok(Ok(None)) => {}
         Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended before its first request"),
         Err(_late) => tracing::debug!(%peer, "a connection sent no request in time"),
-    }
-}
-
-async fn serve<S>(doors: &Arc<Doors>, stream: Guarded<S>, protocol: Protocol, client: Client)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let peer = client.peer;
-    // a connection that is asked to end while it is upgraded would say `close` in its 101, which clients refuse
-    let (is_upgrading, mut upgrading) = watch::channel(false);
-    let service = service_fn({
-        let doors = Arc::clone(doors);
-        move |request: hyper::Request<Incoming>| {
-            let (doors, client) = (Arc::clone(&doors), client.clone());
-            is_upgrading.send_replace(request.headers().contains_key(header::UPGRADE));
-            let is_upgrading = is_upgrading.clone();
-            async move {
-                let mut response = Arc::clone(&doors.proxy).serve(&client, request).await;
-                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    is_upgrading.send_replace(false);
-                }
-                let is_last = protocol == Protocol::Http1 && doors.is_closed.load(Ordering::Relaxed);
-                if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    // the next request finds the server that takes connections now
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, std::convert::Infallible>(response)
-            }
-        }
-    });
-    let config = &doors.proxy.shared.config;
-    let io = TokioIo::new(stream);
-    let result = match protocol {
-        Protocol::Http1 => {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(config.header_timeout)
-                .max_headers(doors.proxy.shared.header_fields_max())
-                .max_buf_size(config.header_bytes_max.max(8192))
-                .serve_connection(io, service)
-                .with_upgrades();
-            tokio::pin!(connection);
-            tokio::select! {
-                result = connection.as_mut() => result,
-                () = async {
-                    doors.drain.cancelled().await;
-                    // once it is upgraded the connection ends here by itself
-                    let _all_answered = upgrading.wait_for(|is_upgrading| !is_upgrading).await;
-                } => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-        Protocol::Http2 => {
-            let connection = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(Duration::from_secs(30))
-                .keep_alive_timeout(Duration::from_secs(20))
-                .max_concurrent_streams(config.http2_streams_max)
-                .max_header_list_size(u32::try_from(config.header_bytes_max).unwrap_or(u32::MAX))
-                .serve_connection(io, service);
-            tokio::pin!(connection);
-            // the protocol tells clients that there is an end without cutting off what they begin meanwhile
-            tokio::select! {
-                result = connection.as_mut() => result,
-                () = doors.closed.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%peer, %error, "a connection ended with an error");
     }
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use cove_traffic::{AccessRecord, Ending};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
@@ -84,6 +84,11 @@ impl Observer {
     /// How often Cove answered itself, by reason.
     pub(crate) fn reasons(&self) -> Vec<(String, u64)> {
         self.reasons.read()
+    }
+
+    /// Counts an answer to what was no request.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        self.reasons.count(refusal.status().1);
     }
 
     /// Begins with a request whose head has been read, and gives it its ids.
@@ -205,6 +210,11 @@ impl Seen {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// From its answer on it is no HTTP any more.
+    pub(crate) fn upgraded(&self) {
+        self.facts().is_upgraded = true;
+    }
+
     /// The answer's body is over; the first word counts.
     pub(crate) fn over(&self, ending: Ending) {
         self.facts().ending.get_or_insert(ending);
@@ -224,7 +234,6 @@ impl Seen {
             let mut facts = self.facts();
             facts.head = Some(elapsed);
             facts.status = response.status().as_u16();
-            facts.is_upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             if reason.as_ref().is_some_and(|reason| *reason == Refusal::ClientGone.status().1) {
                 (facts.status, facts.ending) = (0, Some(Ending::ClientLeft));
             }

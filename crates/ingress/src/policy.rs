@@ -24,6 +24,8 @@ pub(crate) struct Policy {
     pub(crate) limits: Limits,
     /// Which requests get a row of the access log, if the app says it.
     pub(crate) access_log: Option<AccessLog>,
+    /// Calls from inside say which app calls.
+    pub(crate) names_callers: bool,
     /// Who must log in.
     pub(crate) auth: Option<Arc<Auth>>,
     allowed: Vec<IpNet>,
@@ -41,6 +43,7 @@ impl Policy {
             resilience: Resilience::new(&policies.resiliency),
             limits: Limits::new(policies.limits),
             access_log: policies.access_log,
+            names_callers: policies.names_callers,
             auth: policies.auth.as_ref().map(|policy| Arc::new(Auth::new(policy))),
             ..Self::default()
         };

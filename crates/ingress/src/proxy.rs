@@ -8,10 +8,7 @@ use cove_model::{ReplicaName, ResourceId, Transport};
 use cove_traffic::{RouteTable, WakeObservation};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
-use hyper::{
-    body::Incoming,
-    upgrade::{OnUpgrade, on},
-};
+use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
@@ -20,20 +17,21 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    answer::{REASON_HEADER, Refusal},
+    answer::{REASON_HEADER, Refusal, is_grpc},
     auth::{AuthShared, Verdict},
     body::{Held, ResponseBody},
     challenge::Challenges,
     client_certificate::TlsClient,
     gate::{GateShared, Lease, Ticket},
     headers::{self, Via},
+    interim::Interim,
     io::Socket,
     observe::{Observer, Seen},
     request_body::RequestBody,
     routes::{AppGates, Gates, Snapshot},
     sticky::Affinity,
     target::{self, Admission, Found},
-    upgrade,
+    upgrade::{self, Wish},
     upstream::{self, Answered, Call},
 };
 
@@ -46,6 +44,7 @@ pub(crate) struct Proxy {
     pub(crate) random: Arc<dyn Fn() -> u32 + Send + Sync>,
     pub(crate) wakes: mpsc::Sender<WakeObservation>,
     pub(crate) environment_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
+    pub(crate) app_of: Arc<dyn Fn(IpAddr) -> Option<ResourceId> + Send + Sync>,
     /// Long-lived connections must go now.
     pub(crate) evict: CancellationToken,
     /// Client connections, until they end or are upgraded.
@@ -102,6 +101,8 @@ pub(crate) struct Client {
     pub(crate) tls: Arc<TlsClient>,
     /// Its share of the allowed connections, also after an upgrade.
     pub(crate) permit: Arc<OwnedSemaphorePermit>,
+    /// Where interim answers go, if its protocol has them.
+    pub(crate) interim: Option<Interim>,
 }
 
 /// What the phases of one request share.
@@ -120,7 +121,7 @@ struct Exchange<'a> {
 impl Proxy {
     /// Answers one request.
     pub(crate) async fn serve(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         client: &Client,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
@@ -139,6 +140,10 @@ impl Proxy {
             Ok(host) => host,
             Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
         };
+        if request.method() == Method::CONNECT {
+            // a WebSocket is asked for with GET, whatever HTTP/2 calls it
+            *request.method_mut() = Method::GET;
+        }
         if let Some(answer) = self.challenges.answer(request.method(), &host, request.uri().path()) {
             return answer.map(ResponseBody::from);
         }
@@ -187,9 +192,13 @@ impl Proxy {
         let exchange = Exchange { client, host, app, path, affinity, deadline, seen };
         // an app that speaks HTTP/2 is not asked to leave HTTP: it may answer as if the wish had not been there
         let is_http1 = exchange.app.route.transport != Transport::Http2;
-        let wanted = headers::upgrade(request.version(), request.headers()).filter(|_| is_http1);
-        let upgrade = wanted.map(|protocol| (protocol, on(&mut request)));
+        let wish = Wish::of(&mut request);
+        if wish.as_ref().is_some_and(Wish::is_stream) && !is_http1 {
+            return self.refuse(&Refusal::ConnectMethod, &request).map(ResponseBody::from);
+        }
+        let wish = wish.filter(|_| is_http1);
         let (accept, method) = (request.headers().get(header::ACCEPT).cloned(), request.method().clone());
+        let kind = request.headers().get(header::CONTENT_TYPE).filter(|_| is_grpc(request.headers())).cloned();
         let route = &exchange.app.route;
         let leased = match exchange.app.policy.check(&request, (&ticket, route.transport), &self.shared.config) {
             Ok(()) => self.first_lease(&exchange, request.uri(), &mut ticket).await,
@@ -197,12 +206,13 @@ impl Proxy {
         };
         let gate = Arc::clone(ticket.gate());
         let passed = match leased {
-            Ok(lease) => self.pass(exchange, (ticket, lease), request, upgrade).await,
+            Ok(lease) => self.pass(exchange, (ticket, lease), request, wish).await,
             Err(refusal) => Err(refusal),
         };
         let response = passed.unwrap_or_else(|refusal| {
             let mut fields = HeaderMap::new();
             fields.extend(accept.map(|accept| (header::ACCEPT, accept)));
+            fields.extend(kind.map(|kind| (header::CONTENT_TYPE, kind)));
             tracing::debug!(revision = ?gate.key(), reason = refusal.status().1, "request not served by its app");
             refusal.response(&method, &fields).map(ResponseBody::from)
         });
@@ -222,13 +232,15 @@ impl Proxy {
 
     /// Refuses what must not be passed on; gives the host that the request names.
     fn check(&self, request: &Request<Incoming>) -> Result<String, Refusal> {
-        if request.method() == Method::CONNECT {
+        if request.method() == Method::CONNECT && !upgrade::is_websocket_stream(request) {
             return Err(Refusal::ConnectMethod);
         }
         let max = self.shared.header_fields_max();
         if request.headers().len() > max {
             return Err(Refusal::TooManyHeaders { max });
         }
+        headers::check_framing(request.method(), request.uri(), request.headers())?;
+        headers::check_values(request.version(), request.headers())?;
         headers::requested_host(request.uri(), request.headers()).map(str::to_owned)
     }
 
@@ -261,12 +273,16 @@ impl Proxy {
         exchange: Exchange<'_>,
         (ticket, lease): (Ticket, Lease),
         request: Request<Incoming>,
-        upgrade: Option<(HeaderValue, OnUpgrade)>,
+        wish: Option<Wish>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let Exchange { client, deadline, .. } = exchange;
         let version = request.version();
         let (mut head, body) = request.into_parts();
-        self.prepare(&exchange, &mut head, upgrade.as_ref().map(|(protocol, _)| protocol))?;
+        self.prepare(&exchange, &mut head, wish.as_ref())?;
+        let is_http1 = version == Version::HTTP_11 && head.version == Version::HTTP_11;
+        if let Some(interim) = client.interim.as_ref().filter(|_| is_http1) {
+            interim.listen(&mut head);
+        }
         let policy = &exchange.app.policy;
         let body = RequestBody::new(body, &policy.body_limits(&self.shared));
         body.observed_by(exchange.seen);
@@ -288,9 +304,9 @@ impl Proxy {
             .then(|| Affinity { revision: ticket.gate().affinity(), replica: answered.lease.replica().affinity });
         let cookie = cookie.filter(|cookie| exchange.affinity != Some(*cookie)).map(Affinity::set_cookie);
         let mut response = if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (_, client_side) = upgrade.ok_or(Refusal::UpstreamInvalid)?;
-            upgrade::switch(self, client, ticket, answered, client_side)?
+            upgrade::switch(self, client, ticket, answered, wish.ok_or(Refusal::UpstreamInvalid)?)?
         } else {
+            wish.map_or(Ok(()), |wish| wish.check_refusal(answered.response.status()))?;
             let idle = exchange.app.policy.limits.idle_timeout(&self.shared.config);
             self.stream_back((version, idle), ticket, answered, body)
         };
@@ -308,13 +324,18 @@ impl Proxy {
         answered: Answered,
         request: RequestBody,
     ) -> Response<ResponseBody> {
-        let Answered { response, lease, connection, .. } = answered;
+        let Answered { response, lease, mut connection, .. } = answered;
+        if !request.is_over() {
+            // the client still sends: neither direction may wait for the other
+            connection.let_go(&self.shared.tasks);
+        }
         let (mut head, incoming) = response.into_parts();
         let keep_alive = headers::keep_alive(&head.headers);
         headers::remove_hop_by_hop(&mut head.headers);
         // what it says is about Cove's own answers only
         head.headers.remove(REASON_HEADER);
-        head.version = version;
+        // hyper makes it fit a client of HTTP/1.0, and keeps the connection of one that asks for that
+        head.version = if version == Version::HTTP_10 { Version::HTTP_11 } else { version };
         let held =
             Held { ticket, lease, request, connection: Some(connection), keep_alive, tasks: self.shared.tasks.clone() };
         let body = ResponseBody::upstream(incoming, held, idle);
@@ -322,22 +343,18 @@ impl Proxy {
     }
 
     /// Makes the client's head into the one for the replica.
-    fn prepare(&self, exchange: &Exchange<'_>, head: &mut Parts, upgrade: Option<&HeaderValue>) -> Result<(), Refusal> {
+    fn prepare(&self, exchange: &Exchange<'_>, head: &mut Parts, wish: Option<&Wish>) -> Result<(), Refusal> {
         let Exchange { client, host, .. } = *exchange;
         headers::remove_hop_by_hop(&mut head.headers);
         // the client is told to go on when its body is first read, which is when a replica wants it
         head.headers.remove(header::EXPECT);
-        if let Some(protocol) = upgrade {
-            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            head.headers.insert(header::UPGRADE, protocol.clone());
+        if let Some(wish) = wish {
+            wish.ask(&mut head.headers);
         }
-        let via = Via {
-            // it may have been asked for by another app of the same connection
-            certificate: client.tls.forwarded.as_ref().filter(|_| exchange.app.policy.asks_certificate()),
-            peer: client.peer,
-            is_tls: client.side.is_tls(),
-            host,
-        };
+        let caller = self.caller(client, &exchange.app.route, &exchange.app.policy);
+        // it may have been asked for by another app of the same connection
+        let given = client.tls.forwarded.as_ref().filter(|_| exchange.app.policy.asks_certificate());
+        let via = Via { certificate: given.or(caller.as_ref()), peer: client.peer, is_tls: client.side.is_tls(), host };
         headers::forward(&mut head.headers, via, &self.shared.config);
         exchange.seen.forwarded(&head.headers);
         headers::join_cookies(&mut head.headers);

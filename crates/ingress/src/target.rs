@@ -5,7 +5,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use cove_model::{ClientCertificateMode, ResourceId, Transport};
-use cove_traffic::{AppRouteState, host_name, target_name};
+use cove_traffic::{AppRoute, AppRouteState, host_name, target_name};
 use http::{HeaderMap, HeaderValue, Response, Uri, request::Parts};
 use http_body_util::Full;
 
@@ -13,6 +13,7 @@ use crate::{
     answer::{Refusal, redirect},
     config::IngressConfig,
     headers,
+    policy::Policy,
     proxy::{Client, Proxy, Side},
     routes::{AppGates, Snapshot, Target},
 };
@@ -70,6 +71,20 @@ impl Proxy {
             Side::Internal | Side::InternalTls => (self.environment_of)(client.peer),
             Side::Http | Side::Https => None,
         }
+    }
+
+    /// `X-Forwarded-Client-Cert` for a call from an app of the same environment, where that is to be told: who is called and who
+    /// calls, as SPIFFE ids. No certificate is behind it: the caller's address is, which its replica cannot change.
+    pub(crate) fn caller(&self, client: &Client, called: &AppRoute, policy: &Policy) -> Option<HeaderValue> {
+        if !policy.names_callers || self.environment(client)? != called.environment {
+            return None;
+        }
+        let id = |app: &ResourceId| {
+            let name = |id: &ResourceId| id.name().to_ascii_lowercase();
+            format!("spiffe://{}/app/{}", name(&called.environment), name(app))
+        };
+        let caller = (self.app_of)(client.peer)?;
+        HeaderValue::try_from(format!("By={};URI={}", id(&called.app), id(&caller))).ok()
     }
 
     fn find_in(

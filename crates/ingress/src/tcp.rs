@@ -32,6 +32,7 @@ use crate::{
     proxy_protocol::{self, Ends},
     resilience::Resilience,
     routes::{Snapshot, TcpTarget},
+    shards::Place,
     target::may_connect,
 };
 
@@ -88,8 +89,13 @@ async fn accept(doors: &Arc<Doors>, listener: &TcpListener, port: u16, stop: &Ca
                 backoff.reset();
                 // who was accepted is served, also when the port closes meanwhile
                 let Ok(permit) = Arc::clone(&doors.connections).acquire_owned().await else { return };
-                let task = connection(Arc::clone(doors), stream, peer, port, permit);
-                doors.proxy.shared.tasks.spawn(CONNECTION, task);
+                let given = doors.shards.give(stream, |stream, place| {
+                    let task = connection(Arc::clone(doors), stream, peer, port, (permit, place));
+                    doors.proxy.shared.tasks.spawn(CONNECTION, task);
+                });
+                if let Err(error) = given {
+                    tracing::warn!(%peer, %error, "failed to take a TCP connection in");
+                }
             }
             Err(error) => {
                 let wait = backoff.next_wait();
@@ -108,7 +114,7 @@ async fn connection(
     mut stream: TcpStream,
     peer: SocketAddr,
     port: u16,
-    permit: OwnedSemaphorePermit,
+    (permit, _place): (OwnedSemaphorePermit, Place),
 ) {
     let proxy = &doors.proxy;
     let _tracked = proxy.tunnels.token();

@@ -43,7 +43,7 @@ impl Tls {
         let verifier = Arc::new(AnyOwned::new(Arc::clone(&provider)));
         let mut asking = builder()?.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
         for config in [&mut plain, &mut asking] {
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            config.alpn_protocols = ["h2", "http/1.1", "http/1.0"].map(|name| name.as_bytes().to_vec()).into();
             config.ticketer = rustls::crypto::ring::Ticketer::new()?;
         }
         Ok(Self { plain: Arc::new(plain), asking: Arc::new(asking) })

@@ -1,4 +1,7 @@
-//! Connections that stop being HTTP: WebSocket and every other `Upgrade` over HTTP/1.1.
+//! Connections that stop being HTTP: WebSocket and every other `Upgrade` over HTTP/1.1, WebSocket in a stream of HTTP/2.
+//!
+//! Over HTTP/2 a client asks by an extended CONNECT (RFC 8441); the app is asked over HTTP/1.1 all the same, with a key that is
+//! made here.
 //!
 //! Bytes are copied both ways and the request stays open until both ends are done. When the replica's or the server's time to
 //! drain is over, a WebSocket client gets `1001 going away` between two frames, then the end of the stream.
@@ -7,9 +10,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cove_base::{OnCancel, OnError, TaskKind};
-use http::{HeaderValue, Response, header};
-use hyper::upgrade::{OnUpgrade, Upgraded, on};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use cove_base::{OnCancel, OnError, Rare, TaskKind};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::{
+    body::Incoming,
+    ext::Protocol,
+    upgrade::{OnUpgrade, Upgraded, on},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
@@ -37,25 +45,110 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 type Reader = ReadHalf<TokioIo<Upgraded>>;
 type Writer = WriteHalf<TokioIo<Upgraded>>;
 
-/// Answers 101 and copies from then on; the tunnel holds ticket and lease.
+/// Appended to a key before it is hashed (RFC 6455, 1.3).
+const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// What an extended CONNECT asks for, and the only thing that it may.
+const WEBSOCKET: &[u8] = b"websocket";
+
+/// A client's wish to go on with another protocol.
+pub(crate) struct Wish {
+    protocol: HeaderValue,
+    client_side: OnUpgrade,
+    /// Sent to the app for a client that sends none: over HTTP/2.
+    key: Option<HeaderValue>,
+}
+
+/// An extended CONNECT for a WebSocket (RFC 8441, 4).
+pub(crate) fn is_websocket_stream<B>(request: &Request<B>) -> bool {
+    let protocol = request.extensions().get::<Protocol>();
+    request.method() == Method::CONNECT
+        && request.version() == Version::HTTP_2
+        && protocol.is_some_and(|protocol| protocol.as_ref() == WEBSOCKET)
+}
+
+impl Wish {
+    /// What a request asks for, if anything. One in a stream of HTTP/2 has become a `GET` already, which is what it means.
+    pub(crate) fn of(request: &mut Request<Incoming>) -> Option<Self> {
+        if request.extensions().get::<Protocol>().is_some() {
+            let key = BASE64.encode(rand::random::<[u8; 16]>());
+            let key = HeaderValue::try_from(key).expect("Base64 is a header value");
+            let protocol = HeaderValue::from_static("websocket");
+            return Some(Self { protocol, client_side: on(request), key: Some(key) });
+        }
+        let protocol = headers::upgrade(request.version(), request.headers())?;
+        Some(Self { protocol, client_side: on(request), key: None })
+    }
+
+    /// Of a stream of HTTP/2.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Asks the app for it.
+    pub(crate) fn ask(&self, fields: &mut HeaderMap) {
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(header::UPGRADE, self.protocol.clone());
+        if let Some(key) = &self.key {
+            fields.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+        }
+    }
+
+    /// An answer that does not switch; over HTTP/2 a success would mean that it did.
+    ///
+    /// # Errors
+    /// [`Refusal::UpstreamInvalid`]
+    pub(crate) fn check_refusal(&self, status: StatusCode) -> Result<(), Refusal> {
+        if self.key.is_some() && status.is_success() { Err(Refusal::UpstreamInvalid) } else { Ok(()) }
+    }
+
+    /// Whether the app read our key, if we sent one.
+    fn is_accepted(&self, fields: &HeaderMap) -> bool {
+        let Some(key) = &self.key else { return true };
+        let text = [key.as_bytes(), KEY_SUFFIX.as_bytes()].concat();
+        let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
+        fields.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|accept| accept == BASE64.encode(digest).as_str())
+    }
+
+    /// The head of the answer that switches.
+    fn answer(&self, head: &mut http::response::Parts, protocol: HeaderValue) {
+        headers::remove_hop_by_hop(&mut head.headers);
+        if self.key.is_some() {
+            // RFC 8441, 5: the stream is the tunnel, there is no other status and no key
+            head.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+            (head.status, head.version) = (StatusCode::OK, Version::HTTP_2);
+        } else {
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers.insert(header::UPGRADE, protocol);
+        }
+    }
+}
+
+/// Answers that it switches and copies from then on; the tunnel holds ticket and lease.
 ///
 /// # Errors
-/// [`Refusal::UpstreamInvalid`] when the answer names no protocol.
+/// [`Refusal::UpstreamInvalid`] when the answer names no protocol, or was made for another key.
 pub(crate) fn switch(
     proxy: &Arc<Proxy>,
     client: &Client,
     ticket: Ticket,
     answered: Answered,
-    client_side: OnUpgrade,
+    wish: Wish,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let Answered { mut response, lease, .. } = answered;
+    let Answered { mut response, lease, connection, .. } = answered;
     let protocol = headers::upgrade(response.version(), response.headers()).ok_or(Refusal::UpstreamInvalid)?;
-    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(WEBSOCKET);
+    if !wish.is_accepted(response.headers()) {
+        return Err(Refusal::UpstreamInvalid);
+    }
+    if let Some(seen) = ticket.seen() {
+        seen.upgraded();
+    }
     let app = on(&mut response);
+    connection.release(&proxy.shared.tasks);
     let (mut head, _no_body) = response.into_parts();
-    headers::remove_hop_by_hop(&mut head.headers);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    head.headers.insert(header::UPGRADE, protocol);
+    wish.answer(&mut head, protocol);
+    let client_side = wish.client_side;
     let proxy_of_task = Arc::clone(proxy);
     let (tracked, permit) = (proxy.tunnels.token(), Arc::clone(&client.permit));
     proxy.shared.tasks.spawn(TUNNEL, async move {
@@ -82,12 +175,12 @@ async fn tunnel(
     let (client_reader, client_writer) = split(TokioIo::new(client));
     let (app_reader, app_writer) = split(TokioIo::new(app));
     let (client_closed, client_close) = watch::channel(false);
-    let evicted = async {
+    let evicted = Rare::new(async {
         tokio::select! {
             () = proxy.evict.cancelled() => {}
             () = lease.replica().evicted() => {}
         }
-    };
+    });
     let up = to_app(client_reader, app_writer, seen, is_websocket, client_closed);
     let leaving = || lease.replica().is_draining() || proxy.evict.is_cancelled();
     let down = to_client((app_reader, client_writer, seen), is_websocket, evicted, leaving, client_close);

@@ -135,7 +135,8 @@ async fn attempt(
         let idle = if stale < STALE_TRIES_MAX { lease.replica().pool.take(call.transport) } else { None };
         let mut connection = match idle {
             Some(connection) => connection,
-            None => match connect(call, &lease).await {
+            // boxed: most requests find a connection
+            None => match Box::pin(connect(call, &lease)).await {
                 Some(connection) => connection,
                 None => {
                     lease.refused();
@@ -207,7 +208,7 @@ async fn answer(
     request: Request<RequestBody>,
     body: &RequestBody,
 ) -> Option<Sent> {
-    let sent = connection.try_send(request);
+    let mut sent = std::pin::pin!(connection.try_send(request));
     let Some(limit) = call.resilience.response_timeout else {
         return tokio::time::timeout_at(call.deadline, sent).await.ok();
     };
@@ -217,7 +218,7 @@ async fn answer(
     };
     tokio::select! {
         biased;
-        sent = sent => return Some(sent),
+        sent = &mut sent => return Some(sent),
         () = late => {}
         () = tokio::time::sleep_until(call.deadline) => return None,
     }

@@ -21,6 +21,9 @@ pub struct Environment {
     /// A domain of the user's own below which all apps answer too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suffix: Option<DnsSuffix>,
+    /// `peerAuthentication.mtls.enabled`: its apps are told who of them calls.
+    #[serde(default)]
+    pub names_callers: bool,
 }
 
 /// `customDomainConfiguration`: apps answer at `<app>.<name>` besides the default domain. The certificate's private key is

@@ -26,6 +26,8 @@ pub struct IngressPolicies {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `coveAccessLog`: which requests get a row of the access log; `None` leaves it to the server's `[logs] http`.
     pub access_log: Option<AccessLog>,
+    /// Calls from apps of the same environment say which one calls: the environment's `peerAuthentication.mtls`.
+    pub names_callers: bool,
     /// Who must log in; the app's `authConfigs/current` with its secrets, so it is never stored with the app.
     #[serde(skip)]
     pub auth: Option<Arc<AuthPolicy>>,

@@ -141,6 +141,28 @@ pub enum VolumeKind {
     Secret(Vec<(String, String)>),
     /// A share of one of the environment's storages; outlives the replica.
     Storage(StorageVolume),
+    /// A directory that all replicas of one execution of a job share, retries too; kept as long as the execution's history.
+    /// Azure has no such volume (`CoveExecutionDir`).
+    ExecutionDir,
+    /// As [`VolumeKind::ExecutionDir`], for what an execution leaves behind; can be listed and fetched by the API. Azure has
+    /// no such volume (`CoveArtifacts`).
+    Artifacts(ArtifactsVolume),
+}
+
+/// How much of an execution's artifacts is kept, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactsVolume {
+    /// The newest executions of the job whose artifacts are kept after their end, 1..=100, default 10
+    /// (`coveKeepExecutions`).
+    pub keep_executions: u32,
+    /// Most bytes of one execution, 1 MiB..=1 TiB, default 1 GiB (`coveMaxSize`). An execution that holds more is stopped.
+    pub max_bytes: Bytes,
+}
+
+impl Default for ArtifactsVolume {
+    fn default() -> Self {
+        Self { keep_executions: 10, max_bytes: Bytes(Bytes::GIB) }
+    }
 }
 
 /// Where a volume appears in a container.

@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 
-use cove_runtime::logs::ENDED_MARK;
+use cove_runtime::logs::{ENDED_MARK, META_FILE};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,7 +29,8 @@ use source::Replica;
 const BATCH_ROWS_MAX: usize = 2000;
 /// Between two looks at everything, in case a notice was lost (inotify queues can overflow).
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Lines that arrive within this time share a transaction.
+/// Between two transactions at least; lines that arrive meanwhile share the next one, the first after a silence is not kept
+/// waiting.
 const GATHER: Duration = Duration::from_millis(10);
 
 /// Copies lines until it is told to stop.
@@ -79,6 +80,7 @@ impl Ingester {
         loop {
             self.ingest(&dirty).await;
             dirty.clear();
+            let next_at = Instant::now() + GATHER;
             tokio::select! {
                 () = shutdown.cancelled() => {
                     let all = self.look_at_all();
@@ -90,7 +92,7 @@ impl Ingester {
                     Ok(mut guard) => {
                         guard.clear_ready();
                         drop(guard);
-                        tokio::time::sleep(GATHER).await;
+                        tokio::time::sleep_until(next_at).await;
                         self.read_notices(&mut dirty);
                     }
                     Err(source) => return Err(MonitorError::Io { what: "wait for log files".into(), source }),
@@ -147,6 +149,7 @@ impl Ingester {
     }
 
     async fn ingest(&mut self, dirty: &BTreeSet<String>) {
+        let mut ended = Vec::new();
         for name in dirty {
             let Some((_, replica)) = self.replicas.get_mut(name) else { continue };
             match copy(replica, &self.days).await {
@@ -157,25 +160,45 @@ impl Ingester {
                 }
             }
             if replica.path().join(ENDED_MARK).exists() {
-                self.forget(name).await;
+                ended.push(name);
             }
+        }
+        if !ended.is_empty() {
+            self.forget(&ended).await;
         }
     }
 
-    /// Reads what is left of an ended replica, makes sure it is on disk, and deletes its directory.
-    async fn forget(&mut self, name: &str) {
-        let Some((_, replica)) = self.replicas.get_mut(name) else { return };
-        let copied = copy(replica, &self.days).await;
-        if copied.is_err() || self.days.write(Write::Flush).await.is_err() {
+    /// Reads what is left of ended replicas, makes sure it is on disk, once for all, and deletes their directories.
+    async fn forget(&mut self, ended: &[&String]) {
+        let mut copied = Vec::new();
+        for name in ended {
+            let Some((_, replica)) = self.replicas.get_mut(*name) else { continue };
+            if copy(replica, &self.days).await.is_ok() {
+                copied.push(*name);
+            }
+        }
+        if self.days.write(Write::Flush).await.is_err() {
             return;
         }
-        if let Err(error) = std::fs::remove_dir_all(replica.path()) {
-            tracing::error!(replica = %name, %error, "copied log files were not deleted");
-            return;
+        for name in copied {
+            let Some((_, replica)) = self.replicas.get(name) else { continue };
+            if let Err(error) = remove(replica.path()) {
+                tracing::error!(replica = %name, %error, "copied log files were not deleted");
+                continue;
+            }
+            if let Some((descriptor, _)) = self.replicas.remove(name) {
+                self.watches.remove(&key(descriptor));
+            }
         }
-        if let Some((descriptor, _)) = self.replicas.remove(name) {
-            self.watches.remove(&key(descriptor));
-        }
+    }
+}
+
+/// Removes a replica's directory. What says whose lines they are goes first: when this is cut short, what is left is read by
+/// nobody, and the next driver marks it as ended again.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path.join(META_FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::remove_dir_all(path),
     }
 }
 

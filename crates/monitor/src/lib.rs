@@ -12,6 +12,7 @@ mod http;
 mod ingest;
 mod query;
 mod rows;
+mod session_rows;
 
 use std::{
     path::PathBuf,
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use http::{HttpLog, HttpLogConfig, HttpLogService, HttpQuery, columns as http_columns};
 pub use query::{ConsoleQuery, SystemQuery};
 pub use rows::{ConsoleRow, SystemRow, WakeRow};
+pub use session_rows::{SESSION_TABLE, session_columns};
 
 use days::{Days, Write};
 

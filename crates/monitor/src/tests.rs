@@ -83,6 +83,11 @@ async fn lines_are_copied_once_over_restarts_rotation_and_the_end() {
     fs::rename(dir.join("main.log"), dir.join("main.log.1")).unwrap();
     append(&dir, "a long ", true);
     append(&dir, "line", false);
+    // another one was being removed, or was never finished
+    let rest = root.path().join("source/web--1-rest");
+    fs::create_dir(&rest).unwrap();
+    append(&rest, "of nobody", false);
+    fs::write(rest.join(ENDED_MARK), "").unwrap();
     let server = start(root.path());
     let all = lines(&server.monitor, 1001).await;
     assert_eq!(all[1000], "a long line");
@@ -93,11 +98,55 @@ async fn lines_are_copied_once_over_restarts_rotation_and_the_end() {
         (0..1000).map(|n| format!("line {n}")).chain(["a long line".to_owned(), "last words".to_owned()]).collect();
     assert_eq!(all, expected);
     let gone = async {
-        while dir.exists() {
+        while dir.exists() || rest.exists() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(LIMIT, gone).await.expect("an ended replica's files are deleted once they are copied");
+    server.shutdown.cancel();
+    server.ended.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn of_a_session_s_output_so_much_is_kept_and_no_more() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = replica_dir(root.path(), "pool--1-a");
+    let meta = fs::read_to_string(dir.join(META_FILE)).unwrap();
+    let pool = "/subscriptions/s/resourceGroups/g/providers/Microsoft.App/sessionPools/pool";
+    fs::write(dir.join(META_FILE), meta.replace(app().as_str(), pool)).unwrap();
+    let line = "x".repeat(10_000);
+    let mut bytes = Vec::new();
+    let at = Timestamp::from_second(1_800_000_000).unwrap();
+    for _ in 0..2000 {
+        write_cri_line(
+            &CriLine { at, stream: LogStream::Stdout, is_partial: false, text: line.as_bytes() },
+            &mut bytes,
+        );
+    }
+    fs::write(dir.join("main.log"), &bytes).unwrap();
+    let server = start(root.path());
+    let query = ConsoleQuery { app: pool.to_owned(), tail: 10_000, follow: true, ..ConsoleQuery::default() };
+    let mut rows = server.monitor.console(&query);
+    let mut kept = 0;
+    let last = async {
+        loop {
+            match rows.next().await.unwrap().unwrap().log {
+                text if text == line => kept += 1,
+                text => return text,
+            }
+        }
+    };
+    let last = tokio::time::timeout(LIMIT, last).await.expect("the end of what is kept");
+    assert_eq!(last, "cove: what it printed beyond 16 MiB is not kept");
+    assert!((1600..1680).contains(&kept), "{kept}");
+    // what is not kept is not read again either
+    fs::write(dir.join(ENDED_MARK), "").unwrap();
+    let gone = async {
+        while dir.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.expect("its files are deleted");
     server.shutdown.cancel();
     server.ended.await.unwrap().unwrap();
 }

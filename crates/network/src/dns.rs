@@ -8,6 +8,7 @@
 //! **Invariant:** names under a local suffix never leave this machine.
 
 mod forward;
+mod limited;
 mod message;
 
 #[cfg(test)]
@@ -32,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use forward::Upstreams;
 use message::{Plan, Query};
+
+use crate::limits::Limits;
 
 pub use forward::FORWARD_TIMEOUT;
 
@@ -60,8 +63,11 @@ pub struct DnsConfig {
     /// Domains that only `lookup` knows: other names below them do not exist. Lower case, without dots around;
     /// default `localhost`.
     pub local_suffixes: Vec<String>,
-    /// Reverse names of these addresses do not exist, instead of asking the world about private ones.
+    /// Reverse names of these addresses do not exist, instead of asking the world about private ones. Replicas in the part
+    /// of confined ones are told of no app.
     pub subnet: Option<Ipv4Net>,
+    /// Names of limited replicas, which are those in the limited part of `subnet`. None: they are told of no name.
+    pub limits: Option<Arc<Limits>>,
     /// File that names the resolvers of this machine, read again when it changes; default `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
 }
@@ -74,6 +80,7 @@ impl DnsConfig {
             lookup,
             local_suffixes: vec!["localhost".to_owned()],
             subnet: None,
+            limits: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
         }
     }
@@ -220,7 +227,10 @@ async fn serve_udp(socket: &Arc<UdpSocket>, shared: &Arc<Shared>) {
                 Some(permit) => {
                     let (socket, shared) = (Arc::clone(socket), Arc::clone(shared));
                     forwarding.spawn(async move {
-                        let answer = shared.upstreams.ask_udp(&query).await;
+                        let answer = match query.is_limited() {
+                            true => shared.answer_limited(&query, client.ip()).await,
+                            false => shared.upstreams.ask_udp(&query).await,
+                        };
                         send(&socket, &answer, client).await;
                         drop(permit);
                     });
@@ -267,6 +277,7 @@ async fn serve_connection(mut stream: TcpStream, client: IpAddr, shared: Arc<Sha
             Plan::Answer(answer) => answer,
             Plan::Forward(query) => match shared.permit(client) {
                 None => query.error(ResponseCode::ServFail),
+                Some(_permit) if query.is_limited() => shared.answer_limited(&query, client).await,
                 Some(_permit) => shared.upstreams.ask_tcp(&query).await,
             },
         };
@@ -294,6 +305,10 @@ impl Shared {
             Ok(query) => query.plan(&self.config, v4(client)),
             Err(plan) => plan,
         }
+    }
+
+    async fn answer_limited(&self, query: &Query, client: IpAddr) -> Vec<u8> {
+        limited::answer(query, v4(client), self.config.limits.as_deref(), &self.upstreams).await
     }
 
     /// A place among the queries being forwarded; none when this client, or all, have too many.

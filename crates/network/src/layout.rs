@@ -90,6 +90,18 @@ impl From<NetnsId> for String {
     }
 }
 
+/// What the replica of a namespace may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetnsClass {
+    /// The gateway's open ports, names of its environment, and everything outside.
+    App,
+    /// The internet and a resolver that knows of the internet only: never this machine, its neighbours, link-local or
+    /// private addresses.
+    Confined,
+    /// What its own rules name, and nothing else; nothing at all while it has none. See `Network::acquire_limited`.
+    Limited,
+}
+
 /// A ready network namespace; whoever holds the id gives it back with `Network::release`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetnsLease {
@@ -133,6 +145,30 @@ impl Layout {
         self.address(GATEWAY_HOST)
     }
 
+    /// The last quarter of the subnet: whoever has an address in it is confined.
+    ///
+    /// An address decides, so the packet filter needs no change for a replica and knows of all after a restart.
+    pub(crate) fn confined(&self) -> Ipv4Net {
+        confined(self.subnet)
+    }
+
+    /// The last quarter of those: whoever has an address in it is limited.
+    pub(crate) fn limited(&self) -> Ipv4Net {
+        limited(self.subnet)
+    }
+
+    /// First and last host number of a class.
+    pub(crate) fn hosts(&self, class: NetnsClass) -> (u16, u16) {
+        let network = u32::from(self.subnet.network());
+        let first = |net: Ipv4Net| u16::try_from(u32::from(net.network()) - network).unwrap_or(u16::MAX);
+        let (confined, limited) = (first(self.confined()), first(self.limited()));
+        match class {
+            NetnsClass::App => (GATEWAY_HOST + 1, confined - 1),
+            NetnsClass::Confined => (confined, limited - 1),
+            NetnsClass::Limited => (limited, self.host_last()),
+        }
+    }
+
     /// Host end of the veth pair of host number `host`: at most 13 characters.
     pub(crate) fn veth(&self, host: u16) -> String {
         format!("{}{host:04x}", veth_prefix(&self.name))
@@ -152,6 +188,21 @@ impl Layout {
         let hosts = u32::from(self.subnet.broadcast()) - u32::from(self.subnet.network()) - 1;
         u16::try_from(hosts).unwrap_or(u16::MAX)
     }
+}
+
+/// The last quarter of a subnet: all that is confined, limited or not.
+pub(crate) fn confined(subnet: Ipv4Net) -> Ipv4Net {
+    last_part(subnet, 2)
+}
+
+/// The last sixteenth of a subnet.
+pub(crate) fn limited(subnet: Ipv4Net) -> Ipv4Net {
+    last_part(subnet, 4)
+}
+
+fn last_part(subnet: Ipv4Net, bits: u8) -> Ipv4Net {
+    let prefix = (subnet.prefix_len() + bits).min(32);
+    Ipv4Net::new(subnet.broadcast(), prefix).map_or(subnet, |net| net.trunc())
 }
 
 /// Bridge of the network `name`: at most 10 characters.
@@ -222,6 +273,10 @@ mod tests {
         assert_eq!(layout.veth(id.host), "va1b2c3d40102");
         assert!(layout.veth(u16::MAX).len() <= 15 && layout.bridge().len() <= 15);
         assert_eq!(layout.host_last(), 4094);
+        assert_eq!(layout.confined(), net("10.70.28.0/22"));
+        assert_eq!(layout.hosts(NetnsClass::App), (2, 3071));
+        assert_eq!(layout.hosts(NetnsClass::Confined), (3072, 3839));
+        assert_eq!(layout.hosts(NetnsClass::Limited), (3840, 4094));
     }
 
     #[test]

@@ -6,13 +6,15 @@
 //!
 //! **Invariant:** after `kill -9` the next [`Network::open`] finds everything in the kernel again and
 //! [`Network::adopt`] removes what nobody uses.
-//! **Invariant:** no program but `nft` is ever started, and that once per open.
+//! **Invariant:** no program but `nft` is ever started: once per open, and for limited replicas, whose rules differ.
 
 pub mod dns;
 mod error;
 pub mod files;
+pub mod inside;
 mod kernel;
 mod layout;
+mod limits;
 mod netns;
 mod network;
 mod nft;
@@ -24,7 +26,8 @@ mod tests;
 
 pub use error::NetworkError;
 pub use ipnet::Ipv4Net;
-pub use layout::{MAC_PREFIX, Mac, NetnsId, NetnsLease, ParseNetnsIdError};
+pub use layout::{MAC_PREFIX, Mac, NetnsClass, NetnsId, NetnsLease, ParseNetnsIdError};
+pub use limits::{LEARNED_CEILING, LEARNED_FLOOR, LEARNED_MAX, Limits};
 pub use network::{Adopted, Capabilities, Network, NetworkConfig};
 pub use pool::{PoolStatus, REPLICAS_MAX};
 pub use probe::{Probe, probe};

@@ -36,7 +36,7 @@ use crate::layout::{INSIDE, Layout, Mac, NetnsId, NetnsLease};
 const UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Index of `lo` in every network namespace.
-const LO_INDEX: u32 = 1;
+pub(crate) const LO_INDEX: u32 = 1;
 
 /// Why a namespace could not be made.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ fn enter_new(kernel: &Kernel, path: &Path) -> Result<(File, Handle, JoinHandle<(
 }
 
 /// Settings of the thread's network namespace, before it has interfaces.
-fn set_defaults() -> io::Result<()> {
+pub(crate) fn set_defaults() -> io::Result<()> {
     // Images that listen on port 80 as an unprivileged user, and `ping` without capabilities, as in Azure and Docker.
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
@@ -195,6 +195,8 @@ fn wire_host(
             .mcast_flood(false)
             .bcast_flood(false)
             .up();
+        // Older kernels have no such lock, and no confined replicas.
+        let port = if layout.confined().contains(&address) { port.locked(true) } else { port };
         links.set_port(port.build()).execute().await?;
         forwarding_entry(kernel.handle(), link.index, mac).execute().await?;
         neighbour(kernel.handle(), uplink.bridge_index, address).execute().await

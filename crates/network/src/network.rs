@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use cove_model::EgressRule;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::error::NetworkError;
 use crate::kernel::Kernel;
-use crate::layout::{self, Layout, NetnsId, NetnsLease, check_name, check_subnet, choose_subnet, overlap};
+use crate::layout::{self, Layout, NetnsClass, NetnsId, NetnsLease, check_name, check_subnet, choose_subnet, overlap};
+use crate::limits::Limits;
 use crate::netns::{self, Uplink};
 use crate::nft;
 use crate::pool::{Pool, PoolStatus};
@@ -84,6 +86,7 @@ pub struct Network {
     config: NetworkConfig,
     capabilities: Capabilities,
     pool: Arc<Pool>,
+    limits: Arc<Limits>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
@@ -117,16 +120,53 @@ impl Network {
             tracing::warn!(network = layout.name, "{warning}");
         }
         tracing::info!(bridge = layout.bridge(), subnet = %layout.subnet, nat = capabilities.nat, "network is open");
-        Ok(Arc::new(Self { layout, config, capabilities, pool, threads: Mutex::new(vec![maker, remover]) }))
+        let limits = Arc::new(Limits::new(layout.clone()));
+        Ok(Arc::new(Self { limits, layout, config, capabilities, pool, threads: Mutex::new(vec![maker, remover]) }))
     }
 
     /// A namespace of one's own: at once from the pool, else made now. Give it back with [`Network::release`].
     pub async fn acquire(&self) -> Result<NetnsLease, NetworkError> {
-        self.pool.acquire().await
+        self.pool.acquire(NetnsClass::App).await
+    }
+
+    /// A namespace of one's own for code that nobody vouches for: see [`NetnsClass::Confined`]. It is made now. Give it
+    /// back with [`Network::release`]. Where the packet filter is missing it is refused, as nothing would confine it.
+    pub async fn acquire_confined(&self) -> Result<NetnsLease, NetworkError> {
+        if !self.capabilities.filter {
+            return Err(missing_filter());
+        }
+        self.pool.acquire(NetnsClass::Confined).await
+    }
+
+    /// A namespace of one's own for code that may reach what `rules` name and nothing else: see [`NetnsClass::Limited`].
+    /// It is made now. Give it back with [`Network::release`]. Where the packet filter is missing it is refused.
+    pub async fn acquire_limited(&self, rules: &[EgressRule]) -> Result<NetnsLease, NetworkError> {
+        if !self.capabilities.filter {
+            return Err(missing_filter());
+        }
+        let lease = self.pool.acquire(NetnsClass::Limited).await?;
+        match self.limits.set(lease.id, rules).await {
+            Ok(()) => Ok(lease),
+            Err(error) => {
+                self.release(lease.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sets the rules of a namespace of an earlier run that is limited and was adopted; until then it reaches nothing.
+    pub async fn limit(&self, id: NetnsId, rules: &[EgressRule]) -> Result<(), NetworkError> {
+        self.limits.set(id, rules).await
+    }
+
+    /// The rules of limited namespaces, for the DNS server.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits)
     }
 
     /// Gives a namespace back; it is destroyed in the background. Unknown ids are left alone.
     pub fn release(&self, id: NetnsId) {
+        self.limits.forget(id);
         self.pool.release(id);
     }
 
@@ -216,6 +256,10 @@ impl Drop for Network {
     }
 }
 
+fn missing_filter() -> NetworkError {
+    NetworkError::PacketFilter { reason: "it is not there; install the package `nftables`".to_owned() }
+}
+
 /// A thread born in the caller's network namespace, which is where its netlink socket will be.
 fn spawn<T: Send + 'static>(
     name: &str,
@@ -258,7 +302,7 @@ fn set_up(kernel: &Kernel, config: &NetworkConfig) -> Result<(Layout, Uplink, Ca
     let uplink = Uplink { bridge_index, mtu: kernel.uplink_mtu()? };
     let capabilities = open_ways_out(kernel, &layout, &config.allowed_gateway_ports);
     let found = take_stock(kernel, &layout, uplink)?;
-    let pool = Pool::new(config.pool_size, layout.host_last(), found);
+    let pool = Pool::new(config.pool_size, &layout, found);
     Ok((layout, uplink, capabilities, pool))
 }
 

@@ -21,6 +21,17 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers of the link-local range are credentials of the machine itself on every cloud.
 const LINK_LOCAL: &str = "169.254.0.0/16";
 
+/// What is no internet: this network, private ranges (RFC 1918), shared (CGNAT), loopback, link-local, protocol assignments,
+/// benchmarks, multicast, reserved and broadcast.
+pub(crate) const NO_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+    192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+
+/// The map from addresses of limited replicas to the chains of their rules.
+pub(crate) const LIMITED: &str = "limited";
+
+/// Says no at once, so that nobody waits for what will not come.
+pub(crate) const REJECT: &str = "reject with icmpx type admin-prohibited";
+
 /// Why the rules could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NftError {
@@ -32,7 +43,7 @@ pub(crate) enum NftError {
     Refused(String),
 }
 
-fn table(name: &str) -> String {
+pub(crate) fn table(name: &str) -> String {
     format!("inet cove_{name}")
 }
 
@@ -40,7 +51,7 @@ fn table(name: &str) -> String {
 pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     let Layout { name, subnet, .. } = layout;
     let (table, bridge, gateway) = (table(name), layout.bridge(), layout.gateway());
-    let open = open(ports);
+    let (open, confined, limited) = (open(ports), layout.confined(), layout.limited());
     let mut text = removal(name);
     let _ = write!(
         text,
@@ -53,17 +64,30 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     type nat hook postrouting priority 100; policy accept;
     ip saddr {subnet} oifname != "{bridge}" masquerade
   }}
+  map {LIMITED} {{
+    type ipv4_addr : verdict
+  }}
+  chain limits {{
+    ip saddr vmap @{LIMITED}
+    {REJECT}
+  }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
     iifname "{bridge}" oifname "{bridge}" drop
     iifname "{bridge}" ip saddr != {subnet} drop
+    iifname "{bridge}" ip saddr {limited} goto limits
     iifname "{bridge}" ip daddr {LINK_LOCAL} drop
+    iifname "{bridge}" meta nfproto ipv6 drop
+    iifname "{bridge}" ip saddr {confined} ip daddr {{ {NO_INTERNET} }} drop
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop
   }}
   chain input {{
     type filter hook input priority 0; policy accept;
     iifname != "{bridge}" return
+    ip saddr {confined} ip daddr {gateway} udp dport 53 accept
+    ip saddr {confined} ip daddr {gateway} tcp dport 53 accept
+    ip saddr {confined} drop
     ct state established,related accept
     ip saddr {subnet} ip daddr {gateway} udp dport 53 accept
     ip saddr {subnet} ip daddr {gateway} tcp dport @open_tcp accept
@@ -167,17 +191,30 @@ mod tests {
                 type nat hook postrouting priority 100; policy accept;
                 ip saddr 10.70.16.0/20 oifname != "cv3fa90c" masquerade
               }
+              map limited {
+                type ipv4_addr : verdict
+              }
+              chain limits {
+                ip saddr vmap @limited
+                reject with icmpx type admin-prohibited
+              }
               chain forward {
                 type filter hook forward priority 0; policy accept;
                 iifname "cv3fa90c" oifname "cv3fa90c" drop
                 iifname "cv3fa90c" ip saddr != 10.70.16.0/20 drop
+                iifname "cv3fa90c" ip saddr 10.70.31.0/24 goto limits
                 iifname "cv3fa90c" ip daddr 169.254.0.0/16 drop
+                iifname "cv3fa90c" meta nfproto ipv6 drop
+                iifname "cv3fa90c" ip saddr 10.70.28.0/22 ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 } drop
                 oifname "cv3fa90c" ct state established,related accept
                 oifname "cv3fa90c" drop
               }
               chain input {
                 type filter hook input priority 0; policy accept;
                 iifname != "cv3fa90c" return
+                ip saddr 10.70.28.0/22 ip daddr 10.70.16.1 udp dport 53 accept
+                ip saddr 10.70.28.0/22 ip daddr 10.70.16.1 tcp dport 53 accept
+                ip saddr 10.70.28.0/22 drop
                 ct state established,related accept
                 ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 udp dport 53 accept
                 ip saddr 10.70.16.0/20 ip daddr 10.70.16.1 tcp dport @open_tcp accept

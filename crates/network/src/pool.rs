@@ -14,7 +14,8 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::error::NetworkError;
 use crate::kernel::Kernel;
-use crate::layout::{GATEWAY_HOST, Layout, NetnsId, NetnsLease};
+use crate::layout::{Layout, NetnsClass, NetnsId, NetnsLease};
+use crate::limits;
 use crate::netns::{self, Fault, Uplink};
 
 /// Namespaces at most: a Linux bridge has 1023 ports.
@@ -64,7 +65,7 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct State {
     ready: VecDeque<NetnsLease>,
-    waiters: VecDeque<oneshot::Sender<Answer>>,
+    waiters: VecDeque<(NetnsClass, oneshot::Sender<Answer>)>,
     leased: BTreeSet<NetnsId>,
     /// Found at open and not claimed yet; the value says whether its interface is there.
     found: BTreeMap<NetnsId, bool>,
@@ -72,7 +73,8 @@ struct State {
     leaving: VecDeque<(NetnsId, u32)>,
     /// Taken from `leaving` and being removed now.
     removing: usize,
-    hosts: Hosts,
+    /// Of apps' replicas, of confined ones, of limited ones.
+    hosts: [Hosts; 3],
     /// Last failure to refill: not before then again.
     refill_after: Option<Instant>,
     retry_after: Duration,
@@ -94,14 +96,22 @@ enum Phase {
 #[derive(Debug)]
 struct Hosts {
     used: BTreeSet<u16>,
+    first: u16,
     next: u16,
     last: u16,
 }
 
 impl Hosts {
-    fn take(&mut self) -> Option<u16> {
-        let first = GATEWAY_HOST + 1;
-        if self.used.len() >= REPLICAS_MAX.min(usize::from(self.last - first) + 1) {
+    /// `found` are the numbers in use, of whatever class.
+    fn new((first, last): (u16, u16), found: &BTreeSet<u16>) -> Self {
+        let used: BTreeSet<u16> = found.range(first..=last).copied().collect();
+        let next = used.last().filter(|highest| **highest < last).map_or(first, |highest| highest + 1);
+        Self { used, first, next, last }
+    }
+
+    fn take(&mut self, others: usize) -> Option<u16> {
+        let first = self.first;
+        if self.used.len() > usize::from(self.last - first) || self.used.len() + others >= REPLICAS_MAX {
             return None;
         }
         let mut host = self.next;
@@ -114,18 +124,47 @@ impl Hosts {
     }
 }
 
+/// Which host numbers are of a class.
+fn place(class: NetnsClass) -> usize {
+    match class {
+        NetnsClass::App => 0,
+        NetnsClass::Confined => 1,
+        NetnsClass::Limited => 2,
+    }
+}
+
 /// What the making thread does next.
 enum Job {
     Serve(oneshot::Sender<Answer>),
     Refill,
 }
 
+impl State {
+    /// A free host number, if there is one and the bridge has a port for it.
+    fn take_host(&mut self, class: NetnsClass) -> Option<u16> {
+        let all: usize = self.hosts.iter().map(|hosts| hosts.used.len()).sum();
+        let own = &mut self.hosts[place(class)];
+        own.take(all - own.used.len())
+    }
+
+    fn give_host(&mut self, host: u16) {
+        for hosts in &mut self.hosts {
+            hosts.used.remove(&host);
+        }
+    }
+
+    fn class_of(&self, id: NetnsId) -> NetnsClass {
+        let is_in = |class: &NetnsClass| id.host >= self.hosts[place(*class)].first;
+        [NetnsClass::Limited, NetnsClass::Confined].into_iter().find(is_in).unwrap_or(NetnsClass::App)
+    }
+}
+
 impl Pool {
     /// `found` are namespaces of an earlier run, each with whether it is whole.
-    pub(crate) fn new(size: usize, host_last: u16, found: BTreeMap<NetnsId, bool>) -> Self {
+    pub(crate) fn new(size: usize, layout: &Layout, found: BTreeMap<NetnsId, bool>) -> Self {
         let used: BTreeSet<u16> = found.keys().map(|id| id.host).collect();
-        let highest = used.last().copied().unwrap_or(GATEWAY_HOST);
-        let next = if highest >= host_last { GATEWAY_HOST + 1 } else { highest + 1 };
+        let classes = [NetnsClass::App, NetnsClass::Confined, NetnsClass::Limited];
+        let hosts = classes.map(|class| Hosts::new(layout.hosts(class), &used));
         let state = State {
             ready: VecDeque::new(),
             waiters: VecDeque::new(),
@@ -133,7 +172,7 @@ impl Pool {
             found,
             leaving: VecDeque::new(),
             removing: 0,
-            hosts: Hosts { used, next, last: host_last },
+            hosts,
             refill_after: None,
             retry_after: RETRY_MIN,
             phase: Phase::Open,
@@ -153,13 +192,15 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) async fn acquire(&self) -> Answer {
+    pub(crate) async fn acquire(&self, class: NetnsClass) -> Answer {
         let receiver = {
             let mut state = self.lock();
             if state.phase != Phase::Open {
                 return Err(NetworkError::Closed);
             }
-            if let Some(lease) = state.ready.pop_front() {
+            if class == NetnsClass::App
+                && let Some(lease) = state.ready.pop_front()
+            {
                 state.leased.insert(lease.id);
                 self.to_make.notify_one();
                 return Ok(lease);
@@ -168,7 +209,7 @@ impl Pool {
                 return Err(NetworkError::Busy { waiting: state.waiters.len() });
             }
             let (sender, receiver) = oneshot::channel();
-            state.waiters.push_back(sender);
+            state.waiters.push_back((class, sender));
             self.to_make.notify_one();
             receiver
         };
@@ -248,14 +289,15 @@ impl Pool {
             if state.phase != Phase::Open {
                 return None;
             }
-            while let Some(waiter) = state.waiters.pop_front() {
+            while let Some((class, waiter)) = state.waiters.pop_front() {
                 if !waiter.is_closed() {
-                    return Some((Job::Serve(waiter), state.hosts.take()));
+                    let host = state.take_host(class);
+                    return Some((Job::Serve(waiter), host));
                 }
             }
             let pause = state.refill_after.and_then(|at| at.checked_duration_since(Instant::now()));
             if state.ready.len() < self.size && pause.is_none() {
-                if let Some(host) = state.hosts.take() {
+                if let Some(host) = state.take_host(NetnsClass::App) {
                     return Some((Job::Refill, Some(host)));
                 }
                 state.refill_after = Some(Instant::now() + RETRY_MAX);
@@ -303,10 +345,12 @@ impl Pool {
         state.retry_after = RETRY_MIN;
         let Job::Serve(waiter) = job else {
             // Someone may have come while this one was made.
-            while let Some(waiter) = state.waiters.pop_front() {
-                if waiter.is_closed() {
-                    continue;
-                }
+            let suits = |(class, waiter): &(NetnsClass, oneshot::Sender<Answer>)| {
+                *class == NetnsClass::App && !waiter.is_closed()
+            };
+            if let Some(at) = state.waiters.iter().position(suits)
+                && let Some((_, waiter)) = state.waiters.remove(at)
+            {
                 return self.answer(&mut state, waiter, lease);
             }
             return self.keep(&mut state, lease);
@@ -323,7 +367,7 @@ impl Pool {
     }
 
     fn keep(&self, state: &mut State, lease: NetnsLease) {
-        if state.phase == Phase::Open {
+        if state.phase == Phase::Open && state.class_of(lease.id) == NetnsClass::App {
             state.ready.push_back(lease);
         } else {
             state.leaving.push_back((lease.id, 0));
@@ -333,7 +377,7 @@ impl Pool {
 
     fn failed(&self, job: Job, host: u16, error: NetworkError) {
         let mut state = self.lock();
-        state.hosts.used.remove(&host);
+        state.give_host(host);
         match job {
             Job::Serve(waiter) => {
                 let _ = waiter.send(Err(error));
@@ -360,6 +404,9 @@ impl Pool {
             }
             for (id, tries) in batch {
                 let result = netns::destroy(kernel, layout, uplink, id);
+                if result.is_ok() && layout.limited().contains(&layout.address(id.host)) {
+                    limits::remove(kernel, layout, id);
+                }
                 self.removed(id, tries, result);
             }
         }
@@ -371,7 +418,7 @@ impl Pool {
         state.removing -= 1;
         match result {
             Ok(()) => {
-                state.hosts.used.remove(&id.host);
+                state.give_host(id.host);
                 // A full network has room again; a back-off after failures stays.
                 state.refill_after = state.refill_after.filter(|_| state.retry_after > RETRY_MIN);
                 self.to_make.notify_one();
@@ -447,30 +494,33 @@ mod tests {
     use super::*;
 
     fn hosts(last: u16) -> Hosts {
-        Hosts { used: BTreeSet::new(), next: 2, last }
+        Hosts::new((2, last), &BTreeSet::new())
     }
 
     #[test]
     fn an_address_rests_before_it_is_used_again() {
         let mut hosts = hosts(5);
-        assert_eq!(hosts.take(), Some(2));
+        assert_eq!(hosts.take(0), Some(2));
         hosts.used.remove(&2);
-        assert_eq!([hosts.take(), hosts.take(), hosts.take(), hosts.take()], [Some(3), Some(4), Some(5), Some(2)]);
-        assert_eq!(hosts.take(), None);
+        assert_eq!([(); 4].map(|()| hosts.take(0)), [Some(3), Some(4), Some(5), Some(2)]);
+        assert_eq!(hosts.take(0), None);
         hosts.used.remove(&4);
-        assert_eq!(hosts.take(), Some(4));
+        assert_eq!(hosts.take(0), Some(4));
     }
 
     #[test]
     fn a_bridge_has_a_limit() {
         let mut hosts = hosts(4094);
-        assert_eq!(std::iter::from_fn(|| hosts.take()).count(), REPLICAS_MAX);
+        assert_eq!(std::iter::from_fn(|| hosts.take(0)).count(), REPLICAS_MAX);
+        hosts.used.clear();
+        assert_eq!(std::iter::from_fn(|| hosts.take(400)).count(), REPLICAS_MAX - 400);
     }
 
     #[test]
     fn adopting_keeps_the_whole_ones_in_use_and_names_the_missing() {
         let id = |host| NetnsId { host, nonce: 7 };
-        let pool = Pool::new(0, 100, [(id(2), true), (id(3), true), (id(4), false)].into());
+        let layout = Layout::new("t", "10.70.16.0/24".parse().unwrap(), std::path::Path::new("/run/cove"));
+        let pool = Pool::new(0, &layout, [(id(2), true), (id(3), true), (id(4), false)].into());
         let in_use = [id(2), id(4), id(9)].into();
         assert_eq!(pool.adopt(&in_use), (vec![id(2)], vec![id(4), id(9)], 2));
         assert_eq!(pool.status(), PoolStatus { ready: 0, leased: 1, leaving: 2, waiting: 0 });

@@ -23,7 +23,9 @@ use crate::layout::{Mac, NetnsId, NetnsLease};
 use crate::network::{Network, NetworkConfig};
 use crate::pool::PoolStatus;
 
+mod confined;
 mod lifecycle;
+mod limited;
 mod traffic;
 
 const DEADLINE: Duration = Duration::from_secs(10);

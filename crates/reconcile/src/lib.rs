@@ -10,7 +10,9 @@
 
 mod assess;
 mod freezing;
+mod jobs;
 mod labels;
+mod line;
 mod memory;
 mod names;
 mod outcome;
@@ -18,6 +20,7 @@ mod plan;
 mod planner;
 mod replicas;
 mod room;
+mod sessions;
 mod settings;
 mod slots;
 mod status;
@@ -25,10 +28,19 @@ mod traffic;
 mod view;
 
 pub use freezing::{NeedsLife, needs_life};
+pub use jobs::{
+    BACKOFF_LIMIT_EXCEEDED, DEADLINE_EXCEEDED, ExecutionMemory, ExecutionPlan, ExecutionView, IMAGE_PULL_FAILURE,
+    JobAction, JobEvent, JobSettings, JobStep, QUEUED, STOPPED, plan_execution,
+};
+pub use line::{Drawn, Kept, Waiting, sort_line};
 pub use memory::AppMemory;
 pub use plan::{Action, Outcome, Plan, Short, Step, Traffic};
 pub use planner::plan;
 pub use room::{Amount, Pool, Room};
+pub use sessions::{
+    Allocated, PoolMemory, PoolOutcome, PoolPlan, PoolView, SessionAction, SessionEvent, SessionSettings, SessionStep,
+    SessionView, allocate, fork_sessions, plan_pool,
+};
 pub use settings::Settings;
 pub use slots::{SlotCandidate, divide_slot_budget};
 pub use traffic::hosts;

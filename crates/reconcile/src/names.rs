@@ -26,6 +26,21 @@ pub(crate) fn replica_name(revision: &RevisionName, seed: u64, counter: u64) -> 
         .expect("a revision name of at most 64 characters and 16 more of the same alphabet")
 }
 
+/// `length` letters that depend on a text and a counter only.
+pub(crate) fn letters(text: &str, counter: u64, length: usize) -> String {
+    let seed = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let mut bits = mix(seed ^ mix(counter.wrapping_add(1)));
+    (0..length)
+        .map(|_| {
+            let letter = usize::try_from(bits % 27).expect("below 27");
+            bits = mix(bits);
+            char::from(ALPHABET[letter])
+        })
+        .collect()
+}
+
 /// SplitMix64's finaliser: one to one, and near counters give far results.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -43,6 +43,12 @@ impl Amount {
         })
     }
 
+    /// Not more than another, in both.
+    #[must_use]
+    pub fn fits_into(self, other: Self) -> bool {
+        self.cpu <= other.cpu && self.memory <= other.memory
+    }
+
     /// Itself and `count` times another.
     #[must_use]
     pub fn plus(self, other: Self, count: u32) -> Self {
@@ -68,7 +74,7 @@ impl Pool {
     }
 
     /// How many replicas of this size still fit.
-    fn fits(&self, need: Amount) -> u32 {
+    pub(crate) fn fits(&self, need: Amount) -> u32 {
         let free = self.free();
         let by_cpu = free.cpu.0.checked_div(need.cpu.0).unwrap_or(u32::MAX);
         let by_memory = free.memory.0.checked_div(need.memory.0).unwrap_or(u64::MAX);
@@ -100,7 +106,7 @@ impl Room {
     pub fn shortage(&self, need: Amount) -> Option<String> {
         let pool = self.pools.iter().find(|pool| pool.fits(need) == 0)?;
         let (free, total) = (pool.free(), pool.total);
-        let is_ever = need.cpu <= total.cpu && need.memory <= total.memory;
+        let is_ever = need.fits_into(total);
         let hint = if is_ever {
             "it starts when others end; lower `cpu` or `memory`, or raise the limit"
         } else {

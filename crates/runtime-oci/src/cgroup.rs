@@ -66,6 +66,15 @@ pub(crate) struct Missing {
     pub(crate) why: String,
 }
 
+/// How much of the processor a group gets beside others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weight {
+    /// As all others.
+    Usual,
+    /// A tenth of that: little, and not so little that a start never ends.
+    Least,
+}
+
 #[derive(Clone, Debug)]
 enum Kind {
     /// Mount point per controller; controllers mounted together share one.
@@ -247,6 +256,16 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Lets a group use `/dev/kvm`, where groups say which devices may be used.
+    pub(crate) fn allow_kvm(&self, path: &str) -> io::Result<()> {
+        match (&self.kind, self.controller("devices", path)) {
+            (Kind::V1(_), Some(folder)) => {
+                fs::write(folder.join("devices.allow"), "c 10:232 rwm").map_err(|error| at(&folder, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a process into a group. On v1 this waits for the kernel once per hierarchy.
     pub(crate) fn attach(&self, path: &str, pid: Pid) -> io::Result<()> {
         for mount in self.mounts() {
@@ -276,12 +295,27 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Limits processes and threads.
+    pub(crate) fn limit_pids(&self, path: &str, count: u32) -> io::Result<()> {
+        self.write("pids", path, "pids.max", &count.min(PIDS_MAX).to_string())
+    }
+
     /// Limits CPU, thousandths of a core.
     pub(crate) fn limit_cpu(&self, path: &str, milli: u32) -> io::Result<()> {
         let quota = (u64::from(milli) * CPU_PERIOD_US / 1000).max(1000);
         match self.kind {
             Kind::V1(_) => self.write("cpu", path, "cpu.cfs_quota_us", &quota.to_string()),
             Kind::V2(_) => self.write("cpu", path, "cpu.max", &format!("{quota} {CPU_PERIOD_US}")),
+        }
+    }
+
+    /// What a group gets of the processor while others want it too: the usual share, or what those leave.
+    pub(crate) fn weigh(&self, path: &str, weight: Weight) -> io::Result<()> {
+        match (&self.kind, weight) {
+            (Kind::V1(_), Weight::Usual) => self.write("cpu", path, "cpu.shares", "1024"),
+            (Kind::V1(_), Weight::Least) => self.write("cpu", path, "cpu.shares", "102"),
+            (Kind::V2(_), Weight::Usual) => self.write("cpu", path, "cpu.weight", "100"),
+            (Kind::V2(_), Weight::Least) => self.write("cpu", path, "cpu.weight", "10"),
         }
     }
 

@@ -15,12 +15,18 @@ mod health;
 mod helpers;
 mod images;
 mod link;
+mod machine;
+mod memory;
 mod prepare;
+mod sandbox;
+mod snapshot;
 mod stamps;
+mod templates;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
+    io,
+    net::{Ipv4Addr, TcpStream},
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -35,12 +41,12 @@ use cove_base::{Board, Clock};
 use cove_images::{Image, ImageStore};
 use cove_model::{
     ContainerObservation, ContainerState, EventKind, ReplicaName, ReplicaObservation, ReplicaPhase, ReplicaPhases,
-    RevisionKey, SystemEvent,
+    RevisionKey, SnapshotId, SystemEvent,
 };
-use cove_network::{NetnsId, Network};
+use cove_network::{NetnsId, Network, inside::Inside};
 use cove_runtime::{
     Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime,
-    RuntimeError,
+    RuntimeError, SandboxTier, SnapshotFacts, SnapshotFailure, SnapshotOrder,
 };
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -49,13 +55,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cgroup::Cgroups,
-    protocol::{ShimState, ToShim},
+    executions::ExecutionDirs,
+    handlers::HandlerConfig,
+    protocol::{HandlerSpec, ShimState, ToShim},
     shares::SharesConfig,
     shim::CGROUP_ROOT,
 };
 use conn::Conn;
 use health::Health;
 use helpers::Helpers;
+pub use machine::MachinesConfig;
 
 /// Bytes of memory that one slot costs: a helper and a first process, as measured (proportional set size).
 const SLOT_BYTES: u64 = 4 << 20;
@@ -65,6 +74,8 @@ const SLOT_BYTES: u64 = 4 << 20;
 pub struct OciConfig {
     /// Folder of the driver's own files; made when missing.
     pub dir: Utf8PathBuf,
+    /// Folder of snapshots; on the file system of the data directory. Default: beside the driver's own.
+    pub snapshots_dir: Utf8PathBuf,
     /// Folder of container logs: `<log_dir>/<replica>/<container>.log`.
     pub log_dir: Utf8PathBuf,
     /// Unique on this machine: all cgroups are below `cove-<name>`.
@@ -79,11 +90,20 @@ pub struct OciConfig {
     pub replicas_max: usize,
     /// Where the shares of storages are. Default: in folders beside the driver's.
     pub shares: SharesConfig,
+    /// Where the folders of executions are. Default: beside the driver's own.
+    pub executions: ExecutionDirs,
     /// Whose time observations and events carry and which probes follow. Default: the machine's.
     pub clock: Clock,
     /// Certificate in PEM of the authority that signs apps' own certificates: a file that containers find at
     /// [`CA_FILE`]. Default none.
     pub ca_certificate: Option<String>,
+    /// OCI runtimes of this machine that sessions may be given to, besides the well-known ones that are installed. Default
+    /// `None`: none is looked for.
+    pub handlers: Option<BTreeMap<String, HandlerConfig>>,
+    /// What machines around sessions are made of. Default `None`: none is offered.
+    pub machines: Option<MachinesConfig>,
+    /// CRIU, which keeps the memory of sessions that are forked: a path, or a name on the path of programs. Default `criu`.
+    pub criu: String,
 }
 
 /// Where containers find the certificate of the authority that signs apps' own certificates; the variable `COVE_CA_FILE`
@@ -98,6 +118,8 @@ impl OciConfig {
         let dir = dir.into();
         Self {
             shares: SharesConfig::new(dir.parent().unwrap_or(&dir)),
+            executions: ExecutionDirs::new(dir.parent().unwrap_or(&dir)),
+            snapshots_dir: dir.parent().unwrap_or(&dir).join("snapshots"),
             dir,
             log_dir: log_dir.into(),
             name: name.into(),
@@ -107,6 +129,9 @@ impl OciConfig {
             replicas_max: 2000,
             clock: Clock::real(),
             ca_certificate: None,
+            handlers: None,
+            machines: None,
+            criu: "criu".to_owned(),
         }
     }
 }
@@ -164,12 +189,20 @@ struct Inner {
     helpers: Arc<Helpers>,
     state: Mutex<State>,
     capabilities: Capabilities,
+    /// OCI runtimes of this machine that can be used, by name.
+    handlers: BTreeMap<String, HandlerSpec>,
+    /// What machines are made of, where they can be run.
+    machines: Option<Arc<machine::Machines>>,
     stop: CancellationToken,
     /// Nothing more is begun.
     is_closing: AtomicBool,
     /// Something that was being made is made.
     prepared: Notify,
     execs: AtomicU64,
+    snapshots: snapshot::Snapshots,
+    /// CRIU, once it was found and tried.
+    criu: tokio::sync::OnceCell<Utf8PathBuf>,
+    templates: templates::Templates,
 }
 
 impl std::fmt::Debug for Inner {
@@ -201,6 +234,10 @@ struct Replica {
     shim: Option<ShimState>,
     address: Option<Ipv4Addr>,
     netns: Option<NetnsId>,
+    /// Its network namespace, once somebody dialed or it was made here.
+    namespace: Option<Arc<Inside>>,
+    /// First of its own host ids.
+    first_id: Option<u32>,
     cgroup: Option<String>,
     /// Nothing of it runs any more.
     ended: Option<ReplicaPhase>,
@@ -235,6 +272,8 @@ impl Replica {
             shim: None,
             address: None,
             netns: None,
+            namespace: None,
+            first_id: None,
             cgroup: None,
             ended: None,
             failure: None,
@@ -266,7 +305,7 @@ impl Replica {
 
     fn observe(&self) -> ReplicaObservation {
         let phase = self.phase();
-        let is_ready = self.is_ready && phase == ReplicaPhase::Running;
+        let is_ready = self.is_ready && phase == ReplicaPhase::Running && self.freezing.is_settled();
         ReplicaObservation {
             name: self.spec.name.clone(),
             revision: self.spec.revision.clone(),
@@ -393,8 +432,16 @@ impl OciRuntime {
             std::fs::create_dir_all(path).map_err(|source| OpenError::Folder { path: path.clone(), source })?;
         }
         let cgroups = Cgroups::detect(Path::new(CGROUP_ROOT)).map_err(|source| OpenError::NoCgroups { source })?;
+        let snapshots = snapshot::Snapshots::open(&config.snapshots_dir)
+            .map_err(|source| OpenError::Folder { path: config.snapshots_dir.clone(), source })?;
+        let templates_dir = config.dir.join("templates");
+        let templates_max = config.machines.as_ref().map_or(0, |machines| machines.templates_bytes_max);
+        let templates = templates::Templates::open(&templates_dir, templates_max)
+            .map_err(|source| OpenError::Folder { path: templates_dir, source })?;
         let helpers = Arc::new(Helpers::open(&config).await?);
-        let capabilities = capabilities(&cgroups, &network);
+        let mut capabilities = capabilities(&cgroups, &network, &config);
+        let handlers = sandbox::find_handlers(&config, &mut capabilities).await;
+        let machines = machine::find(&config, &mut capabilities).await;
         let inner = Arc::new(Inner {
             config,
             images,
@@ -407,12 +454,18 @@ impl OciRuntime {
             helpers,
             state: Mutex::default(),
             capabilities,
+            handlers,
+            machines,
             stop: CancellationToken::new(),
             is_closing: AtomicBool::new(false),
             prepared: Notify::new(),
             execs: AtomicU64::new(1),
+            snapshots,
+            criu: tokio::sync::OnceCell::new(),
+            templates,
         });
         adopt::adopt(&inner).await;
+        templates::sweep(&inner);
         helpers::refill(&inner);
         Ok(Arc::new(Self { inner }))
     }
@@ -447,8 +500,18 @@ impl Drop for OciRuntime {
     }
 }
 
-fn capabilities(cgroups: &Cgroups, network: &Network) -> Capabilities {
+fn capabilities(cgroups: &Cgroups, network: &Network, config: &OciConfig) -> Capabilities {
     let mut warnings = network.capabilities().warnings.clone();
+    // Without limits a fork bomb or a full memory would be everybody's.
+    let is_limited = cgroups.has("memory") && cgroups.has("cpu") && cgroups.has("pids");
+    let sandbox_tiers = match crate::probe::sandbox(&config.dir) {
+        Ok(_) if is_limited => vec![SandboxTier::Hardened],
+        Ok(_) => Vec::new(),
+        Err(error) => {
+            warnings.push(format!("untrusted code cannot be kept in: {error}; session pools are refused"));
+            Vec::new()
+        }
+    };
     if !cgroups.missing.is_empty() {
         warnings.push(format!(
             "CPU, memory or process limits are not enforced, as cgroup controllers are missing: {}",
@@ -471,6 +534,7 @@ fn capabilities(cgroups: &Cgroups, network: &Network) -> Capabilities {
         limits: cgroups.has("memory") && cgroups.has("cpu"),
         egress: network.capabilities().nat,
         freezes: cgroups.can_freeze(),
+        sandbox_tiers,
         warnings,
     }
 }
@@ -481,7 +545,13 @@ impl Runtime for OciRuntime {
     }
 
     fn ensure_images(&self, revision: &RevisionKey, images: &[String], logins: &[RegistryLogin]) {
+        templates::claim(&self.inner, revision);
         images::ensure(&self.inner, revision, images, logins);
+    }
+
+    fn forget_images(&self, revision: &RevisionKey) {
+        lock(&self.inner.state).images.remove(revision);
+        templates::forget(&self.inner, revision);
     }
 
     fn images(&self, revision: &RevisionKey) -> ImagesState {
@@ -489,6 +559,7 @@ impl Runtime for OciRuntime {
     }
 
     fn prepare(&self, spec: ReplicaSpec) -> Result<(), RuntimeError> {
+        sandbox::check(&self.inner.capabilities, &spec)?;
         prepare::order(&self.inner, spec)
     }
 
@@ -561,14 +632,45 @@ impl Runtime for OciRuntime {
     }
 
     fn usage(&self, name: &ReplicaName) -> Option<ReplicaUse> {
-        let path =
-            lock(&self.inner.state).replicas.get(name).filter(|replica| replica.ended.is_none())?.cgroup.clone()?;
+        let path = {
+            let state = lock(&self.inner.state);
+            let replica = state.replicas.get(name)?;
+            let told = replica.shim.as_ref().and_then(|shim| shim.cpu_us_total);
+            if told.is_some() || replica.ended.is_some() {
+                return told.map(|cpu_us| ReplicaUse { cpu_us_total: Some(cpu_us), memory_bytes: None });
+            }
+            replica.cgroup.clone()?
+        };
         Some(self.inner.cgroups.usage(&path))
     }
 
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {
         let number = self.inner.execs.fetch_add(1, Ordering::Relaxed);
         Box::pin(exec::run(Arc::clone(&self.inner), number, request))
+    }
+
+    fn snapshot(
+        &self,
+        replica: &ReplicaName,
+        order: SnapshotOrder,
+    ) -> BoxFuture<'static, Result<SnapshotFacts, SnapshotFailure>> {
+        Box::pin(snapshot::take(Arc::clone(&self.inner), replica.clone(), order))
+    }
+
+    fn restored(&self, replica: &ReplicaName) -> Option<Result<(), String>> {
+        memory::restored(&self.inner, replica)
+    }
+
+    fn snapshots(&self) -> BTreeMap<SnapshotId, SnapshotFacts> {
+        self.inner.snapshots.all()
+    }
+
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(snapshot::remove(Arc::clone(&self.inner), snapshot.clone()))
+    }
+
+    fn dial(&self, replica: &ReplicaName, port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
+        Box::pin(sandbox::dial(Arc::clone(&self.inner), replica.clone(), port))
     }
 
     fn root(&self, replica: &ReplicaName, container: &str) -> BoxFuture<'static, Result<OwnedFd, ExecError>> {

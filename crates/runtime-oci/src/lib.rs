@@ -13,6 +13,10 @@
 
 mod cgroup;
 mod driver;
+mod executions;
+mod handlers;
+mod layer_copy;
+mod memory;
 mod page_out;
 mod probe;
 mod protocol;
@@ -21,7 +25,11 @@ mod shares;
 pub mod shim;
 mod tree;
 mod usage;
+mod vm_root;
+mod wait;
 
-pub use driver::{CA_FILE, OciConfig, OciRuntime, OpenError};
-pub use probe::{Probe, probe};
+pub use driver::{CA_FILE, MachinesConfig, OciConfig, OciRuntime, OpenError};
+pub use executions::{ExecutionDirs, ExecutionPart};
+pub use handlers::{Handler, HandlerConfig, find as find_handlers};
+pub use probe::{Probe, probe, probe_isolation};
 pub use shares::{ShareBinding, ShareTarget, SharesConfig};

@@ -3,14 +3,23 @@
 //! **Invariant:** leaves nothing behind and changes nothing of the host but which controllers its first control group
 //! passes on.
 
-use std::{path::Path, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
+use camino::Utf8Path;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
 
-use crate::{cgroup::Cgroups, page_out, seccomp, shim::CGROUP_ROOT};
+use crate::{
+    cgroup::Cgroups,
+    page_out, seccomp,
+    shim::{self, CGROUP_ROOT},
+    tree,
+};
+
+/// First id of the probe's namespace, which nobody else has.
+const PROBE_ID: u32 = 0x6fff_0000;
 
 /// Answer about one need.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,18 +70,109 @@ pub fn probe() -> Vec<Probe> {
         answer("swap", swap(), "use Linux 5.10 or newer; until then what frozen replicas know stays in memory"),
     ];
     // Mounts are tried on a thread with a mount namespace of its own, which ends with it.
-    let tried = std::thread::Builder::new().name("cove-probe".to_owned()).spawn(overlay);
-    let overlay = match tried.map(std::thread::JoinHandle::join) {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err("the probe ended early".to_owned()),
-        Err(error) => Err(error.to_string()),
-    };
+    let overlay = on_a_thread(overlay);
+    probes.push(answer(
+        "untrusted code",
+        sandbox(Utf8Path::new("/")),
+        "use Linux 5.19 or newer with user namespaces (`sysctl -w user.max_user_namespaces=10000`) and keep the data \
+         directory on ext4, xfs or btrfs; without it session pools are refused",
+    ));
     probes.push(answer(
         "overlay file system",
         overlay,
         "load the module `overlay` (`modprobe overlay`), or allow mounts to this process",
     ));
     probes
+}
+
+/// Tries what else may stand between a session and this machine: OCI runtimes, and virtual machines of the guest in `guest`.
+/// Blocks, up to a minute when a machine does not boot.
+#[must_use]
+pub fn probe_isolation(guest: &Utf8Path) -> Vec<Probe> {
+    let found = crate::handlers::find(&std::collections::BTreeMap::new(), None);
+    let words = |handler: &crate::handlers::Handler| match &handler.found {
+        Ok(text) => format!("{} {text}", handler.name),
+        Err(text) => format!("{} cannot be used: {text}", handler.name),
+    };
+    let all = found.iter().map(words).collect::<Vec<_>>().join("; ");
+    let runtimes = match (found.is_empty(), found.iter().any(|handler| handler.found.is_ok())) {
+        (true, _) => Ok("none is installed, and none is needed".to_owned()),
+        (false, true) => Ok(all),
+        (false, false) => Err(all),
+    };
+    let machines = cove_vm::accel::probe(guest).map_err(|error| error.to_string()).and_then(|(guest, probed)| {
+        cove_vm::guest::program("mkfs.erofs").ok_or("`mkfs.erofs` was not found: apt-get install -y erofs-utils")?;
+        let without = probed.without_kvm.map(|why| format!(" (KVM is not used: {why})")).unwrap_or_default();
+        Ok(format!("Linux {} booted in {} ms with {}{without}", guest.release, probed.boot_ms, probed.accel.as_str()))
+    });
+    vec![
+        answer("OCI runtimes", runtimes, "install another version of it, or use the isolation `hardened`"),
+        answer(
+            "virtual machines",
+            machines,
+            "`apt-get install qemu-system-x86 erofs-utils`, `cove image build-vm-guest`, then start the server again; \
+             without it pools with isolation `vm` are refused",
+        ),
+        answer(
+            "memory of forks",
+            criu(),
+            "install CRIU, 4.2 or newer for Linux 6.16 and later, or name it with `sessions.criu`; until then forks of \
+             sessions have the files and begin anew",
+        ),
+    ]
+}
+
+fn criu() -> Result<String, String> {
+    let program = crate::memory::find("criu")?;
+    let version = crate::memory::check(&program)?;
+    Ok(format!("CRIU {version} keeps it"))
+}
+
+pub(crate) fn on_a_thread(work: impl FnOnce() -> Result<String, String> + Send + 'static) -> Result<String, String> {
+    let tried = std::thread::Builder::new().name("cove-probe".to_owned()).spawn(work);
+    match tried.map(std::thread::JoinHandle::join) {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err("the probe ended early".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Tries what keeps untrusted code in: a user namespace with ids of its own, and an overlay over layers of the file system
+/// at `dir` with their ids shifted as much.
+pub(crate) fn sandbox(dir: &Utf8Path) -> Result<String, String> {
+    let dir = dir.to_owned();
+    let users = shim::user_namespace(PROBE_ID).map_err(|error| error.to_string())?;
+    on_a_thread(move || {
+        let owner = |path: &str| std::fs::metadata(path).map(|found| found.uid()).map_err(|error| error.to_string());
+        let outside = owner(dir.as_str())?;
+        let layers = shim::shifted(&dir, &users)
+            .map_err(|error| format!("the file system of `{dir}` shifts no ids: {error}"))?;
+        in_memory()?;
+        for name in ["shifted", "upper", "work", "root"] {
+            std::fs::create_dir(Path::new("/tmp").join(name)).map_err(|error| error.to_string())?;
+        }
+        let shown = Utf8Path::new("/tmp/shifted");
+        tree::attach(&layers, shown).map_err(|error| error.to_string())?;
+        let options = "lowerdir=/tmp/shifted,upperdir=/tmp/upper,workdir=/tmp/work";
+        let mounted = mount(Some("overlay"), "/tmp/root", Some("overlay"), MsFlags::empty(), Some(options));
+        mounted.map_err(|error| format!("an overlay takes no layers with shifted ids: {error}"))?;
+        let inside = owner(shown.as_str())?;
+        for path in ["/tmp/root", "/tmp/shifted"] {
+            umount2(path, MntFlags::MNT_DETACH).map_err(|error| error.to_string())?;
+        }
+        if outside < shim::IDS_PER_REPLICA && inside != PROBE_ID + outside {
+            return Err(format!("an id was shifted from {outside} to {inside}"));
+        }
+        Ok("user namespaces, shifted ids and overlays of them work".to_owned())
+    })
+}
+
+/// A mount namespace of the calling thread's own with memory at /tmp.
+fn in_memory() -> Result<(), String> {
+    let words = |error: nix::Error| error.to_string();
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).map_err(words)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).map_err(words)?;
+    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("size=1m")).map_err(words)
 }
 
 fn kernel() -> Result<String, String> {
@@ -121,14 +221,12 @@ fn swap() -> Result<String, String> {
 }
 
 fn seccomp_filter() -> Result<String, String> {
-    seccomp::Filter::compile().map(|_| "the filter compiles".to_owned()).map_err(|error| error.to_string())
+    seccomp::Filters::compile().map(|_| "the filter compiles".to_owned()).map_err(|error| error.to_string())
 }
 
 fn overlay() -> Result<String, String> {
     let words = |error: nix::Error| error.to_string();
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).map_err(words)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).map_err(words)?;
-    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("size=1m")).map_err(words)?;
+    in_memory()?;
     for name in ["lower", "upper", "work", "root"] {
         std::fs::create_dir(Path::new("/tmp").join(name)).map_err(|error| error.to_string())?;
     }

@@ -13,6 +13,7 @@ use std::{
 
 use camino::{Utf8Path, Utf8PathBuf};
 use cove_model::{ContainerExit, ContainerState, ReplicaPhase, ReplicaPhases};
+use cove_runtime::RestartPolicy;
 use jiff::Timestamp;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -101,6 +102,24 @@ pub(crate) enum ToShim {
         /// Container.
         container: String,
     },
+    /// Give the directory that a container's files are written to: sent as [`RootGiven`] over the socket that is sent along.
+    /// Until that socket is closed none of the replica's processes runs.
+    Written {
+        /// Container.
+        container: String,
+    },
+    /// Keep the memory of a replica that is held by [`ToShim::Written`]; [`MemoryGiven`] comes over the socket that is sent
+    /// along when that is done.
+    Memory {
+        /// Container, the only one.
+        container: String,
+        /// CRIU.
+        program: Utf8PathBuf,
+        /// Bytes that it may have.
+        bytes_max: u64,
+    },
+    /// Give the replica's network namespace: sent as [`RootGiven`] over the socket that is sent along.
+    Network,
     /// The peer of an exec went away: end its process.
     ExecEnd {
         /// Number of the exec.
@@ -108,11 +127,18 @@ pub(crate) enum ToShim {
     },
 }
 
-/// Answer to [`ToShim::Root`]; the directory's descriptor comes along unless there is an error.
+/// Answer to [`ToShim::Root`], [`ToShim::Written`] and [`ToShim::Network`]; the descriptor comes along unless there is an error.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RootGiven {
     /// Why not.
     pub(crate) error: Option<String>,
+}
+
+/// Answer to [`ToShim::Memory`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MemoryGiven {
+    /// The folder of the images, whole, for whoever asked to take away; or why there is none.
+    pub(crate) images: Result<Utf8PathBuf, String>,
 }
 
 /// From a helper to the driver.
@@ -163,10 +189,110 @@ pub(crate) struct ShimSpec {
     pub(crate) containers: Vec<ContainerSpec>,
     /// Volumes by name.
     pub(crate) volumes: BTreeMap<String, VolumeSpec>,
+    /// What happens when a container ends by itself.
+    #[serde(default)]
+    pub(crate) restart: RestartPolicy,
+    /// Keeps its containers in.
+    #[serde(default)]
+    pub(crate) sandbox: Option<SandboxSpec>,
     /// When the replica was ordered.
     pub(crate) created_at: Timestamp,
     /// When its network was ready.
     pub(crate) network_at: Timestamp,
+}
+
+/// What keeps a replica's containers in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SandboxSpec {
+    /// Host id that root inside has; the next [`crate::shim::IDS_PER_REPLICA`] belong to the replica too.
+    pub(crate) first_id: u32,
+    /// Processes and threads of a container at most.
+    pub(crate) pids_max: u32,
+    /// Bytes that a container may write at most.
+    pub(crate) disk_bytes: u64,
+    /// The OCI runtime of this machine that runs the containers; none: this program itself.
+    #[serde(default)]
+    pub(crate) handler: Option<HandlerSpec>,
+    /// The machine that stands around the only container; none: it runs on this machine's kernel.
+    #[serde(default)]
+    pub(crate) machine: Option<Box<MachineOrder>>,
+}
+
+/// A machine for the only container of a replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MachineOrder {
+    /// What QEMU is told; paths as it sees them.
+    pub(crate) spec: cove_vm::MachineSpec,
+    /// Lower directories of what QEMU finds around it.
+    pub(crate) layers: Vec<Utf8PathBuf>,
+    /// Files of this machine and their names below [`crate::shim::PARTS_DIR`]: kernel, initial file system, disk.
+    pub(crate) parts: Vec<(Utf8PathBuf, String)>,
+    /// Memory of the container that QEMU runs in, bytes: the guest's and what QEMU itself takes.
+    pub(crate) container_bytes: u64,
+    /// Bytes that may be written inside.
+    pub(crate) disk_bytes: u64,
+    /// Processes and threads inside at most.
+    pub(crate) tasks_max: u32,
+    /// `/etc/resolv.conf` inside, where it differs from QEMU's own.
+    pub(crate) resolv_conf: Option<String>,
+    /// What it has to do with the template of its pool; none: it boots, and that is all.
+    #[serde(default)]
+    pub(crate) template: Option<TemplateOrder>,
+}
+
+/// A saved machine that others go on from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum TemplateOrder {
+    /// Go on from it.
+    Restore {
+        /// Its folder.
+        dir: Utf8PathBuf,
+    },
+    /// Be saved as it once the program listens.
+    Save {
+        /// Folder that is to be.
+        dir: Utf8PathBuf,
+        /// Port at which it is to listen.
+        port: u16,
+    },
+}
+
+/// What became of a [`TemplateOrder`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TemplateNews {
+    /// It was saved.
+    Saved {
+        /// Milliseconds that it stood still.
+        ms: u64,
+        /// Size of the file.
+        bytes: u64,
+    },
+    /// It was not, and goes on all the same.
+    NotSaved {
+        /// In words.
+        reason: String,
+    },
+    /// It goes on from the template.
+    Restored {
+        /// Milliseconds between the start of QEMU and the agent's answer.
+        ms: u64,
+    },
+    /// It does not, and boots.
+    NotRestored {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// An OCI runtime of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HandlerSpec {
+    /// What users call it.
+    pub(crate) name: String,
+    /// The program.
+    pub(crate) program: Utf8PathBuf,
+    /// Arguments before the verb.
+    pub(crate) args: Vec<String>,
 }
 
 /// A volume.
@@ -192,6 +318,12 @@ pub(crate) struct ContainerSpec {
     pub(crate) is_init: bool,
     /// Lower directories, topmost first.
     pub(crate) layers: Vec<Utf8PathBuf>,
+    /// One more above them, of a snapshot; only of sandboxed replicas.
+    #[serde(default)]
+    pub(crate) snapshot: Option<Utf8PathBuf>,
+    /// What its processes begin with instead of its program; only of sandboxed replicas, and only the first time.
+    #[serde(default)]
+    pub(crate) memory: Option<MemoryOrder>,
     /// Program and arguments, not empty.
     pub(crate) args: Vec<String>,
     /// `NAME=value`.
@@ -208,6 +340,15 @@ pub(crate) struct ContainerSpec {
     pub(crate) memory_bytes: u64,
     /// Volume name, absolute path inside, relative part of the volume.
     pub(crate) mounts: Vec<(String, String, Option<String>)>,
+}
+
+/// Processes that a container begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryOrder {
+    /// CRIU.
+    pub(crate) program: Utf8PathBuf,
+    /// Folder of the images.
+    pub(crate) images: Utf8PathBuf,
 }
 
 impl std::fmt::Debug for ContainerSpec {
@@ -236,6 +377,24 @@ pub(crate) struct ShimState {
     /// Why the last order to freeze it was not carried out.
     #[serde(default)]
     pub(crate) freeze_error: Option<String>,
+    /// Orders to thaw it that were carried out; helpers of older versions do not say.
+    #[serde(default)]
+    pub(crate) thaws: Option<u64>,
+    /// It understands [`ToShim::Written`]; helpers of older versions do not.
+    #[serde(default)]
+    pub(crate) gives_written: bool,
+    /// It understands [`ToShim::Memory`]; helpers of older versions do not.
+    #[serde(default)]
+    pub(crate) gives_memory: bool,
+    /// Whether it began with the memory that it was to begin with; none: there was none.
+    #[serde(default)]
+    pub(crate) restored: Option<bool>,
+    /// Why not.
+    #[serde(default)]
+    pub(crate) restore_error: Option<String>,
+    /// Processor time of it all in microseconds, once it has ended.
+    #[serde(default)]
+    pub(crate) cpu_us_total: Option<u64>,
 }
 
 /// All that a helper knows of a container.
@@ -253,6 +412,12 @@ pub(crate) struct ContainerStatus {
     pub(crate) last_exit: Option<ContainerExit>,
     /// How often `listen` was called since its last start.
     pub(crate) listens: u32,
+    /// Of a machine: ports inside that accept connections.
+    #[serde(default)]
+    pub(crate) listening: Vec<u16>,
+    /// Of a machine: what became of the template.
+    #[serde(default)]
+    pub(crate) template: Option<TemplateNews>,
 }
 
 /// A pair of connected sockets, closed on exec.

@@ -10,6 +10,7 @@
 
 #![expect(unsafe_code, reason = "seccomp and its ioctls have no safe wrapper")]
 
+mod oci;
 mod table;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 };
 
 use nix::libc;
+pub(crate) use oci::profile;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
@@ -32,6 +34,83 @@ const AF_VSOCK: u64 = 40;
 
 /// `personality` values that are harmless: Linux, 32 bit, no randomisation is not among them.
 const PERSONALITIES: [u64; 4] = [0x0, 0x0008, 0x2_0000, 0xffff_ffff];
+
+/// Kinds of sockets that a sandboxed container may make: streams, datagrams, sequenced packets; never raw ones.
+const SOCKET_KINDS: [u64; 3] = [1, 2, 5];
+
+/// `AF_UNIX`, `AF_INET`, `AF_INET6`.
+const SOCKET_FAMILIES: [u64; 3] = [1, 2, 10];
+
+/// `AF_NETLINK`, for its first protocol alone: programs ask it for their addresses.
+const AF_NETLINK: u64 = 16;
+
+/// The filters of containers.
+#[derive(Clone, Debug)]
+pub(crate) struct Filters {
+    pub(crate) app: Filter,
+    /// Of a sandboxed program that does not run as root.
+    pub(crate) sandboxed: Filter,
+    /// Of one that does: it has no capability, so changes of its user, its groups and the owner of files are answered as
+    /// done and change nothing. Images that begin as root and step down work so, without any power to step anywhere.
+    pub(crate) sandboxed_root: Filter,
+}
+
+impl Filters {
+    /// Compiles the filters for this machine.
+    pub(crate) fn compile() -> Result<Self, FilterError> {
+        let app = Filter::compile()?;
+        let strict = compile(sandboxed().map(|(_, call)| call), sandbox_sockets()?)?;
+        Ok(Self {
+            app,
+            sandboxed: Filter::of(&strict, &[])?,
+            sandboxed_root: Filter::of(
+                &strict,
+                &table::ROOT_ANSWERED.iter().map(|(_, call)| *call).collect::<Vec<_>>(),
+            )?,
+        })
+    }
+}
+
+fn allowed() -> impl Iterator<Item = table::Call> {
+    table::ALLOWED.iter().chain(table::ALLOWED_NEW).chain(table::ALLOWED_HERE).copied()
+}
+
+/// What a sandboxed container may call.
+fn sandboxed() -> impl Iterator<Item = table::Call> {
+    allowed().filter(|call| !table::SANDBOX_DENIED.contains(call))
+}
+
+fn equal(index: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+fn sandbox_sockets() -> Result<Vec<SeccompRule>, FilterError> {
+    let mut rules = Vec::new();
+    for family in SOCKET_FAMILIES {
+        for kind in SOCKET_KINDS {
+            let kind = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(0xf), kind)?;
+            rules.push(SeccompRule::new(vec![equal(0, family)?, kind])?);
+        }
+    }
+    rules.push(SeccompRule::new(vec![equal(0, AF_NETLINK)?, equal(2, 0)?])?);
+    Ok(rules)
+}
+
+/// The list of calls as a program; `sockets` says which sockets may be made.
+fn compile(calls: impl Iterator<Item = libc::c_long>, sockets: Vec<SeccompRule>) -> Result<BpfProgram, FilterError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (call, Vec::new())).collect();
+    let no_namespaces = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_namespaces])?]);
+    rules.insert(libc::SYS_socket, sockets);
+    let personalities = PERSONALITIES.map(|value| SeccompRule::new(vec![equal(0, value)?]));
+    rules.insert(libc::SYS_personality, personalities.into_iter().collect::<Result<_, _>>()?);
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    Ok(SeccompFilter::new(rules, refused, SeccompAction::Allow, arch()?)?.try_into()?)
+}
+
+fn arch() -> Result<TargetArch, FilterError> {
+    TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Architecture)
+}
 
 /// A compiled filter.
 #[derive(Clone, Debug)]
@@ -51,31 +130,26 @@ pub(crate) enum FilterError {
 impl Filter {
     /// Compiles the filter for this machine.
     pub(crate) fn compile() -> Result<Self, FilterError> {
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Architecture)?;
-        let condition = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value);
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        for call in table::ALLOWED.iter().chain(table::ALLOWED_NEW).chain(table::ALLOWED_HERE) {
-            rules.insert(*call, Vec::new());
-        }
-        let no_namespaces = condition(0, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
-        rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_namespaces])?]);
-        let no_vsock = condition(0, SeccompCmpOp::Ne, AF_VSOCK)?;
-        rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![no_vsock])?]);
-        let mut personalities = Vec::new();
-        for value in PERSONALITIES {
-            personalities.push(SeccompRule::new(vec![condition(0, SeccompCmpOp::Eq, value)?])?);
-        }
-        rules.insert(libc::SYS_personality, personalities);
-        let allow =
-            SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM.unsigned_abs()), SeccompAction::Allow, arch)?;
-        let allow: BpfProgram = allow.try_into()?;
+        let no_vsock = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, AF_VSOCK)?;
+        Self::of(&compile(allowed().map(|(_, call)| call), vec![SeccompRule::new(vec![no_vsock])?])?, &[])
+    }
+
+    /// Puts in front of a list what it cannot say: calls that are `answered` as done, and those that are told of.
+    fn of(list: &BpfProgram, answered: &[libc::c_long]) -> Result<Self, FilterError> {
+        let arch = audit_arch(arch()?);
         let prologue = |notify: bool| {
-            let mut program = vec![load(ARCH_OFFSET), jump_unless(audit_arch(arch), 5), load(NR_OFFSET)];
-            program.push(jump_unless(number(libc::SYS_clone3), 1));
-            program.push(answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()));
-            program.push(jump_unless(if notify { number(libc::SYS_listen) } else { u32::MAX }, 1));
-            program.push(answer(libc::SECCOMP_RET_USER_NOTIF));
-            program.extend(allow.iter().cloned());
+            let mut head = vec![load(NR_OFFSET), jump_unless(number(libc::SYS_clone3), 1)];
+            head.push(answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()));
+            head.push(jump_unless(if notify { number(libc::SYS_listen) } else { u32::MAX }, 1));
+            head.push(answer(libc::SECCOMP_RET_USER_NOTIF));
+            for call in answered {
+                head.extend([jump_unless(number(*call), 1), answer(libc::SECCOMP_RET_ERRNO)]);
+            }
+            // of another architecture the numbers mean something else: the list ends that process
+            let skip = u8::try_from(head.len()).expect("a handful of calls is answered");
+            let mut program = vec![load(ARCH_OFFSET), jump_unless(arch, skip)];
+            program.extend(head);
+            program.extend(list.iter().cloned());
             program
         };
         Ok(Self { with_notice: prologue(true), without_notice: prologue(false) })
@@ -167,10 +241,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filter_compiles_and_fits() {
-        let filter = Filter::compile().unwrap();
-        assert!(filter.with_notice.len() < 4096, "the kernel takes 4096 instructions at most");
-        assert_eq!(filter.with_notice.len(), filter.without_notice.len());
+    fn the_filters_compile_and_fit() {
+        let filters = Filters::compile().unwrap();
+        for filter in [&filters.app, &filters.sandboxed, &filters.sandboxed_root] {
+            assert!(filter.with_notice.len() < 4096, "the kernel takes 4096 instructions at most");
+            assert_eq!(filter.with_notice.len(), filter.without_notice.len());
+        }
         assert!(has_notices());
+    }
+
+    #[test]
+    fn what_is_denied_or_answered_was_allowed_before() {
+        let all: Vec<_> = allowed().collect();
+        for call in table::SANDBOX_DENIED.iter().chain(table::ROOT_ANSWERED) {
+            assert!(all.contains(call), "{call:?}");
+        }
     }
 }

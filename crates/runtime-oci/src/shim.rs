@@ -8,19 +8,31 @@
 //! **Invariant:** everything in here is single-threaded: libcontainer forks its caller.
 //! **Invariant:** a container cannot outlive its helper: the kernel kills it when the helper ends.
 
+mod budget;
 mod bundle;
 mod carrier;
 mod container;
 mod exec;
 mod freeze;
+mod guest_exec;
+mod handler;
 mod helper;
 mod log;
+mod machine;
+mod machines;
+mod memory;
+mod sandbox;
 mod supervisor;
+mod template;
 mod user;
+mod user_ns;
 mod zygote;
 
 use std::process::ExitCode;
 
+pub(crate) use machine::PARTS_DIR;
+pub(crate) use sandbox::{IDS_PER_REPLICA, shifted, user_namespace};
+pub(crate) use template::{DISK_FILE as DISK_FILE_OF_TEMPLATE, STATE_FILE as STATE_FILE_OF_TEMPLATE};
 pub(crate) use zygote::CGROUP_ROOT;
 pub use zygote::ZYGOTE_COMMAND;
 

@@ -33,12 +33,17 @@ const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
 /// A copy of what is mounted at a path of this machine, attached nowhere.
 pub(crate) fn clone_at(path: &Utf8Path) -> io::Result<OwnedFd> {
-    open_tree(libc::AT_FDCWD, path.as_str())
+    open_tree(libc::AT_FDCWD, path.as_str(), libc::AT_RECURSIVE)
+}
+
+/// The same without what is mounted below it.
+pub(crate) fn clone_one(path: &Utf8Path) -> io::Result<OwnedFd> {
+    open_tree(libc::AT_FDCWD, path.as_str(), 0)
 }
 
 /// A copy of an open directory or file, attached nowhere.
 pub(crate) fn clone_of(found: &OwnedFd) -> io::Result<OwnedFd> {
-    open_tree(found.as_raw_fd(), "")
+    open_tree(found.as_raw_fd(), "", libc::AT_RECURSIVE)
 }
 
 /// Opens a directory below `root`, made where it is missing; says whether the last part is new. A link on the way is an
@@ -67,12 +72,10 @@ pub(crate) fn make_beneath(root: &Utf8Path, path: &Utf8Path) -> io::Result<(Owne
     Ok((dir, is_new))
 }
 
-fn open_tree(at: RawFd, path: &str) -> io::Result<OwnedFd> {
+fn open_tree(at: RawFd, path: &str, depth: libc::c_int) -> io::Result<OwnedFd> {
     let path = CString::new(path)?;
-    let flags = libc::OPEN_TREE_CLONE
-        | libc::OPEN_TREE_CLOEXEC
-        | libc::AT_RECURSIVE as libc::c_uint
-        | libc::AT_EMPTY_PATH as libc::c_uint;
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | depth.unsigned_abs() | libc::AT_EMPTY_PATH.unsigned_abs();
     // SAFETY: the path is a C string that outlives the call; the rest are numbers.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, at, path.as_ptr(), flags) };
     let fd = RawFd::try_from(Errno::result(fd)?).map_err(io::Error::other)?;

@@ -1,13 +1,27 @@
 //! The driver on this host with real containers. Needs root and the kernel parts that `cove doctor` lists.
 
+#[path = "host/completion.rs"]
+mod completion;
+#[path = "host/effects.rs"]
+mod effects;
 #[path = "host/fixture.rs"]
 mod fixture;
 #[path = "host/freezing.rs"]
 mod freezing;
+#[path = "host/handler.rs"]
+mod handler;
+#[path = "host/hostile.rs"]
+mod hostile;
 #[path = "host/limits.rs"]
 mod limits;
+#[path = "host/machine.rs"]
+mod machine;
+#[path = "host/sandbox.rs"]
+mod sandbox;
 #[path = "host/shell_image.rs"]
 mod shell_image;
+#[path = "host/snapshots.rs"]
+mod snapshots;
 #[path = "host/volumes.rs"]
 mod volumes;
 
@@ -57,6 +71,8 @@ async fn the_driver_keeps_the_contract() {
         image: SAMPLE_IMAGE,
         port: 80,
         missing_image: "cove.local/none:1",
+        ending_image: SAMPLE_IMAGE,
+        ending_code: 3,
         limit: LIMIT,
     };
     suite.run().await.unwrap();

@@ -8,12 +8,15 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use cove_model::{
-    Bytes, Container, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources, RevisionKey,
-    RevisionName, Scale, Template,
+    Bytes, Container, EnvValue, EnvVar, MilliCpu, ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId, Resources,
+    RevisionKey, RevisionName, Scale, SnapshotId, Template,
 };
 use tokio::time::timeout;
 
-use crate::{ExecError, ExecRequest, ImagesState, ReplicaSpec, Runtime, RuntimeError};
+use crate::{
+    ExecError, ExecRequest, ImagesState, ReplicaSpec, RestartPolicy, Runtime, RuntimeError, Sandbox, SandboxTier,
+    SnapshotFailure, SnapshotOrder,
+};
 
 /// A driver under test and what it can run.
 #[derive(Debug)]
@@ -26,6 +29,10 @@ pub struct Suite<'a> {
     pub port: u16,
     /// An image that cannot be had.
     pub missing_image: &'a str,
+    /// An image that ends by itself with [`Suite::ending_code`] when it has the variable `SAMPLE_EXIT` with that value.
+    pub ending_image: &'a str,
+    /// The code, not 0.
+    pub ending_code: i32,
     /// Longest wait for anything.
     pub limit: Duration,
 }
@@ -59,6 +66,10 @@ impl Suite<'_> {
             self.what_is_frozen_is_thawed().await?;
             self.what_is_frozen_is_stopped().await?;
         }
+        if self.runtime.capabilities().sandbox_tiers.contains(&SandboxTier::Hardened) {
+            self.what_was_written_begins_another().await?;
+        }
+        self.what_ends_by_itself_stays_ended_where_it_is_to().await?;
         self.a_missing_image_fails_the_replica().await?;
         self.unknown_names_are_told().await
     }
@@ -171,14 +182,69 @@ impl Suite<'_> {
         self.finish(CASE, &name).await
     }
 
+    async fn what_was_written_begins_another(&self) -> Result<(), Violation> {
+        const CASE: &str = "what was written begins another";
+        let id = |digit: &str| SnapshotId::new(&digit.repeat(32)).expect("32 hexadecimal digits");
+        let order = |into| SnapshotOrder { into, bytes_max: 64 << 20, is_for_good: true, memory: false };
+        let sandboxed = |what: &str, snapshot| {
+            let sandbox = Some(Sandbox { snapshot, ..Sandbox::default() });
+            ReplicaSpec { sandbox, ..self.spec(what, self.image) }
+        };
+        let lost = self.runtime.snapshot(&self.spec("none", self.image).name, order(id("0"))).await;
+        ensure(CASE, lost == Err(SnapshotFailure::NotRunning), || format!("of no replica: {lost:?}"))?;
+        let source = self.ready_of(CASE, sandboxed("source", None)).await?;
+        let taken = self.runtime.snapshot(&source, order(id("a"))).await;
+        let listed = self.runtime.snapshots();
+        let is_listed = taken.as_ref().ok() == listed.get(&id("a")) && listed.len() == 1;
+        ensure(CASE, taken.is_ok() && is_listed, || format!("taken: {taken:?}, listed: {listed:?}"))?;
+        self.wait(CASE, &source, |seen| seen.is_ready).await?;
+        let fork = self.ready_of(CASE, sandboxed("fork", Some(id("a")))).await?;
+        let missing = sandboxed("lacking", Some(id("b")));
+        let name = missing.name.clone();
+        self.take(CASE, self.runtime.prepare(missing))?;
+        self.wait(CASE, &name, |seen| seen.phase == ReplicaPhase::Failed).await?;
+        self.forget(CASE, &name).await?;
+        self.finish(CASE, &fork).await?;
+        self.finish(CASE, &source).await?;
+        for _ in 0..2 {
+            let removed = self.runtime.remove_snapshot(&id("a")).await;
+            ensure(CASE, removed.is_ok(), || format!("removing gave {removed:?}"))?;
+        }
+        let left = self.runtime.snapshots();
+        ensure(CASE, left.is_empty(), || format!("still listed: {left:?}"))
+    }
+
     /// A replica that is ready.
     async fn ready(&self, case: &'static str, what: &str) -> Result<ReplicaName, Violation> {
-        let spec = self.spec(what, self.image);
+        self.ready_of(case, self.spec(what, self.image)).await
+    }
+
+    async fn ready_of(&self, case: &'static str, spec: ReplicaSpec) -> Result<ReplicaName, Violation> {
         let name = spec.name.clone();
         self.take(case, self.runtime.prepare(spec))?;
         self.take(case, self.runtime.start(&name))?;
         self.wait(case, &name, |seen| seen.is_ready).await?;
         Ok(name)
+    }
+
+    async fn what_ends_by_itself_stays_ended_where_it_is_to(&self) -> Result<(), Violation> {
+        const CASE: &str = "what ends by itself stays ended where it is to";
+        let mut spec = self.spec("ends", self.ending_image);
+        spec.restart = RestartPolicy::Never;
+        spec.target_port = None;
+        let value = EnvValue::Plain(self.ending_code.to_string());
+        Arc::make_mut(&mut spec.template).containers[0].env = vec![EnvVar { name: "SAMPLE_EXIT".to_owned(), value }];
+        let name = spec.name.clone();
+        self.take(CASE, self.runtime.prepare(spec))?;
+        self.take(CASE, self.runtime.start(&name))?;
+        let seen = self.wait(CASE, &name, |seen| seen.phase == ReplicaPhase::Stopped).await?;
+        let container = &seen.containers[0];
+        let code = container.last_exit.as_ref().map(|exit| exit.code);
+        let is_told = code == Some(self.ending_code) && container.restarts == 0 && seen.started_at.is_some();
+        ensure(CASE, is_told, || format!("ended, but: {seen:?}"))?;
+        let gone = self.runtime.start(&name);
+        ensure(CASE, gone == Err(RuntimeError::Gone(name.clone())), || format!("start after its end gave {gone:?}"))?;
+        self.forget(CASE, &name).await
     }
 
     async fn a_missing_image_fails_the_replica(&self) -> Result<(), Violation> {
@@ -313,6 +379,8 @@ impl Suite<'_> {
             platform_env: BTreeMap::new(),
             logins: Vec::new(),
             storages: BTreeMap::new(),
+            restart: RestartPolicy::default(),
+            sandbox: None,
             revision,
         }
     }

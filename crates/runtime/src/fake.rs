@@ -7,7 +7,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,14 +16,15 @@ use std::{
 use cove_base::Board;
 use cove_model::{
     ContainerExit, ContainerObservation, ContainerState, ReplicaName, ReplicaObservation, ReplicaPhase, ReplicaPhases,
-    RevisionKey,
+    RevisionKey, SnapshotId,
 };
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::sleep;
 
 use crate::{
-    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,
+    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, RestartPolicy, Runtime,
+    RuntimeError, SandboxTier, SnapshotFacts, SnapshotFailure, SnapshotOrder,
 };
 
 /// How replicas of an image behave. The default does all at once and becomes ready.
@@ -52,6 +54,9 @@ pub enum FakeEnding {
     PrepareFails,
     /// They run and never become ready.
     NeverReady,
+    /// They run for [`FakeImage::start_takes`] and end by themselves with this exit code. Where containers are started
+    /// again they become ready instead.
+    Exits(i32),
 }
 
 /// Runs nothing and says it does.
@@ -70,9 +75,14 @@ struct Inner {
 struct State {
     scripts: BTreeMap<String, FakeImage>,
     images: BTreeMap<RevisionKey, ImagesState>,
+    /// Image -> who answers what its replicas are dialed for.
+    dials: BTreeMap<String, SocketAddr>,
     replicas: BTreeMap<ReplicaName, Fake>,
     used: BTreeSet<ReplicaName>,
     made: u32,
+    snapshots: BTreeMap<SnapshotId, SnapshotFacts>,
+    /// Why the next snapshots fail.
+    snapshots_fail: Option<SnapshotFailure>,
 }
 
 #[derive(Debug)]
@@ -81,6 +91,10 @@ struct Fake {
     script: FakeImage,
     phases: ReplicaPhases,
     is_start_asked: bool,
+    restart: RestartPolicy,
+    image: String,
+    /// What it begins with; one that is not there fails it.
+    snapshot: Option<SnapshotId>,
 }
 
 impl Inner {
@@ -140,6 +154,11 @@ impl FakeRuntime {
         self.inner.update(replica, |fake| fake.end(ReplicaPhase::Stopped, 137, "Error"));
     }
 
+    /// From now on snapshots fail so, or work again.
+    pub fn fail_snapshots(&self, why: Option<SnapshotFailure>) {
+        self.inner.lock().snapshots_fail = why;
+    }
+
     /// Every name that was ever prepared.
     #[must_use]
     pub fn prepared(&self) -> BTreeSet<ReplicaName> {
@@ -160,9 +179,17 @@ impl FakeRuntime {
         turned.unwrap_or_else(|| Err(RuntimeError::NotFound(name.clone())))
     }
 
+    /// Who answers when a started replica of an image is dialed, at whatever port; without one nothing listens.
+    pub fn answer_dials(&self, image: &str, at: SocketAddr) {
+        self.inner.lock().dials.insert(image.to_owned(), at);
+    }
+
+    fn image_of(spec: &ReplicaSpec) -> &str {
+        spec.template.containers.first().map_or("", |container| &container.image)
+    }
+
     fn script_of(state: &State, spec: &ReplicaSpec) -> FakeImage {
-        let image = spec.template.containers.first().map_or("", |container| &container.image);
-        state.scripts.get(image).cloned().unwrap_or_default()
+        state.scripts.get(Self::image_of(spec)).cloned().unwrap_or_default()
     }
 }
 
@@ -196,7 +223,12 @@ fn observation(spec: &ReplicaSpec, number: u32) -> ReplicaObservation {
 async fn run(inner: Arc<Inner>, name: ReplicaName) {
     let Some(script) = inner.update(&name, |fake| fake.script.clone()) else { return };
     sleep(script.prepare_takes).await;
-    let is_failed = matches!(script.ending, FakeEnding::PullFails(_) | FakeEnding::PrepareFails);
+    let lacks_files = {
+        let state = inner.lock();
+        let snapshot = state.replicas.get(&name).and_then(|fake| fake.snapshot.as_ref());
+        snapshot.is_some_and(|id| !state.snapshots.contains_key(id))
+    };
+    let is_failed = lacks_files || matches!(script.ending, FakeEnding::PullFails(_) | FakeEnding::PrepareFails);
     let goes_on = inner.update(&name, |fake| {
         if is_failed {
             fake.end(ReplicaPhase::Failed, 128, "ContainerCannotRun");
@@ -236,6 +268,10 @@ async fn start(inner: Arc<Inner>, name: ReplicaName) {
         if fake.seen.phase != ReplicaPhase::Running {
             return;
         }
+        if let (FakeEnding::Exits(code), RestartPolicy::Never) = (&script.ending, fake.restart) {
+            fake.end(ReplicaPhase::Stopped, *code, if *code == 0 { "Completed" } else { "Error" });
+            return;
+        }
         let at = Timestamp::now();
         fake.seen.is_ready = true;
         fake.seen.ready_at = Some(at);
@@ -257,6 +293,7 @@ impl Runtime for FakeRuntime {
             limits: false,
             egress: false,
             freezes: true,
+            sandbox_tiers: vec![SandboxTier::Hardened],
             warnings: Vec::new(),
         }
     }
@@ -289,11 +326,18 @@ impl Runtime for FakeRuntime {
         });
     }
 
+    fn forget_images(&self, revision: &RevisionKey) {
+        self.inner.lock().images.remove(revision);
+    }
+
     fn images(&self, revision: &RevisionKey) -> ImagesState {
         self.inner.lock().images.get(revision).cloned().unwrap_or_default()
     }
 
     fn prepare(&self, spec: ReplicaSpec) -> Result<(), RuntimeError> {
+        if let Some(sandbox) = spec.sandbox.as_ref().filter(|sandbox| sandbox.tier != SandboxTier::Hardened) {
+            return Err(RuntimeError::Unsupported(format!("the fake has no sandbox tier {:?}", sandbox.tier)));
+        }
         let name = spec.name.clone();
         {
             let mut state = self.inner.lock();
@@ -307,6 +351,9 @@ impl Runtime for FakeRuntime {
                 script: Self::script_of(&state, &spec),
                 phases: ReplicaPhases { network_at: Some(Timestamp::now()), ..ReplicaPhases::default() },
                 is_start_asked: false,
+                restart: spec.restart,
+                image: Self::image_of(&spec).to_owned(),
+                snapshot: spec.sandbox.as_ref().and_then(|sandbox| sandbox.snapshot.clone()),
             };
             state.replicas.insert(name.clone(), fake);
             self.inner.publish(&state, &spec.revision);
@@ -376,6 +423,45 @@ impl Runtime for FakeRuntime {
     fn exec(&self, _: ExecRequest) -> BoxFuture<'static, Result<ExecSession, ExecError>> {
         Box::pin(async { Err(ExecError::Unsupported) })
     }
+
+    fn snapshot(
+        &self,
+        name: &ReplicaName,
+        order: SnapshotOrder,
+    ) -> BoxFuture<'static, Result<SnapshotFacts, SnapshotFailure>> {
+        let mut state = self.inner.lock();
+        let runs = |fake: &Fake| matches!(fake.seen.phase, ReplicaPhase::Running | ReplicaPhase::Frozen);
+        let taken = match (state.snapshots_fail.clone(), state.replicas.get(name).is_some_and(runs)) {
+            (Some(why), _) => Err(why),
+            (None, false) => Err(SnapshotFailure::NotRunning),
+            (None, true) => Ok(SnapshotFacts { bytes: 4096, files: 1, ..SnapshotFacts::default() }),
+        };
+        if let Ok(facts) = &taken {
+            state.snapshots.insert(order.into, facts.clone());
+        }
+        Box::pin(std::future::ready(taken))
+    }
+
+    fn snapshots(&self) -> BTreeMap<SnapshotId, SnapshotFacts> {
+        self.inner.lock().snapshots.clone()
+    }
+
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> BoxFuture<'static, io::Result<()>> {
+        self.inner.lock().snapshots.remove(snapshot);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn dial(&self, name: &ReplicaName, _: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let at = {
+            let state = self.inner.lock();
+            let found = state.replicas.get(name).filter(|fake| !fake.has_ended());
+            found.ok_or(io::ErrorKind::NotFound).and_then(|fake| {
+                let runs = matches!(fake.seen.phase, ReplicaPhase::Running | ReplicaPhase::Frozen);
+                state.dials.get(&fake.image).filter(|_| runs).copied().ok_or(io::ErrorKind::ConnectionRefused)
+            })
+        };
+        Box::pin(async move { tokio::net::TcpStream::connect(at?).await?.into_std() })
+    }
 }
 
 #[cfg(test)]
@@ -401,8 +487,16 @@ mod tests {
             "bad",
             FakeImage { ending: FakeEnding::PullFails("no such tag".to_owned()), ..FakeImage::default() },
         );
-        let suite =
-            Suite { runtime: &runtime, image: "good", port: 80, missing_image: "bad", limit: Duration::from_secs(60) };
+        runtime.script("ends", FakeImage { ending: FakeEnding::Exits(3), ..FakeImage::default() });
+        let suite = Suite {
+            runtime: &runtime,
+            image: "good",
+            port: 80,
+            missing_image: "bad",
+            ending_image: "ends",
+            ending_code: 3,
+            limit: Duration::from_secs(60),
+        };
         suite.run().await.unwrap();
         assert!(runtime.prepared().len() >= 5);
     }

@@ -13,6 +13,7 @@ pub mod fake;
 pub mod logs;
 
 pub use contract::{
-    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime,
-    RuntimeError, StorageBinding,
+    Capabilities, DIAL_LIMIT, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse,
+    Resize, RestartPolicy, Runtime, RuntimeError, Sandbox, SandboxEgress, SandboxTier, SnapshotFacts, SnapshotFailure,
+    SnapshotOrder, StorageBinding,
 };

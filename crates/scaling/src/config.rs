@@ -156,7 +156,7 @@ impl Rule {
     ///
     /// The target of an event rule is in its scaler's metadata; where the scaler's server says it (external), or the
     /// metadata cannot be read without its environment, it is 1 until then.
-    fn from_scale_rule(rule: &ScaleRule) -> Self {
+    pub fn from_scale_rule(rule: &ScaleRule) -> Self {
         match &rule.kind {
             ScaleRuleKind::Http { concurrent_requests } => {
                 Self::new(&rule.name, RuleKind::Http, f64::from(*concurrent_requests))

@@ -4,10 +4,16 @@
 //!
 //! **Invariant:** a poll only starts executions, it never stops one.
 
+use cove_model::JobScale;
 use serde::{Deserialize, Serialize};
 
+mod poll;
+
+pub use poll::{JobPoll, PolledRule};
+
 /// Limits and rules of an event-driven job.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct JobConfig {
     /// Executions kept running, default 0.
     pub min_executions: u32,
@@ -30,8 +36,26 @@ impl Default for JobConfig {
     }
 }
 
+impl From<&JobScale> for JobConfig {
+    fn from(scale: &JobScale) -> Self {
+        use cove_model::JobStrategy as Given;
+        let strategy = match scale.strategy {
+            Given::Default => JobStrategy::Default,
+            Given::Accurate => JobStrategy::Accurate,
+            Given::Eager => JobStrategy::Eager,
+        };
+        Self {
+            min_executions: scale.min_executions,
+            max_executions: scale.max_executions,
+            strategy,
+            calculation: MultipleScalers::Max,
+        }
+    }
+}
+
 /// KEDA's scaling strategies.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum JobStrategy {
     /// Queue minus running; right when a message stays in the queue until its execution ends.
     #[default]

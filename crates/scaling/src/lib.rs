@@ -2,8 +2,8 @@
 //!
 //! [`decide`] takes one decision from configuration, state and readings; the other modules say when to read
 //! ([`cadence`]), what an http or tcp reading is ([`measure`]), what the answer of an event source comes to ([`source`]),
-//! what cpu and memory propose ([`resource`]), what jobs do ([`job`]) and what is wrong with a user's properties
-//! ([`validate`]). [`fast`] takes the same decisions every second from open requests; [`simulate`] tries rules out on a
+//! what cpu and memory propose ([`resource`]), what starts jobs ([`job`], [`schedule`]) and what is wrong with a user's
+//! properties ([`validate`]). [`fast`] takes the same decisions every second from open requests; [`simulate`] tries rules out on a
 //! trace. [`vectors`] checks the crate against a file of expected decisions.
 //!
 //! **Invariant:** nothing here reads a clock, a metric, a file or the environment; the `autoscaler` crate does.
@@ -21,6 +21,7 @@ mod reading;
 mod record;
 pub mod resource;
 mod revision;
+pub mod schedule;
 mod settings;
 pub mod simulate;
 pub mod source;
@@ -32,7 +33,7 @@ pub mod vectors;
 pub use config::{DEFAULT_CONCURRENCY, DEFAULT_RULE_NAME, Fallback, FallbackBehavior, Rule, RuleKind, ScaleConfig};
 pub use decide::{Decision, Reason, RuleOutcome, activate, decide};
 pub use effective::{EffectiveScale, ScaleDefaults, effective};
-pub use number::milli;
+pub use number::{milli, of_milli};
 pub use reading::{Hold, Input, Reading};
 pub use record::{DecisionRecord, ReplayDiffers};
 pub use revision::ScaledRevision;

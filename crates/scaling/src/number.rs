@@ -18,6 +18,12 @@ pub fn milli(value: f64) -> u64 {
     }
 }
 
+/// A value of so many thousandths.
+#[expect(clippy::cast_precision_loss, reason = "beyond 2^53 thousandths nothing depends on the last digit")]
+pub fn of_milli(milli: u64) -> f64 {
+    milli as f64 / 1000.0
+}
+
 /// `ceil(value / target)`; a target of 0 counts as 1.
 pub(crate) fn ceil_div(value: u128, target: u128) -> u32 {
     u32::try_from(value.div_ceil(target.max(1))).unwrap_or(u32::MAX)

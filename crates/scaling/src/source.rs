@@ -18,7 +18,7 @@ mod streams;
 
 pub use azure::{EventHub, EventHubPartition, Operation, PEEK_MAX, ServiceBus, StorageQueue, StorageQueueAnswer};
 pub use counted::{Counted, jetstream_lag, number_of, tube_jobs};
-pub use cron::{Cron, Schedule, is_inside};
+pub use cron::{Cron, is_inside};
 pub use document::{Document, DocumentFormat, MetricsApi, number_at, quantity, xml_tree};
 pub use kafka::{Kafka, KafkaPartition, OffsetReset};
 pub use params::MetadataError;

@@ -18,6 +18,9 @@ use cove_model::AccessLog;
 use cove_runtime_oci::{ShareBinding, ShareTarget, SharesConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// More threads than this serve nobody better.
+const THREADS_MAX: usize = 256;
+
 /// Everything that can be set.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +41,8 @@ pub struct Config {
     pub controller: ControllerSection,
     /// `[capacity]`
     pub capacity: CapacitySection,
+    /// `[sessions]`
+    pub sessions: crate::sessions::SessionsSection,
     /// `[scalers]`
     pub scalers: ScalersSection,
     /// `[acme]`
@@ -225,6 +230,21 @@ pub struct IngressSection {
     /// Peers that begin every connection with a PROXY protocol header, such as a load balancer: networks, `10.0.0.0/8`.
     /// Default none.
     pub proxy_protocol_peers: Vec<ipnet::IpNet>,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed and added to, such as a proxy in front: networks.
+    /// Default none: what a client writes there is dropped.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Threads that serve connections to apps. Default `0`: one per core.
+    pub threads: usize,
+}
+
+impl IngressSection {
+    /// Threads that serve connections.
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads.min(THREADS_MAX),
+        }
+    }
 }
 
 /// `[runtime]`: replicas on this machine.
@@ -359,6 +379,8 @@ pub struct ControllerSection {
     pub drain_period: HumanDuration,
     /// How long a revision that just became ready keeps its first replicas, whatever is wanted. Default `"30s"`.
     pub fresh_hold: HumanDuration,
+    /// How long an execution of a job that waits for room may be passed by others of its priority. Default `"5m"`.
+    pub line_patience: HumanDuration,
 }
 
 /// `[capacity]`: what replicas may ask for together. What they ask for is a ceiling, not a reservation: most use a small
@@ -416,11 +438,13 @@ impl Default for IngressSection {
             retry_body_max: HumanSize(64 << 10),
             retry_bodies_max: HumanSize(64 << 20),
             held_requests_max: 10_000,
+            threads: 0,
             held_per_revision_max: 1000,
             redirect_http: false,
             tcp_idle_timeout: HumanDuration(Duration::from_secs(240)),
             drain_grace: HumanDuration(Duration::from_secs(30)),
             proxy_protocol_peers: Vec::new(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -450,6 +474,7 @@ impl Default for ControllerSection {
             provisioning_deadline: HumanDuration(Duration::from_secs(600)),
             drain_period: HumanDuration(Duration::from_secs(30)),
             fresh_hold: HumanDuration(Duration::from_secs(30)),
+            line_patience: HumanDuration(Duration::from_secs(300)),
         }
     }
 }
@@ -555,6 +580,7 @@ impl Config {
         if self.logs.http_sample_percent > 100 {
             bail!("`logs.http_sample_percent` is {}; use 0 to 100", self.logs.http_sample_percent);
         }
+        self.sessions.check()?;
         let CapacitySection { cpu_overcommit, memory_overcommit, .. } = self.capacity;
         if !(1..=1000).contains(&cpu_overcommit) || !(1..=1000).contains(&memory_overcommit) {
             bail!("`capacity.cpu_overcommit` and `capacity.memory_overcommit` must be 1 to 1000");

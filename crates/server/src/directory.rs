@@ -64,7 +64,10 @@ impl Directory {
                     .collect::<Vec<_>>();
                 let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
                 for (_, old) in inner.of_revision.remove(&revision).unwrap_or_default() {
-                    inner.addresses.remove(&old);
+                    // a replica of another app may have the address by now
+                    if inner.addresses.get(&old) == Some(&revision.app) {
+                        inner.addresses.remove(&old);
+                    }
                 }
                 for (_, address) in &addresses {
                     inner.addresses.insert(*address, revision.app.clone());
@@ -82,8 +85,13 @@ impl Directory {
         if address == IpAddr::V4(self.gateway) {
             return self.only_environment();
         }
-        let app = self.inner.read().unwrap_or_else(PoisonError::into_inner).addresses.get(&address).cloned()?;
+        let app = self.app_of(address)?;
         self.routes.borrow().environments.get(app.key()).cloned()
+    }
+
+    /// The app of the replica with this address.
+    pub(crate) fn app_of(&self, address: IpAddr) -> Option<ResourceId> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).addresses.get(&address).cloned()
     }
 
     fn only_environment(&self) -> Option<ResourceId> {

@@ -35,6 +35,7 @@ pub(crate) struct Context {
     pub(crate) monitor: Monitor,
     pub(crate) autoscaler: cove_autoscaler::Handle,
     pub(crate) recording: cove_autoscaler::Recording,
+    pub(crate) jobs: crate::job_triggers::JobCell,
     pub(crate) images: ImageStore,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) mover: Arc<Mover>,
@@ -58,6 +59,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/wakes", get(wakes))
         .route("/plans", get(plans))
         .route("/scale/explain", get(crate::explain::explain))
+        .route("/jobs/explain", get(crate::job_triggers::explain))
         .route("/scale/decisions", get(crate::explain::decisions))
         .route("/scale/zero", post(scale_to_zero))
         .route("/clock", get(clock))
@@ -65,8 +67,17 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/images", get(images))
         .route("/images/import", post(import))
         .route("/secrets/rotate", post(rotate_secrets))
+        .route("/sessions/usage", get(session_usage))
         .with_state(Arc::new(context))
         .merge(reach)
+}
+
+/// What sessions of a pool took.
+async fn session_usage(
+    State(context): State<Arc<Context>>,
+    Query(query): Query<crate::sessions::usage::UsageQuery>,
+) -> Result<Json<Value>, Failed> {
+    crate::sessions::usage::show(&context.store, &query, context.mover.clock().now())
 }
 
 /// A new key for the secrets at rest; the answer is the number of values that were sealed anew.

@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use cove_ingress::IngressHandle;
 use cove_model::{ResourceId, WakeRecord};
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Upper edges in seconds: from a slot's wake to a cold start of a large program.
-const EDGES: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+pub(crate) const EDGES: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Source {
@@ -69,6 +70,16 @@ impl Metrics {
             registry.register_collector(Box::new(ResilienceMetrics(ingress.clone())));
             registry.register_collector(Box::new(IngressMetrics(ingress)));
         }
+    }
+
+    /// Asks this too at each scrape.
+    pub(crate) fn collect(&self, collector: Box<dyn Collector>) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(collector);
+    }
+
+    /// Shows this too.
+    pub(crate) fn register(&self, name: &str, help: &str, metric: impl prometheus_client::registry::Metric) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register(name, help, metric);
     }
 
     /// What the ingress counted, of one app or of all.

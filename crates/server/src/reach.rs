@@ -6,7 +6,9 @@
 mod tree;
 
 use std::{
+    any::Any,
     io::{self, Read, Write},
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -15,11 +17,11 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Query, Request, State},
-    http::{HeaderValue, StatusCode, header},
-    response::Response,
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
-use cove_model::{ReplicaObservation, ReplicaPhase, ResourceId};
+use cove_model::{ReplicaName, ReplicaObservation, ReplicaPhase, ResourceId};
 use cove_runtime::{ExecError, Runtime};
 use futures_util::{StreamExt, stream};
 use hyper::upgrade::OnUpgrade;
@@ -49,13 +51,13 @@ const PIECES_MAX: usize = 16;
 
 /// What this file answers from.
 #[derive(Clone)]
-struct Reach {
+pub(crate) struct Reach {
     runtime: Arc<dyn Runtime>,
     open: Arc<Semaphore>,
 }
 
 pub(crate) fn router(runtime: Arc<dyn Runtime>) -> Router {
-    let reach = Reach { runtime, open: Arc::new(Semaphore::new(OPEN_MAX)) };
+    let reach = Reach::new(runtime);
     Router::new()
         .route("/port-forward", get(port_forward))
         .route("/files", get(read_files).put(write_files))
@@ -63,6 +65,36 @@ pub(crate) fn router(runtime: Arc<dyn Runtime>) -> Router {
 }
 
 impl Reach {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>) -> Self {
+        Self { runtime, open: Arc::new(Semaphore::new(OPEN_MAX)) }
+    }
+
+    /// Files of a session: given as a tar stream (`GET`), or taken from one. `guard` is held until that is done.
+    pub(crate) async fn session_files(
+        &self,
+        (replica, container): (&ReplicaName, &str),
+        path: &str,
+        request: Request,
+        guard: Box<dyn Any + Send>,
+    ) -> Result<Response, Failed> {
+        let held = (self.place()?, guard);
+        let (root, path) = self.root(replica, container, path).await?;
+        if *request.method() == Method::GET {
+            return give_files(held, root, path).await;
+        }
+        Ok(take_files(held, root, path, request).await?.into_response())
+    }
+
+    /// The root directory of a container and a path in it, absolute.
+    async fn root(&self, replica: &ReplicaName, container: &str, path: &str) -> Result<(OwnedFd, String), Failed> {
+        let root = self.runtime.root(replica, container).await.map_err(|error| match error {
+            ExecError::NotRunning { .. } => Failed(StatusCode::NOT_FOUND, "ContainerNotFound", format!("{error}.")),
+            other => Failed(StatusCode::CONFLICT, "ContainerNotReachable", format!("{other}.")),
+        })?;
+        tracing::info!(%replica, container, path, "files of a container are copied");
+        Ok((root, format!("/{}", path.trim_start_matches('/'))))
+    }
+
     fn place(&self) -> Result<OwnedSemaphorePermit, Failed> {
         Arc::clone(&self.open).try_acquire_owned().map_err(|_| {
             let message = format!("{OPEN_MAX} forwarded ports and file transfers are open; close some and try again.");
@@ -155,7 +187,7 @@ struct FilesQuery {
 
 impl FilesQuery {
     /// The container's root directory and the path in it, absolute.
-    async fn open(&self, reach: &Reach) -> Result<(std::os::fd::OwnedFd, String), Failed> {
+    async fn open(&self, reach: &Reach) -> Result<(OwnedFd, String), Failed> {
         if self.path.is_empty() || self.path.contains('\0') {
             let message = "The path is empty or holds a zero byte; name a file or directory of the container.";
             return Err(Failed(StatusCode::BAD_REQUEST, "InvalidParameterValue", message.to_owned()));
@@ -165,12 +197,7 @@ impl FilesQuery {
             Some(container) => container.clone(),
             None => replica.containers.iter().find(|c| !c.is_init).map(|c| c.name.clone()).unwrap_or_default(),
         };
-        let root = reach.runtime.root(&replica.name, &container).await.map_err(|error| match error {
-            ExecError::NotRunning { .. } => Failed(StatusCode::NOT_FOUND, "ContainerNotFound", format!("{error}.")),
-            other => Failed(StatusCode::CONFLICT, "ContainerNotReachable", format!("{other}.")),
-        })?;
-        tracing::info!(replica = %replica.name, container, path = self.path, "files of a container are copied");
-        Ok((root, format!("/{}", self.path.trim_start_matches('/'))))
+        reach.root(&replica.name, &container, &self.path).await
     }
 }
 
@@ -187,11 +214,16 @@ fn refuse(path: &str, error: &io::Error) -> Failed {
 async fn read_files(State(reach): State<Reach>, Query(query): Query<FilesQuery>) -> Result<Response, Failed> {
     let place = reach.place()?;
     let (root, path) = query.open(&reach).await?;
+    give_files(place, root, path).await
+}
+
+/// A tar stream of what is at a path; `held` is kept until its end.
+async fn give_files(held: impl Send + 'static, root: OwnedFd, path: String) -> Result<Response, Failed> {
     let (sender, pieces) = mpsc::channel::<io::Result<Bytes>>(PIECES_MAX);
     let (found_sender, found) = oneshot::channel();
     let inner = path.clone();
     tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let _held = held;
         let found = match tree::find(&root, &inner) {
             Ok(found) => found,
             Err(error) => {
@@ -246,10 +278,20 @@ async fn write_files(
 ) -> Result<axum::Json<Value>, Failed> {
     let place = reach.place()?;
     let (root, path) = query.open(&reach).await?;
+    take_files(place, root, path, request).await
+}
+
+/// Unpacks a tar stream at a path; `held` is kept until its end.
+async fn take_files(
+    held: impl Send + 'static,
+    root: OwnedFd,
+    path: String,
+    request: Request,
+) -> Result<axum::Json<Value>, Failed> {
     let (sender, pieces) = mpsc::channel::<io::Result<Bytes>>(PIECES_MAX);
     let target = path.clone();
     let unpacking = tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let _held = held;
         tree::unpack(&root, &target, Arrived { pieces, rest: Bytes::new() })
     });
     let mut body = request.into_body().into_data_stream();

@@ -16,7 +16,7 @@ use std::{
 use cove_autoscaler::{ReplicaUsage, RuleSources, Surroundings};
 use cove_base::{Board, Clock};
 use cove_control_plane::ControlPlane;
-use cove_model::{Bytes, MilliCpu, ReplicaObservation, ReplicaPhase, ResourceId, RevisionKey};
+use cove_model::{Bytes, JOB_KIND, Job, MilliCpu, ReplicaObservation, ReplicaPhase, ResourceId, RevisionKey};
 use cove_runtime::Runtime;
 use cove_scalers::{Context, HostResolver, ReadError, Roots, Scalers, TokenFuture, Tokens};
 use cove_scaling::resource;
@@ -51,8 +51,11 @@ pub(crate) fn sources(parts: Parts) -> RuleSources {
         surroundings: Arc::new({
             let store = store.clone();
             move |revision| {
-                let row = store.revision(&revision.app, revision.name.as_str())?;
-                let template = row.map(|row| row.revision.template);
+                let template = if revision.app.kind().eq_ignore_ascii_case(JOB_KIND) {
+                    store.snapshot::<Job>(&revision.app)?.and_then(|job| job.spec).map(|job| job.template)
+                } else {
+                    store.revision(&revision.app, revision.name.as_str())?.map(|row| row.revision.template)
+                };
                 let env = template.and_then(|template| template.containers.into_iter().next()).map(|first| first.env);
                 Ok(Surroundings { env: env.unwrap_or_default(), secrets: store.secrets(&revision.app)? })
             }

@@ -21,7 +21,7 @@ use cove_model::{DesiredCount, ReplicaName, RevisionKey};
 use cove_monitor::{HttpLog, HttpLogService, Monitor, MonitorConfig};
 use cove_network::{Network, NetworkConfig, dns::DnsConfig};
 use cove_runtime::Runtime;
-use cove_runtime_oci::{OciConfig, OciRuntime};
+use cove_runtime_oci::{ExecutionDirs, MachinesConfig, OciConfig, OciRuntime};
 use cove_scaling::ScaledRevision;
 use cove_store::Store;
 use cove_traffic::{HostCertificate, RouteTable, WakeObservation};
@@ -41,14 +41,12 @@ use crate::{
     certificates::Certificates,
     config::Config,
     directory::Directory,
-    ejections, extensions,
+    ejections, execution_folders, extensions,
     handover::{self, Door, Inherited, Leaver, Predecessors, Successor, TakeOver, Visitor},
-    http_logs,
+    http_logs, job_triggers,
     logs::MonitorStreams,
     metrics::Metrics,
-    mirrors,
-    ports::StoredCounts,
-    registry_login, rules,
+    mirrors, registry_login, sessions,
     sockets::{self, Sockets},
     tcp_ports,
     tls::{self, AppCertificates, Authority, Shown},
@@ -56,15 +54,17 @@ use crate::{
     wakes,
 };
 
+mod autoscaling;
+
 /// Longest that loops get to write down what is left when the server stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Longest that the first look at all apps may take.
-const LOAD_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// How long finished operations can be asked for.
 const OPERATIONS_KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 
 const ESSENTIAL: TaskKind = TaskKind { name: "service", on_error: OnError::Shutdown, on_cancel: OnCancel::Wait };
-const HELPER: TaskKind = TaskKind { name: "helper", on_error: OnError::Log, on_cancel: OnCancel::Abort };
+pub(crate) const HELPER: TaskKind = TaskKind { name: "helper", on_error: OnError::Log, on_cancel: OnCancel::Abort };
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -140,17 +140,20 @@ struct Opened {
 }
 
 /// What services share.
-struct Shared {
-    clock: Clock,
-    tasks: Tasks,
-    boards: Boards,
-    metrics: Arc<Metrics>,
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) tasks: Tasks,
+    pub(crate) boards: Boards,
+    pub(crate) metrics: Arc<Metrics>,
     recording: cove_autoscaler::Recording,
     decisions: mpsc::Sender<cove_autoscaler::RevisionDecision>,
     /// The ingress and the autoscaler need each other: the ingress asks through this cell, filled once both are made.
     activate: Arc<OnceLock<cove_autoscaler::Handle>>,
+    jobs: job_triggers::JobCell,
+    /// The API asks the controller through this cell, filled once it is made.
+    controller: Arc<OnceLock<cove_controller::Handle>>,
     /// Scale rules with an identity ask the API for tokens through this cell, filled once it is made.
-    plane: Arc<OnceLock<ControlPlane>>,
+    pub(crate) plane: Arc<OnceLock<ControlPlane>>,
     /// The address of the API.
     origin: String,
     /// What servers before this one still serve.
@@ -174,6 +177,8 @@ impl Shared {
             recording,
             decisions,
             activate: Arc::default(),
+            jobs: Arc::default(),
+            controller: Arc::default(),
             plane: Arc::default(),
             origin,
             predecessors: Predecessors::default(),
@@ -218,12 +223,13 @@ impl Shared {
 }
 
 /// Where services meet.
-struct Boards {
+pub(crate) struct Boards {
     desired: Board<RevisionKey, DesiredCount>,
     endpoints: Board<RevisionKey, cove_traffic::Endpoints>,
     routes: watch::Sender<Arc<RouteTable>>,
     scaled: Board<RevisionKey, Arc<ScaledRevision>>,
-    loaded: watch::Sender<bool>,
+    jobs: Board<cove_model::ResourceId, cove_autoscaler::TriggeredJob>,
+    pub(crate) loaded: watch::Sender<bool>,
 }
 
 impl Default for Boards {
@@ -233,6 +239,7 @@ impl Default for Boards {
             endpoints: Board::default(),
             routes: watch::Sender::new(Arc::default()),
             scaled: Board::default(),
+            jobs: Board::default(),
             loaded: watch::Sender::new(false),
         }
     }
@@ -292,10 +299,7 @@ impl Server {
         }
         runtime.close().await;
         network.close().await;
-        let store = leaver.store.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
-            tracing::error!(%error, "the state was not closed as it should be");
-        }
+        close(leaver.store.clone()).await;
         leaver.leave(visitor, abandoned).await;
         ingress_stop.cancel();
         if let Err(error) = ingress.await {
@@ -308,6 +312,7 @@ impl Server {
 
     /// Stops accepting, lets open requests finish, writes what is left. Replicas go on.
     pub async fn shutdown(self) {
+        let store = self.leaver.store.clone();
         self.leaver.stay_away();
         self.ingress_stop.cancel();
         match self.ingress.await {
@@ -323,6 +328,14 @@ impl Server {
         }
         self.network.close().await;
         drop(self.runtime);
+        close(store).await;
+    }
+}
+
+/// Ends all writing and unlocks the data directory, whoever else still holds the store.
+async fn close(store: Store) {
+    if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+        tracing::error!(%error, "the state was not closed as it should be");
     }
 }
 
@@ -362,6 +375,11 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     if let Some(program) = &options.shim_program {
         oci.shim_program.clone_from(program);
     }
+    oci.handlers = Some(options.config.sessions.handlers.clone());
+    oci.criu.clone_from(&options.config.sessions.criu);
+    let guest = utf8(options.config.sessions.vm_guest.clone())?;
+    let templates_bytes_max = options.config.sessions.vm_templates_mib_max << 20;
+    oci.machines = Some(MachinesConfig { cache: guest, templates_bytes_max, ..MachinesConfig::new(&oci.dir) });
     let runtime = OciRuntime::open(oci, images.clone(), Arc::clone(&network), monitor.events())
         .await
         .map_err(with_causes)
@@ -391,6 +409,7 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
 
     let internal = sockets.internal(&opened.network);
     let mut copies = sockets.copies(internal.as_ref())?;
+    let gateway = sessions::Gateway::open(&sockets.https, (opened.store.clone(), opened.monitor.clone()))?;
     let listeners = IngressListeners {
         internal: internal.into_iter().collect(),
         http: vec![sockets.http],
@@ -406,8 +425,12 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     ingress.handle().inherit_ports(sockets.inherited.take_ports());
     let drained = shared.drained(&ingress.handle(), sockets.old.is_some());
     let mover = make_mover(&mut opened, &shared, drained.clone());
-    let controller = make_controller(options, &opened, &shared, drained.clone());
-    let autoscaler = make_autoscaler(options, &opened, &shared, &ingress.handle(), &controller.handle(), roots);
+    let controller = make_controller(options, &opened, &shared, (drained.clone(), &gateway));
+    let pools = controller.sessions();
+    let _first = shared.controller.set(controller.handle());
+    let rules = autoscaling::rule_sources(&opened, &shared, roots);
+    autoscaling::start_job_triggers(options, &opened, &shared, rules.clone());
+    let autoscaler = autoscaling::make(options, &opened, &shared, &ingress.handle(), &controller.handle(), rules);
     let _first = shared.activate.set(autoscaler.handle());
 
     let mut loaded = shared.boards.loaded.subscribe();
@@ -420,7 +443,8 @@ async fn wire(options: &Options, mut opened: Opened, mut sockets: Sockets, tasks
     let metrics = Arc::clone(&shared.metrics);
     tasks.spawn(HELPER, wakes::keep(seen_wakes, Arc::clone(&runtime), opened.monitor.clone(), metrics));
     start_dns(&opened.network, &shared, directory, (&mut sockets.inherited, &mut copies)).await;
-    let api = api_router(options, &opened, &shared, runtime, mover).await?;
+    let api = api_router(options, &opened, &shared, (Arc::clone(&runtime), mover, &gateway)).await?;
+    let api = gateway.serve(pools, runtime, (&shared, &utf8(options.data_dir.clone())?), api)?;
     start_certificates(options, &opened, &shared, &ingress.handle(), sockets.internal_tls.take());
     start_api(options, &opened, sockets.api, sockets.identity, api, &tasks)?;
     tasks.spawn(HELPER, prune(opened.store.clone(), shared.clock.clone()));
@@ -495,6 +519,10 @@ fn make_ingress(
             let directory = directory.clone();
             move |address| directory.environment_of(address)
         }),
+        app_of: Arc::new({
+            let directory = directory.clone();
+            move |address| directory.app_of(address)
+        }),
         random: Arc::new(rand::random),
         auth,
     };
@@ -526,7 +554,7 @@ fn make_controller(
     options: &Options,
     opened: &Opened,
     shared: &Shared,
-    drained: Board<ReplicaName, u64>,
+    (drained, gateway): (Board<ReplicaName, u64>, &sessions::Gateway),
 ) -> cove_controller::Controller {
     let deps = cove_controller::Deps {
         store: opened.store.clone(),
@@ -541,7 +569,7 @@ fn make_controller(
         loaded: shared.boards.loaded.clone(),
         events: opened.monitor.events(),
     };
-    cove_controller::Controller::new(controller_config(options), deps)
+    cove_controller::Controller::new(controller_config(options, gateway), deps)
 }
 
 /// The server's limits of requests as apps show them.
@@ -573,13 +601,15 @@ fn ingress_config(config: &Config, https_port: u16) -> IngressConfig {
         tcp_external: Some(section.http.ip()),
         tcp_idle_timeout: section.tcp_idle_timeout.0,
         proxy_protocol_peers: section.proxy_protocol_peers.clone(),
+        trusted_proxies: section.trusted_proxies.clone(),
         drain_grace: section.drain_grace.0,
         access_log: http_logs::settings(&config.logs),
+        threads: section.threads(),
         ..IngressConfig::default()
     }
 }
 
-fn controller_config(options: &Options) -> cove_controller::Config {
+fn controller_config(options: &Options, gateway: &sessions::Gateway) -> cove_controller::Config {
     let section = &options.config.controller;
     let signed = |span: Duration| jiff::SignedDuration::try_from(span).unwrap_or(jiff::SignedDuration::MAX);
     cove_controller::Config {
@@ -590,6 +620,11 @@ fn controller_config(options: &Options) -> cove_controller::Config {
             fresh_hold: signed(section.fresh_hold.0),
             ..cove_reconcile::Settings::default()
         },
+        jobs: cove_reconcile::JobSettings {
+            line_patience: signed(section.line_patience.0),
+            ..cove_reconcile::JobSettings::default()
+        },
+        sessions: gateway.for_controller(&options.config.sessions),
         capacity: options.config.capacity.amount(),
         name_seed: rand::random(),
     }
@@ -608,53 +643,13 @@ fn start_recording(
     (recording, decisions)
 }
 
-fn make_autoscaler(
-    options: &Options,
-    opened: &Opened,
-    shared: &Shared,
-    ingress: &IngressHandle,
-    controller: &cove_controller::Handle,
-    roots: cove_scalers::Roots,
-) -> cove_autoscaler::Service {
-    let deps = cove_autoscaler::Deps {
-        clock: shared.clock.clone(),
-        revisions: shared.boards.scaled.clone(),
-        load: Arc::new({
-            let (ingress, predecessors) = (ingress.clone(), shared.predecessors.clone());
-            move |revision| predecessors.with(revision, ingress.load(revision))
-        }),
-        existing: Arc::new({
-            let controller = controller.clone();
-            move |revision| controller.existing(revision)
-        }),
-        rules: rules::sources(rules::Parts {
-            clock: shared.clock.clone(),
-            store: opened.store.clone(),
-            runtime: opened.runtime.clone(),
-            routes: shared.boards.routes.subscribe(),
-            endpoints: shared.boards.endpoints.clone(),
-            gateway: opened.network.gateway(),
-            roots,
-            plane: Arc::clone(&shared.plane),
-            origin: shared.origin.clone(),
-        }),
-        desired: shared.boards.desired.clone(),
-        counts: Some(Arc::new(StoredCounts {
-            store: opened.store.clone(),
-            runtime: tokio::runtime::Handle::current(),
-        })),
-        decisions: Some(shared.decisions.clone()),
-        events: opened.monitor.events(),
-    };
-    cove_autoscaler::Service::new(options.config.autoscaler.clone(), deps)
-}
-
 /// What moves a virtual clock: it asks every board whether it is read.
 fn make_mover(opened: &mut Opened, shared: &Shared, drained: Board<ReplicaName, u64>) -> Arc<Mover> {
     let parts = Parts {
         desired: shared.boards.desired.clone(),
         endpoints: shared.boards.endpoints.clone(),
         scaled: shared.boards.scaled.clone(),
+        jobs: shared.boards.jobs.clone(),
         drained,
         runtime: opened.runtime.clone(),
         monitor: opened.monitor.clone(),
@@ -670,6 +665,7 @@ async fn start_dns(
 ) {
     let mut config = DnsConfig::new(network.gateway(), Arc::new(move |client, name| directory.lookup(client, name)));
     config.subnet = Some(network.subnet());
+    config.limits = Some(network.limits());
     match sockets::dns(config, inherited).await {
         Ok(server) => {
             match sockets::dns_copies(&server) {
@@ -698,14 +694,14 @@ async fn api_router(
     options: &Options,
     opened: &Opened,
     shared: &Shared,
-    runtime: Arc<dyn Runtime>,
-    mover: Arc<Mover>,
+    (runtime, mover, gateway): (Arc<dyn Runtime>, Arc<Mover>, &sessions::Gateway),
 ) -> anyhow::Result<(Router, Router)> {
     let context = extensions::Context {
         store: opened.store.clone(),
         monitor: opened.monitor.clone(),
         autoscaler: shared.activate.get().context("the autoscaler is made before the API")?.clone(),
         recording: shared.recording.clone(),
+        jobs: Arc::clone(&shared.jobs),
         images: opened.images.clone(),
         runtime,
         mover,
@@ -730,6 +726,7 @@ async fn api_router(
         retry_after_secs: api.retry_after,
         scale_defaults: options.config.autoscaler.defaults(),
         limit_defaults: limit_defaults(&options.config.ingress),
+        sessions: gateway.for_api(&options.config.sessions, &opened.runtime.capabilities()),
         ..cove_control_plane::Config::default()
     };
     let plane = ControlPlane::new(
@@ -743,6 +740,13 @@ async fn api_router(
     .await
     .map_err(with_causes)?;
     let _first = shared.plane.set(plane.clone());
+    let controller = Arc::clone(&shared.controller);
+    plane.set_line(Arc::new(move |execution| controller.get()?.place_in_line(execution)));
+    let dirs = ExecutionDirs::new(&utf8(options.data_dir.clone())?);
+    plane.set_artifacts(execution_folders::for_api(&dirs));
+    let (store, events) = (opened.store.clone(), opened.monitor.events());
+    let kept = execution_folders::follow(dirs, store, shared.clock.clone(), events, shared.tasks.shutdown_token());
+    shared.tasks.spawn(HELPER, kept);
     let authority = Arc::clone(&opened.authority);
     plane.set_authority(Arc::new(move |names| authority.issue(names).map_err(|error| format!("{error:#}"))));
     shared.tasks.spawn_fallible(ESSENTIAL, plane.clone().run());

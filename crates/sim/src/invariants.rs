@@ -27,6 +27,20 @@ pub enum Invariant {
     StatusNeverAheadOfObserved,
     /// Scale-in takes the least busy replica.
     LeastBusyGoesFirst,
+    /// A tick of a job has one execution: never two, and one where nothing disturbed the server.
+    OneExecutionPerCronTick,
+    /// An execution has never more replicas at once than its parallelism.
+    ParallelismBound,
+    /// A replica of an execution is started once.
+    ReplicaStartedOnce,
+    /// An execution ends once, with the counts that its end needs.
+    ExecutionEndsOnce,
+    /// An identifier has one session, which is its own on disk before it answers, and a session has one identifier for good.
+    OneIdentifierOneSession,
+    /// A session ends for want of requests when its cool-down is over: to the second, and never while it is used.
+    SessionCoolDownExact,
+    /// When all sessions have ended, those that wait ready are all that is left.
+    NoSessionLeaks,
 }
 
 impl fmt::Display for Invariant {
@@ -43,6 +57,13 @@ impl fmt::Display for Invariant {
             Self::GenerationMonotone => "generation-monotone",
             Self::StatusNeverAheadOfObserved => "status-never-ahead-of-observed",
             Self::LeastBusyGoesFirst => "least-busy-goes-first",
+            Self::OneExecutionPerCronTick => "one-execution-per-cron-tick",
+            Self::ParallelismBound => "parallelism-bound",
+            Self::ReplicaStartedOnce => "replica-started-once",
+            Self::ExecutionEndsOnce => "execution-ends-once",
+            Self::OneIdentifierOneSession => "one-identifier-one-session",
+            Self::SessionCoolDownExact => "session-cool-down-exact",
+            Self::NoSessionLeaks => "no-session-leaks",
         })
     }
 }

@@ -10,19 +10,23 @@ mod generate;
 mod host;
 mod ingress;
 mod invariants;
+mod jobs;
 mod load;
 mod planning;
 mod quality;
 mod random;
 mod scaler;
 mod script;
+mod sessions;
 mod sim;
 
 pub use generate::{Size, generate};
 pub use invariants::{Invariant, Mutation, Violation};
+pub use jobs::{JobMutation, JobSim, JobStats};
 pub use load::Curve;
 pub use quality::{Workload, quality_table};
 pub use script::{Script, ScriptError};
+pub use sessions::{SessionMutation, SessionSim, SessionStats};
 pub use sim::{Faults, Sim, Stats};
 
 #[cfg(test)]

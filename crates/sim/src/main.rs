@@ -1,4 +1,5 @@
-//! `cove-sim SCRIPT…`, `--seed N`, `--seeds N [FROM]`, `--day N`, `--scaling N` (a table of quality), or a prompt.
+//! `cove-sim SCRIPT…`, `--seed N`, `--seeds N [FROM]`, `--day N`, `--jobs N [COUNT]`, `--sessions N [COUNT]`, `--scaling N` (a
+//! table of quality), or a prompt.
 
 use std::{
     io::{BufRead, Write},
@@ -7,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use cove_sim::{Script, Sim, Size, generate};
+use cove_sim::{JobSim, Script, SessionSim, Sim, Size, generate};
 
 /// How long the small worlds of `--seeds` run.
 const SMALL_MS: u64 = 3_600_000;
@@ -26,6 +27,10 @@ fn main() -> anyhow::Result<ExitCode> {
         ["--seeds", count] => Ok(seeds(0, number(count)?, Size::Small)),
         ["--seeds", count, from] => Ok(seeds(number(from)?, number(count)?, Size::Small)),
         ["--day", seed] => Ok(seeds(number(seed)?, 1, Size::Day)),
+        ["--jobs", seed] => Ok(jobs(number(seed)?, 1)),
+        ["--jobs", seed, count] => Ok(jobs(number(seed)?, number(count)?)),
+        ["--sessions", seed] => Ok(sessions(number(seed)?, 1)),
+        ["--sessions", seed, count] => Ok(sessions(number(seed)?, number(count)?)),
         ["--scaling", seed] => scaling(number(seed)?),
         scripts => run(scripts),
     }
@@ -52,6 +57,43 @@ fn seeds(from: u64, count: u64, size: Size) -> ExitCode {
         }
     }
     println!("{count} worlds, {events} events, {failed} failed, {:.1} s", begun.elapsed().as_secs_f64());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[expect(clippy::print_stdout, reason = "the report is the program's output")]
+fn jobs(from: u64, count: u64) -> ExitCode {
+    let mut failed = 0;
+    for seed in from..from.saturating_add(count) {
+        let mut sim = JobSim::new(seed);
+        sim.advance(DAY_MS);
+        if let Some(violation) = sim.violations().first() {
+            failed += 1;
+            println!("{violation}\n  replay: cargo run -p cove-sim -- --jobs {seed}");
+        }
+        if count == 1 {
+            println!("{:#?}", sim.stats());
+        }
+    }
+    println!("{count} worlds of jobs, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[expect(clippy::print_stdout, reason = "the report is the program's output")]
+fn sessions(from: u64, count: u64) -> ExitCode {
+    let mut failed = 0;
+    for seed in from..from.saturating_add(count) {
+        let mut sim = SessionSim::new(seed);
+        sim.advance(DAY_MS / 12);
+        sim.settle();
+        if let Some(violation) = sim.violations().first() {
+            failed += 1;
+            println!("{violation}\n  replay: cargo run -p cove-sim -- --sessions {seed}");
+        }
+        if count == 1 {
+            println!("{:#?}", sim.stats());
+        }
+    }
+    println!("{count} worlds of sessions, {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -10,7 +10,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cove_base::{Board, Changes};
@@ -28,6 +28,8 @@ use crate::{
 const GROUP_MAX: usize = 256;
 /// Writes that may be queued; a writer beyond that waits.
 const QUEUE_MAX: usize = 4096;
+/// What need not wait for the disk is there so long after its commit at the latest, as long as the disk works.
+const SYNC_AFTER: Duration = Duration::from_secs(1);
 /// Read connections that are kept.
 const READERS_MAX: usize = 4;
 /// Page cache of each, KiB; the kernel holds the file's pages as well.
@@ -38,6 +40,10 @@ const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("schema/1.sql"), then: |_, _| Ok(()) },
     Migration { sql: include_str!("schema/2.sql"), then: secrets::seal_clear_values },
     Migration { sql: include_str!("schema/3.sql"), then: |_, _| Ok(()) },
+    Migration { sql: include_str!("schema/4.sql"), then: |_, _| Ok(()) },
+    Migration { sql: include_str!("schema/5.sql"), then: |_, _| Ok(()) },
+    Migration { sql: include_str!("schema/6.sql"), then: |_, _| Ok(()) },
+    Migration { sql: include_str!("schema/7.sql"), then: |_, _| Ok(()) },
 ];
 
 /// SQL, and what only the program can do, in one transaction.
@@ -68,8 +74,19 @@ struct Inner {
 
 type Job = Box<dyn Run>;
 
+/// What a commit is to outlive once it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlives {
+    /// The machine: the commit waits for the disk.
+    Machine,
+    /// This process, whatever ends it: the kernel has the bytes, and the disk [`SYNC_AFTER`] later. For what means little after
+    /// the machine went down.
+    Process,
+}
+
 /// One queued write; `run` inside the transaction, `answer` after the commit.
 trait Run: Send {
+    fn outlives(&self) -> Outlives;
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
     fn answer(self: Box<Self>, committed: Result<(), rusqlite::Error>);
 }
@@ -221,13 +238,22 @@ impl Store {
         result
     }
 
-    /// Runs a write in the writer thread; the answer comes after the commit.
+    /// Runs a write in the writer thread; the answer comes when it is on disk.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.write_to(Outlives::Machine, f).await
+    }
+
+    /// Runs a write in the writer thread; the answer comes when the commit outlives what it is to outlive.
+    pub(crate) async fn write_to<T: Send + 'static>(
+        &self,
+        outlives: Outlives,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(Queued { f: Some(f), result: None, answer });
+        let job: Job = Box::new(Queued { outlives, f: Some(f), result: None, answer });
         let jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
         match jobs.try_send(job) {
             Ok(()) => {}
@@ -261,12 +287,17 @@ impl Drop for Inner {
 }
 
 struct Queued<T, F> {
+    outlives: Outlives,
     f: Option<F>,
     result: Option<Result<T, StoreError>>,
     answer: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send> Run for Queued<T, F> {
+    fn outlives(&self) -> Outlives {
+        self.outlives
+    }
+
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
         let Some(f) = self.f.take() else { return false };
         let result = f(tx);
@@ -285,16 +316,87 @@ impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send> Run for Qu
     }
 }
 
-fn write_loop(db: &Connection, queue: &mpsc::Receiver<Job>, changes: &Board<ResourceId, u64>, sequence: &AtomicU64) {
-    while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_MAX {
-            let Ok(job) = queue.try_recv() else { break };
-            group.push(job);
+/// What is committed together: what waits, in its order. What need not wait for the disk does not wait with those that do,
+/// unless it came after them; the first one that ends such a group is held for the next. Empty when nothing came until then.
+fn next_group(queue: &mpsc::Receiver<Job>, held: &mut Option<Job>, until: Option<Instant>) -> Option<Vec<Job>> {
+    let first = match (held.take(), until) {
+        (Some(first), _) => first,
+        (None, None) => queue.recv().ok()?,
+        (None, Some(until)) => match queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(first) => first,
+            Err(mpsc::RecvTimeoutError::Timeout) => return Some(Vec::new()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+        },
+    };
+    let outlives = first.outlives();
+    let mut group = vec![first];
+    while group.len() < GROUP_MAX
+        && let Ok(job) = queue.try_recv()
+    {
+        if outlives == Outlives::Process && job.outlives() == Outlives::Machine {
+            *held = Some(job);
+            break;
         }
+        group.push(job);
+    }
+    Some(group)
+}
+
+/// Brings what was committed to the disk; says whether it is there. A disk that fails is told by commits that wait for it.
+fn sync_log(db: &Connection) -> bool {
+    let Some(path) = db.path() else { return true };
+    match File::open(format!("{path}-wal")).and_then(|log| log.sync_data()) {
+        Ok(()) => true,
+        // a journal of another kind has no such file, and needs none of this
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Whether a commit waits for the disk: the database's own `synchronous`, or less for what need not.
+struct Waits {
+    own: i64,
+    now: i64,
+}
+
+impl Waits {
+    /// `synchronous=NORMAL`: in WAL mode a commit is a write to the kernel, and the log is on disk before a checkpoint.
+    const NORMAL: i64 = 1;
+
+    fn of(db: &Connection) -> Self {
+        let own = db.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap_or(Self::NORMAL);
+        Self { own, now: own }
+    }
+
+    fn set(&mut self, db: &Connection, outlives: Outlives) -> Result<(), rusqlite::Error> {
+        let wanted = match outlives {
+            Outlives::Machine => self.own,
+            Outlives::Process => self.own.min(Self::NORMAL),
+        };
+        if wanted != self.now {
+            db.pragma_update(None, "synchronous", wanted)?;
+            self.now = wanted;
+        }
+        Ok(())
+    }
+}
+
+fn write_loop(db: &Connection, queue: &mpsc::Receiver<Job>, changes: &Board<ResourceId, u64>, sequence: &AtomicU64) {
+    let mut waits = Waits::of(db);
+    let mut held = None;
+    // when what only the kernel has is on disk at the latest
+    let mut sync_at: Option<Instant> = None;
+    while let Some(mut group) = next_group(queue, &mut held, sync_at) {
+        if sync_at.is_some_and(|at| at <= Instant::now()) {
+            sync_at = if sync_log(db) { None } else { Instant::now().checked_add(SYNC_AFTER) };
+        }
+        let Some(outlives) = group.first().map(|job| job.outlives()) else { continue };
         let mut tx = Tx { db, dirty: Vec::new() };
-        let committed = run_group(&mut tx, &mut group);
+        let committed = waits.set(db, outlives).and_then(|()| run_group(&mut tx, &mut group));
         if committed.is_ok() {
+            sync_at = match outlives {
+                Outlives::Machine => None,
+                Outlives::Process => sync_at.or_else(|| Instant::now().checked_add(SYNC_AFTER)),
+            };
             for (id, exists) in std::mem::take(&mut tx.dirty) {
                 let next = sequence.fetch_add(1, Ordering::Relaxed);
                 if exists {
@@ -304,20 +406,30 @@ fn write_loop(db: &Connection, queue: &mpsc::Receiver<Job>, changes: &Board<Reso
                 }
             }
         }
-        let message = committed.as_ref().err().map(ToString::to_string);
+        let failed = committed.err().map(|error| {
+            let code = error.sqlite_extended_error_code().unwrap_or(rusqlite::ffi::SQLITE_IOERR);
+            (rusqlite::ffi::Error::new(code), error.to_string())
+        });
         for job in group {
-            job.answer(match &message {
+            job.answer(match &failed {
                 None => Ok(()),
-                Some(text) => Err(rusqlite::Error::SqliteFailure(
-                    rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR),
-                    Some(text.clone()),
-                )),
+                Some((error, text)) => Err(rusqlite::Error::SqliteFailure(*error, Some(text.clone()))),
             });
         }
     }
 }
 
+/// All of a group, or nothing; no transaction is left open.
 fn run_group(tx: &mut Tx<'_>, group: &mut [Job]) -> Result<(), rusqlite::Error> {
+    let done = run_jobs(tx, group);
+    // a full disk can have ended it already
+    if done.is_err() && !tx.db.is_autocommit() {
+        let _nothing_open = tx.db.execute_batch("ROLLBACK");
+    }
+    done
+}
+
+fn run_jobs(tx: &mut Tx<'_>, group: &mut [Job]) -> Result<(), rusqlite::Error> {
     tx.db.execute_batch("BEGIN IMMEDIATE")?;
     for job in group.iter_mut() {
         tx.db.execute_batch("SAVEPOINT job")?;
@@ -329,9 +441,7 @@ fn run_group(tx: &mut Tx<'_>, group: &mut [Job]) -> Result<(), rusqlite::Error> 
             tx.db.execute_batch("ROLLBACK TO job; RELEASE job")?;
         }
     }
-    tx.db.execute_batch("COMMIT").inspect_err(|_| {
-        let _nothing_open = tx.db.execute_batch("ROLLBACK");
-    })
+    tx.db.execute_batch("COMMIT")
 }
 
 fn migrate(db: &mut Connection, keyring: &Keyring) -> Result<(), StoreError> {
@@ -381,4 +491,57 @@ fn lock_directory(dir: &Path) -> Result<Flock<File>, StoreError> {
 pub(crate) fn restrict(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Asked(Outlives);
+
+    impl Run for Asked {
+        fn outlives(&self) -> Outlives {
+            self.0
+        }
+
+        fn run(&mut self, _tx: &mut Tx<'_>) -> bool {
+            true
+        }
+
+        fn answer(self: Box<Self>, _committed: Result<(), rusqlite::Error>) {}
+    }
+
+    #[test]
+    fn what_need_not_wait_for_the_disk_waits_only_for_what_came_before() {
+        use Outlives::{Machine, Process};
+        let (sender, queue) = mpsc::sync_channel::<Job>(QUEUE_MAX);
+        for outlives in [Process, Process, Machine, Process, Machine, Process] {
+            sender.send(Box::new(Asked(outlives))).unwrap();
+        }
+        drop(sender);
+        let mut held = None;
+        let mut groups = Vec::new();
+        while let Some(group) = next_group(&queue, &mut held, None) {
+            groups.push((group[0].outlives(), group.len()));
+        }
+        assert_eq!(groups, [(Process, 2), (Machine, 4)]);
+        let (_sender, queue) = mpsc::sync_channel::<Job>(1);
+        assert!(next_group(&queue, &mut held, Some(Instant::now())).unwrap().is_empty(), "the log is to be synced");
+    }
+
+    #[test]
+    fn a_commit_waits_for_the_disk_again_after_one_that_did_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Connection::open(dir.path().join("db")).unwrap();
+        db.pragma_update(None, "journal_mode", "WAL").unwrap();
+        let is = || db.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0)).unwrap();
+        for (own, process) in [("FULL", 1), ("OFF", 0)] {
+            db.pragma_update(None, "synchronous", own).unwrap();
+            let (mut waits, before) = (Waits::of(&db), is());
+            waits.set(&db, Outlives::Process).unwrap();
+            assert_eq!(is(), process, "{own}");
+            waits.set(&db, Outlives::Machine).unwrap();
+            assert_eq!(is(), before, "{own}");
+        }
+    }
 }

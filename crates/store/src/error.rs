@@ -39,6 +39,20 @@ pub enum StoreError {
         /// The revision.
         name: String,
     },
+    /// The name drawn for an execution is taken.
+    #[error("execution `{name}` exists already")]
+    ExecutionExists {
+        /// The execution.
+        name: String,
+    },
+    /// The job has as many executions that have not ended as it may.
+    #[error("job `{job}` has {max} executions that have not ended")]
+    TooManyExecutions {
+        /// The job.
+        job: String,
+        /// How many it may have.
+        max: usize,
+    },
     /// SQLite failed: disk full, file damaged.
     #[error("failed to read or write the database")]
     Sqlite(#[from] rusqlite::Error),
@@ -107,5 +121,23 @@ impl StoreError {
     /// Whether one document or secret is damaged, and everything else can be read.
     pub fn is_of_one_document(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::SecretDamaged { .. })
+    }
+
+    /// Whether nothing could be written because there is no space left.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => {
+                let error = error.sqlite_error();
+                error.is_some_and(|error| {
+                    // what SQLite cannot grow in memory that is shared has a code of its own
+                    error.code == rusqlite::ErrorCode::DiskFull
+                        || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+                })
+            }
+            Self::Io { source, .. } => {
+                matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
     }
 }

@@ -180,6 +180,28 @@ test("every resource type", async (t) => {
     });
   }
 
+  await t.test("session pools", async () => {
+    const pools = client.containerAppsSessionPools;
+    const made = await pools.createOrUpdate(GROUP, "jspool", {
+      location: "eastus",
+      environmentId: environment.id,
+      containerType: "CustomContainer",
+      customContainerTemplate: {
+        containers: [{ name: "main", image: "cove.local/sample:latest", resources: { cpu: 0.25, memory: "0.5Gi" } }],
+        ingress: { targetPort: 80 },
+      },
+      scaleConfiguration: { maxConcurrentSessions: 3, readySessionInstances: 0 },
+    });
+    assert.equal(made.provisioningState, "Succeeded");
+    assert.match(made.poolManagementEndpoint, /^https:/);
+    const scale = { maxConcurrentSessions: 4, readySessionInstances: 0 };
+    await pools.update(GROUP, "jspool", { scaleConfiguration: scale });
+    assert.equal((await pools.get(GROUP, "jspool")).scaleConfiguration.maxConcurrentSessions, 4);
+    assert.deepEqual(await names(pools.listByResourceGroup(GROUP)), ["jspool"]);
+    await pools.delete(GROUP, "jspool");
+    await assert.rejects(pools.get(GROUP, "jspool"), missing);
+  });
+
   await t.test("start, stop, delete", async () => {
     await client.containerApps.stop(GROUP, "jsapp");
     assert.equal((await client.containerApps.get(GROUP, "jsapp")).runningStatus, "Stopped");

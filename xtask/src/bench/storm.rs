@@ -22,8 +22,9 @@ use changes::Changes;
 use loads::{Apps, Loads};
 
 /// Short windows: with the autoscaler's own, one scale-in would take five minutes. A server that goes waits for its
-/// WebSockets, which stay open; everything else that is open has ended long before.
-const CONFIG: &str = "[api]\nretry_after = 0\n[ingress]\ndrain_grace = \"10s\"\n\
+/// WebSockets, which stay open; everything else that is open has ended long before. The one that comes holds what arrives
+/// until it knows its replicas: at this rate more than the thousand of one revision that are the default.
+const CONFIG: &str = "[api]\nretry_after = 0\n[ingress]\ndrain_grace = \"10s\"\nheld_per_revision_max = 10000\n\
                       [autoscaler.settings]\nload_sampling = \"1s\"\nscale_down_window = \"2s\"\n";
 /// Between two looks at whether all requests were answered.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -47,7 +48,7 @@ pub(crate) struct StormArgs {
     #[arg(long)]
     cold_restarts: bool,
     /// Requests per second, over all protocols.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 2500)]
     rps: u32,
     /// Write a picture per protocol into this folder.
     #[arg(long, value_name = "FOLDER")]

@@ -4,7 +4,7 @@
 //! the figure is what a request pays, not what a busy machine makes of it. Bare starts of the same executable are spread
 //! over the same rounds.
 
-mod baseline;
+pub(super) mod baseline;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

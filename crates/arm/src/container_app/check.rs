@@ -22,20 +22,25 @@ const ENVIRONMENT_KIND: &str = "Microsoft.App/managedEnvironments";
 const SECRETS_MAX: usize = 200;
 
 /// What the parts of an app need to know of each other.
-pub(super) struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     /// The app's name.
-    pub(super) app: &'a str,
+    pub(crate) app: &'a str,
     /// Names of its secrets after this request.
-    pub(super) secrets: BTreeSet<String>,
+    pub(crate) secrets: BTreeSet<String>,
     /// Names of those that this request takes away.
-    pub(super) removed_secrets: BTreeSet<String>,
+    pub(crate) removed_secrets: BTreeSet<String>,
     /// Whether it has a way in.
-    pub(super) has_ingress: bool,
+    pub(crate) has_ingress: bool,
     /// Whether it runs in the Consumption profile, whose sizes are a table.
-    pub(super) is_consumption: bool,
+    pub(crate) is_consumption: bool,
     /// Its identities.
-    pub(super) identities: Assigned,
+    pub(crate) identities: Assigned,
+    /// Where its secrets stand in the document.
+    pub(crate) secrets_path: &'static str,
 }
+
+/// Where apps and jobs have their secrets.
+pub(crate) const SECRETS_PATH: &str = "properties.configuration.secrets";
 
 impl Scope<'_> {
     /// Notes a reference to a secret that the app does not have.
@@ -49,7 +54,7 @@ impl Scope<'_> {
                 errors.push(ArmError::new(400, "ContainerAppSecretInUse", message).at(&node.path));
                 return;
             }
-            let message = format!("The secret '{name}' does not exist; add it to properties.configuration.secrets.");
+            let message = format!("The secret '{name}' does not exist; add it to {}.", self.secrets_path);
             errors.push(ArmError::new(400, "ContainerAppSecretRefNotFound", message).at(&node.path));
         }
     }
@@ -85,9 +90,11 @@ pub(super) fn app(mut doc: Value, context: &PutContext<'_>, errors: &mut Errors)
             has_ingress: configuration.get("ingress").exists(),
             is_consumption: profile(&root.get("properties").get("workloadProfileName")).is_none(),
             identities,
+            secrets_path: SECRETS_PATH,
         };
         let mode = revisions_mode(&configuration, errors);
         let template_node = root.get("properties").get("template");
+        template::refuse_execution_volumes(&template_node, errors);
         let app = ContainerApp {
             id: context.id.clone(),
             environment: environment.clone(),
@@ -131,11 +138,11 @@ fn make_canonical(doc: &mut Value, environment: &ResourceId, mode: ActiveRevisio
 }
 
 /// The profile that replicas run on; `Consumption` is what no profile means.
-fn profile(node: &Node<'_>) -> Option<String> {
+pub(crate) fn profile(node: &Node<'_>) -> Option<String> {
     node.text().filter(|name| !name.eq_ignore_ascii_case("Consumption")).map(str::to_owned)
 }
 
-fn location(root: &Node<'_>, errors: &mut Errors) {
+pub(crate) fn location(root: &Node<'_>, errors: &mut Errors) {
     match root.get("location").text() {
         None | Some("") => errors.push(
             ArmError::new(400, "LocationRequired", "The location property is required for this definition.")
@@ -145,7 +152,7 @@ fn location(root: &Node<'_>, errors: &mut Errors) {
     }
 }
 
-fn environment(root: &Node<'_>, context: &PutContext<'_>, errors: &mut Errors) -> ResourceId {
+pub(crate) fn environment(root: &Node<'_>, context: &PutContext<'_>, errors: &mut Errors) -> ResourceId {
     let properties = root.get("properties");
     let (new, old) = (properties.get("environmentId"), properties.get("managedEnvironmentId"));
     let node = if new.exists() { &new } else { &old };
@@ -202,7 +209,7 @@ fn max_inactive(configuration: &Node<'_>, errors: &mut Errors) -> u32 {
 }
 
 /// A whole number within a range, or its default.
-pub(super) fn range(node: &Node<'_>, allowed: std::ops::RangeInclusive<u32>, default: u32, errors: &mut Errors) -> u32 {
+pub(crate) fn range(node: &Node<'_>, allowed: std::ops::RangeInclusive<u32>, default: u32, errors: &mut Errors) -> u32 {
     let Some(number) = node.int() else { return default };
     match u32::try_from(number).ok().filter(|number| allowed.contains(number)) {
         Some(number) => number,
@@ -230,7 +237,7 @@ fn revision_suffix(template: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) 
     Some(suffix.to_owned())
 }
 
-fn secrets(
+pub(crate) fn secrets(
     configuration: &Node<'_>,
     known: &BTreeSet<String>,
     errors: &mut Errors,
@@ -268,38 +275,42 @@ fn secrets(
     found
 }
 
-fn registries(configuration: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Registry> {
+pub(crate) fn registries(configuration: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Registry> {
     let mut seen = BTreeSet::new();
-    let mut all = Vec::new();
-    for node in configuration.get("registries").items() {
-        let server = node.get("server");
-        let text = server.text().unwrap_or("");
-        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '@') {
-            errors.invalid(
-                &server.path,
-                "A registry needs a server, such as 'registry.example.com' or 'localhost:5000'.",
-            );
-        } else if !seen.insert(text.to_ascii_lowercase()) {
-            errors.invalid(&server.path, format!("The registry '{text}' is given twice."));
-        }
-        let (user, password, identity) = (node.get("username"), node.get("passwordSecretRef"), node.get("identity"));
-        if identity.exists() {
-            later::check_identity_ref(&identity, &scope.identities, errors);
-            if user.exists() || password.exists() {
-                errors.invalid(&node.path, format!("The registry '{text}' has an identity and a password; give one."));
-            }
-        } else if user.exists() != password.exists() || !user.exists() {
-            errors.invalid(&node.path, format!("The registry '{text}' needs both username and passwordSecretRef."));
-        }
-        scope.check_secret_ref(&password, errors);
-        all.push(Registry {
-            server: text.to_owned(),
-            username: user.text().map(str::to_owned),
-            password_secret_ref: password.text().map(str::to_owned),
-            identity: identity.text().map(str::to_owned),
-        });
+    let nodes = configuration.get("registries").items();
+    nodes.iter().map(|node| registry(node, &mut seen, scope, errors)).collect()
+}
+
+/// One login; `seen` holds the servers of those before, in lower case.
+pub(crate) fn registry(
+    node: &Node<'_>,
+    seen: &mut BTreeSet<String>,
+    scope: &Scope<'_>,
+    errors: &mut Errors,
+) -> Registry {
+    let server = node.get("server");
+    let text = server.text().unwrap_or("");
+    if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '@') {
+        errors.invalid(&server.path, "A registry needs a server, such as 'registry.example.com' or 'localhost:5000'.");
+    } else if !seen.insert(text.to_ascii_lowercase()) {
+        errors.invalid(&server.path, format!("The registry '{text}' is given twice."));
     }
-    all
+    let (user, password, identity) = (node.get("username"), node.get("passwordSecretRef"), node.get("identity"));
+    if identity.exists() {
+        later::check_identity_ref(&identity, &scope.identities, errors);
+        if user.exists() || password.exists() {
+            errors.invalid(&node.path, format!("The registry '{text}' has an identity and a password; give one."));
+        }
+    } else if user.exists() != password.exists() || !user.exists() {
+        errors.invalid(&node.path, format!("The registry '{text}' needs both username and passwordSecretRef."));
+    }
+    scope.check_secret_ref(&password, errors);
+    Registry {
+        server: text.to_owned(),
+        username: user.text().map(str::to_owned),
+        password_secret_ref: password.text().map(str::to_owned),
+        identity: identity.text().map(str::to_owned),
+    }
 }
 
 /// Lower-case letters, digits and dashes, a letter or digit at both ends, 1 to `max` characters.

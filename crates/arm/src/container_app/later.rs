@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** [`warnings`] reads the stored document alone, so that an old app says the same as a new one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use cove_model::ResourceId;
 use cove_scaling::validate::{self as scaling, Surroundings};
@@ -69,7 +69,7 @@ fn dapr(node: &Node<'_>, errors: &mut Errors) {
 }
 
 /// Notes a reference to an identity that the app does not have.
-pub(super) fn check_identity_ref(node: &Node<'_>, assigned: &Assigned, errors: &mut Errors) {
+pub(crate) fn check_identity_ref(node: &Node<'_>, assigned: &Assigned, errors: &mut Errors) {
     let Some(text) = node.text() else { return };
     let is_known = match text {
         _ if text.eq_ignore_ascii_case("system") => assigned.is_system,
@@ -141,8 +141,32 @@ pub fn warnings(doc: &Value) -> Vec<String> {
         }
     }
     template(&properties.get("template"), &mut say);
+    all.extend(exposed_ports(&configuration.get("ingress")));
     all.extend(scale(&root));
     all
+}
+
+/// Where Linux takes the ports of outgoing connections from, unless `net.ipv4.ip_local_port_range` says otherwise.
+const CONNECTION_PORTS: RangeInclusive<i64> = 32_768..=60_999;
+
+/// External ports that a connection of this machine may have at the moment they are to be opened.
+fn exposed_ports(ingress: &Node<'_>) -> Vec<String> {
+    let is_tcp = ingress.get("transport").text().is_some_and(|transport| transport.eq_ignore_ascii_case("tcp"));
+    let own = ingress.get("exposedPort").int().or_else(|| ingress.get("targetPort").int());
+    let own = own.filter(|_| is_tcp && ingress.get("external").flag() == Some(true));
+    let mappings = ingress.get("additionalPortMappings").items();
+    let external = mappings.iter().filter(|mapping| mapping.get("external").flag() == Some(true));
+    let ports =
+        external.filter_map(|mapping| mapping.get("exposedPort").int().or_else(|| mapping.get("targetPort").int()));
+    let words = |port: i64| {
+        format!(
+            "exposed port {port}: Linux gives the ports {} to {} to outgoing connections, so it may be taken when it is to be \
+             opened, and is then tried again until it is free; a lower one is opened at once.",
+            CONNECTION_PORTS.start(),
+            CONNECTION_PORTS.end(),
+        )
+    };
+    own.into_iter().chain(ports).filter(|port| CONNECTION_PORTS.contains(port)).map(words).collect()
 }
 
 fn template(template: &Node<'_>, say: &mut dyn FnMut(&str)) {

@@ -156,7 +156,10 @@ static TEMPLATE: Schema = Object(&[
         "volumes",
         &List(&Object(&[
             ("name", &Text),
-            ("storageType", &Word(&["EmptyDir", "Secret", "AzureFile", "NfsAzureFile", "Smb"])),
+            (
+                "storageType",
+                &Word(&["EmptyDir", "Secret", "AzureFile", "NfsAzureFile", "Smb", "CoveExecutionDir", "CoveArtifacts"]),
+            ),
             ("storageName", &TextOrAbsent),
             ("mountOptions", &TextOrAbsent),
             ("secrets", &List(&Object(&[("secretRef", &Text), ("path", &TextOrAbsent)]))),
@@ -165,7 +168,7 @@ static TEMPLATE: Schema = Object(&[
     ("serviceBinds", &List(&Any)),
 ]);
 
-static CONTAINER: Schema = Object(&[
+pub(crate) static CONTAINER: Schema = Object(&[
     ("image", &Text),
     ("imageType", &TextOrAbsent),
     ("name", &Text),
@@ -200,7 +203,7 @@ static CONTAINER: Schema = Object(&[
     ("sourceBuild", &Any),
 ]);
 
-static AUTH: Schema = List(&Object(&[("secretRef", &Text), ("triggerParameter", &Text)]));
+pub(crate) static AUTH: Schema = List(&Object(&[("secretRef", &Text), ("triggerParameter", &Text)]));
 
 static SCALE: Schema = Object(&[
     ("minReplicas", &Int),

@@ -183,7 +183,7 @@ pub(super) fn render_weight(weight: &TrafficWeight) -> Value {
 
 /// Writes what the model knows over what the user wrote: objects member by member, lists item by item. Members that the
 /// model does not know stay as they were.
-fn complete(asked: &mut Value, known: &Value) {
+pub(crate) fn complete(asked: &mut Value, known: &Value) {
     match (asked, known) {
         (Value::Object(asked), Value::Object(known)) => {
             for (name, value) in known {
@@ -229,6 +229,13 @@ pub fn render_template(template: &Template) -> Value {
     if !template.volumes.is_empty() {
         let volume = |volume: &cove_model::Volume| match &volume.kind {
             VolumeKind::EmptyDir => json!({ "name": volume.name, "storageType": "EmptyDir" }),
+            VolumeKind::ExecutionDir => json!({ "name": volume.name, "storageType": "CoveExecutionDir" }),
+            VolumeKind::Artifacts(artifacts) => json!({
+                "name": volume.name,
+                "storageType": "CoveArtifacts",
+                "coveKeepExecutions": artifacts.keep_executions,
+                "coveMaxSize": artifacts.max_bytes.to_quantity(),
+            }),
             VolumeKind::Secret(files) => {
                 let file = |(name, path): &(String, String)| json!({ "secretRef": name, "path": path });
                 let mut value = json!({ "name": volume.name, "storageType": "Secret" });

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use cove_model::{
-    Bytes, Container, EnvValue, EnvVar, MilliCpu, Resources, StorageVolume, Template, Volume, VolumeKind, VolumeMount,
-    WorkloadProfileKind,
+    ArtifactsVolume, Bytes, Container, EnvValue, EnvVar, MilliCpu, Resources, StorageVolume, Template, Volume,
+    VolumeKind, VolumeMount, WorkloadProfileKind,
 };
 
 use super::{
@@ -19,6 +19,10 @@ const CONTAINERS_MAX: usize = 20;
 const ENV_MAX: usize = 1000;
 /// Longest mount options of a volume.
 const MOUNT_OPTIONS_LENGTH_MAX: usize = 500;
+/// Size of an execution's artifacts: 1 MiB to 1 TiB.
+const ARTIFACTS_BYTES: std::ops::RangeInclusive<u64> = Bytes::MIB..=1024 * Bytes::GIB;
+/// Most executions whose artifacts are kept: the history of one outcome.
+const ARTIFACTS_KEPT_MAX: u32 = 100;
 /// Longest image reference.
 const IMAGE_LENGTH_MAX: usize = 512;
 /// CPU of a container that does not say, in thousandths of a core: Azure's default.
@@ -27,7 +31,7 @@ const CPU_DEFAULT: MilliCpu = MilliCpu(500);
 const CPU_TOTAL_MAX: u32 = 4000;
 
 /// Reads `properties.template`.
-pub(super) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Template {
+pub(crate) fn read(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Template {
     let volumes = volumes(&node.get("volumes"), scope, errors);
     let volume_names: BTreeSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
     let mut names = BTreeSet::new();
@@ -309,6 +313,8 @@ fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volum
             Some(kind @ ("AzureFile" | "NfsAzureFile")) => {
                 VolumeKind::Storage(storage(&item, kind == "NfsAzureFile", errors))
             }
+            Some("CoveExecutionDir") => VolumeKind::ExecutionDir,
+            Some("CoveArtifacts") => VolumeKind::Artifacts(artifacts(&item, errors)),
             Some(other) => {
                 let instead = "use 'AzureFile', 'NfsAzureFile', 'EmptyDir' or 'Secret'";
                 errors.push(ArmError::not_implemented(&kind.path, &format!("A volume of type '{other}'"), instead));
@@ -317,7 +323,42 @@ fn volumes(node: &Node<'_>, scope: &Scope<'_>, errors: &mut Errors) -> Vec<Volum
         };
         all.push(Volume { name: name.to_owned(), kind });
     }
+    let is_artifacts = |volume: &&Volume| matches!(volume.kind, VolumeKind::Artifacts(_));
+    let is_execution_dir = |volume: &&Volume| volume.kind == VolumeKind::ExecutionDir;
+    let counts = [
+        ("CoveArtifacts", all.iter().filter(is_artifacts).count()),
+        ("CoveExecutionDir", all.iter().filter(is_execution_dir).count()),
+    ];
+    for (kind, _) in counts.into_iter().filter(|(_, count)| *count > 1) {
+        invalid(node, &format!("A job may have one volume of type '{kind}'; mount parts of it by subPath."), errors);
+    }
     all
+}
+
+/// Notes volumes that only executions of jobs have.
+pub(crate) fn refuse_execution_volumes(template: &Node<'_>, errors: &mut Errors) {
+    for item in template.get("volumes").items() {
+        let kind = item.get("storageType");
+        if let Some(word @ ("CoveExecutionDir" | "CoveArtifacts")) = kind.text() {
+            let message = format!("A volume of type '{word}' belongs to executions of jobs; use 'EmptyDir' in an app.");
+            invalid(&kind, &message, errors);
+        }
+    }
+}
+
+fn artifacts(node: &Node<'_>, errors: &mut Errors) -> ArtifactsVolume {
+    let default = ArtifactsVolume::default();
+    let size = node.get("coveMaxSize");
+    let max_bytes = size.text().map(|text| {
+        let known = Bytes::parse_quantity(text).filter(|bytes| ARTIFACTS_BYTES.contains(&bytes.0));
+        known.unwrap_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            invalid(&size, &format!("'{shown}' is not a size of artifacts; expected '1Mi' to '1024Gi'."), errors);
+            default.max_bytes
+        })
+    });
+    let kept = range(&node.get("coveKeepExecutions"), 1..=ARTIFACTS_KEPT_MAX, default.keep_executions, errors);
+    ArtifactsVolume { keep_executions: kept, max_bytes: max_bytes.unwrap_or(default.max_bytes) }
 }
 
 fn storage(node: &Node<'_>, is_nfs: bool, errors: &mut Errors) -> StorageVolume {

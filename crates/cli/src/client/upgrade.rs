@@ -60,6 +60,21 @@ impl Client {
         body_of(refused(response).await?).await
     }
 
+    /// `POST` of one file as a form, with no limit of time.
+    pub(crate) async fn post_file(&self, path: &str, name: &str, bytes: Vec<u8>) -> Result<serde_json::Value, Failure> {
+        // a boundary that is not in the file: random, and as long as it takes
+        let boundary = format!("cove-{}", generate_key().replace(['+', '/', '='], "x"));
+        let name: String = name.chars().map(|c| if matches!(c, '"' | '\\' | '\r' | '\n') { '_' } else { c }).collect();
+        let head = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\nContent-Type: application/octet-stream\r\n\r\n"
+        );
+        let body = [head.into_bytes(), bytes, format!("\r\n--{boundary}--\r\n").into_bytes()].concat();
+        let request = self.http.post(self.url(path)).bearer_auth(&self.token);
+        let request = request.header("content-type", format!("multipart/form-data; boundary={boundary}")).body(body);
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        body_of(refused(response).await?).await
+    }
+
     /// The first bytes of a stream, then no more of it.
     pub(crate) async fn first_bytes(response: Response, count: usize) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();

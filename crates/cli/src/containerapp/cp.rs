@@ -52,13 +52,11 @@ fn remote(text: &str) -> Option<(&str, &str)> {
 
 pub(crate) async fn run(session: &Session, args: CpArgs) -> Result<(), Failure> {
     match (remote(&args.source), remote(&args.target)) {
-        (Some((app, path)), None) => {
-            let response = session.client.stream(&url(session, &args, app, path)).await?;
-            let target = PathBuf::from(&args.target);
-            let pieces = response.bytes_stream().map(|piece| piece.map_err(io::Error::other)).boxed();
-            unpack(pieces, target).await
+        (Some((app, path)), None) => download(session, &url(session, &args, app, path), Path::new(&args.target)).await,
+        (None, Some((app, path))) => {
+            let address = |path: &str| url(session, &args, app, path);
+            upload(session, Path::new(&args.source), address, path).await
         }
-        (None, Some((app, path))) => upload(session, &args, app, path).await,
         _ => Err(Failure::usage("one of SOURCE and TARGET must be APP:PATH")
             .hint("cove containerapp cp ./conf web:/etc/app")),
     }
@@ -73,14 +71,26 @@ fn url(session: &Session, args: &CpArgs, app: &str, path: &str) -> String {
     format!("/cove/v1/files?app={}&path={}{replica}{container}", encode(&app), encode(path))
 }
 
-/// Into the target if that is a directory, else as the target.
-async fn upload(session: &Session, args: &CpArgs, app: &str, path: &str) -> Result<(), Failure> {
-    let source = PathBuf::from(&args.source);
+/// Unpacks what an address gives at a path here.
+pub(crate) async fn download(session: &Session, address: &str, target: &Path) -> Result<(), Failure> {
+    let response = session.client.stream(address).await?;
+    let pieces = response.bytes_stream().map(|piece| piece.map_err(io::Error::other)).boxed();
+    unpack(pieces, target.to_owned()).await
+}
+
+/// Into the path if that is a directory, else as the path; `address` gives the URL of a path.
+pub(crate) async fn upload(
+    session: &Session,
+    source: &Path,
+    address: impl Fn(&str) -> String,
+    path: &str,
+) -> Result<(), Failure> {
+    let source = source.to_owned();
     let data =
         fs::symlink_metadata(&source).map_err(|error| Failure::new(format!("`{}`: {error}", source.display())))?;
     let own_name = fs::canonicalize(&source)?.file_name().map(|name| name.to_string_lossy().into_owned());
     let own_name = own_name.unwrap_or_else(|| "root".to_owned());
-    let (dir, name) = if path.ends_with('/') || is_directory(session, args, app, path).await? {
+    let (dir, name) = if path.ends_with('/') || is_directory(session, &address(path)).await? {
         (path, own_name)
     } else {
         let (dir, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("/", path));
@@ -95,7 +105,7 @@ async fn upload(session: &Session, args: &CpArgs, app: &str, path: &str) -> Resu
     });
     let pieces =
         futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    let sent = session.client.upload(&url(session, args, app, dir), reqwest::Body::wrap_stream(pieces)).await;
+    let sent = session.client.upload(&address(dir), reqwest::Body::wrap_stream(pieces)).await;
     // what went wrong here is closer to the cause than the broken upload
     match packing.await.map_err(io::Error::other).and_then(|packed| packed) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
@@ -106,8 +116,8 @@ async fn upload(session: &Session, args: &CpArgs, app: &str, path: &str) -> Resu
     Ok(())
 }
 
-async fn is_directory(session: &Session, args: &CpArgs, app: &str, path: &str) -> Result<bool, Failure> {
-    match session.client.stream(&url(session, args, app, path)).await {
+async fn is_directory(session: &Session, address: &str) -> Result<bool, Failure> {
+    match session.client.stream(address).await {
         Ok(response) => {
             let header = Client::first_bytes(response, HEADER_BYTES).await?;
             Ok(header.get(156) == Some(&b'5'))

@@ -55,9 +55,15 @@ pub(crate) async fn debug(session: &Session, args: DebugArgs) -> Result<(), Fail
 async fn open(session: &Session, args: &TargetArgs, endpoint: &str, command: Option<&str>) -> Result<(), Failure> {
     let container = target::container(session, args).await?;
     let endpoint = container[endpoint].as_str().ok_or_else(|| Failure::new("this server has no consoles"))?;
+    talk(session, endpoint, command).await
+}
+
+/// Runs a command through the WebSocket of an endpoint and carries its bytes; its exit code is this command's.
+pub(crate) async fn talk(session: &Session, endpoint: &str, command: Option<&str>) -> Result<(), Failure> {
     let tty = std::io::stdin().is_terminal() && text::stdout_is_terminal();
     let command = command.map(|command| format!("&command={}", encode(command))).unwrap_or_default();
-    let socket = session.client.websocket(&format!("{endpoint}?tty={tty}{command}")).await?;
+    let separator = if endpoint.contains('?') { '&' } else { '?' };
+    let socket = session.client.websocket(&format!("{endpoint}{separator}tty={tty}{command}")).await?;
     let raw = if tty { Some(Raw::begin()?) } else { None };
     let (mut sink, mut stream) = socket.split();
     let end = tokio::select! {

@@ -1,6 +1,8 @@
-//! `containerapp job`: containers that run and end. Whether the server runs jobs is the server's to say.
+//! `containerapp job`: containers that run and end.
 
+mod artifacts;
 mod body;
+mod logs;
 
 use std::path::PathBuf;
 
@@ -57,6 +59,19 @@ pub(crate) enum JobCommand {
         #[arg(long)]
         job_execution_name: Option<String>,
     },
+    /// Start nothing until it is resumed; what runs goes on.
+    Suspend(AppRef),
+    /// Start again what the trigger asks for.
+    Resume(AppRef),
+    /// Output of executions.
+    #[command(subcommand)]
+    Logs(logs::LogsCommand),
+    /// Files that executions left behind.
+    #[command(subcommand)]
+    Artifacts(artifacts::ArtifactsCommand),
+    /// Replicas of executions.
+    #[command(subcommand)]
+    Replica(logs::ReplicaCommand),
     /// Executions of a job.
     #[command(subcommand)]
     Execution(ExecutionCommand),
@@ -130,6 +145,17 @@ pub(super) async fn run(session: &Session, command: JobCommand) -> Result<(), Fa
             let path = format!("{}/stop{one}", job.path_of(session, KIND));
             session.print(client.post(&path, None).await?, View::Plain)
         }
+        JobCommand::Suspend(job) => {
+            let path = format!("{}/suspend", job.path_of(session, KIND));
+            session.print(client.post(&path, None).await?, View::Jobs)
+        }
+        JobCommand::Resume(job) => {
+            let path = format!("{}/resume", job.path_of(session, KIND));
+            session.print(client.post(&path, None).await?, View::Jobs)
+        }
+        JobCommand::Logs(command) => logs::run(session, command).await,
+        JobCommand::Artifacts(command) => artifacts::run(session, command).await,
+        JobCommand::Replica(command) => logs::replica(session, command).await,
         JobCommand::Execution(ExecutionCommand::List(job)) => {
             let path = format!("{}/executions", job.path_of(session, KIND));
             session.print(client.list(&path).await?, View::Executions)
@@ -150,11 +176,13 @@ async fn start(session: &Session, args: StartArgs) -> Result<(), Failure> {
             let mut file = file::yaml(path)?;
             if file["properties"]["template"].is_object() { file["properties"]["template"].take() } else { file }
         }
-        None if args.container.image.is_some() => {
+        None => {
             let env = pairs::environment(&args.env_vars, "--env-vars")?;
-            json!({ "containers": [template::container(&args.container, &args.job.name, &env)] })
+            let container = template::container(&args.container, &args.job.name, &env);
+            // a name alone says nothing; what is left out is the job's
+            let is_other = container.as_object().is_some_and(|fields| fields.len() > 1);
+            if is_other { json!({ "containers": [container] }) } else { Value::Null }
         }
-        None => Value::Null,
     };
     let path = format!("{}/start", args.job.path_of(session, KIND));
     let answer = session.client.post(&path, (!body.is_null()).then_some(&body)).await?;

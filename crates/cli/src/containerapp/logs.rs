@@ -3,7 +3,7 @@
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
-use super::{AppRef, replica, revision};
+use super::{AppRef, bar::Lines, replica, revision};
 use crate::{client::encode, failure::Failure, session::Session, text, wakes};
 
 #[derive(Debug, clap::Subcommand)]
@@ -37,6 +37,9 @@ pub(crate) enum Kind {
     Console,
     System,
     Http,
+    /// Rows of a table, of a session.
+    #[value(skip)]
+    Row,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -111,15 +114,21 @@ async fn container(
 }
 
 /// Prints the lines of a stream until it ends.
-pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, kind: Kind) -> Result<(), Failure> {
+pub(crate) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, kind: Kind) -> Result<(), Failure> {
     let format =
         args.format.unwrap_or_else(|| if text::stdout_is_terminal() { LineFormat::Text } else { LineFormat::Json });
     // events are JSON on the wire in any case; their text is made here
-    let output = if format == LineFormat::Text && kind == Kind::Console { "text" } else { "json" };
+    let output = match kind {
+        Kind::Console if format == LineFormat::Text => "text",
+        Kind::Row => "row",
+        Kind::Console | Kind::System | Kind::Http => "json",
+    };
     let separator = if endpoint.contains('?') { '&' } else { '?' };
     let url = format!("{endpoint}{separator}follow={}&tailLines={}&output={output}", args.follow, args.tail);
     let mut stream = session.client.stream(&url).await?.bytes_stream();
     let mut rest: Vec<u8> = Vec::new();
+    let draws = args.follow && output == "text" && text::stdout_is_terminal();
+    let mut lines = Lines::new(std::io::stdout(), draws);
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| Failure::new(format!("the stream broke off: {error}")))?;
         rest.extend_from_slice(&piece);
@@ -132,13 +141,14 @@ pub(super) async fn print(session: &Session, endpoint: &str, args: &StreamArgs, 
             let line = match (format, kind) {
                 (LineFormat::Text, Kind::System) => event(&line),
                 (LineFormat::Text, Kind::Http) => request(&line),
-                (LineFormat::Text, Kind::Console) | (LineFormat::Json, _) => line.into_owned(),
+                (LineFormat::Text, Kind::Console | Kind::Row) | (LineFormat::Json, _) => line.into_owned(),
             };
-            if !text::line(&line) {
+            if !lines.write(&line) {
                 return Ok(());
             }
         }
     }
+    lines.end();
     Ok(())
 }
 

@@ -18,6 +18,7 @@ pub(crate) enum View {
     Images,
     Accounts,
     Assignments,
+    Artifacts,
     Certificates,
     Components,
     Deployments,
@@ -30,6 +31,7 @@ pub(crate) enum View {
     Resources,
     Roles,
     Routes,
+    SessionPools,
     Storages,
     Usages,
     /// Columns from the objects themselves.
@@ -154,6 +156,12 @@ const DEPLOYMENTS: &[Column] = &[
     ("Error", |deployment, _| text(deployment, "/properties/error/message").chars().take(60).collect()),
 ];
 
+const ARTIFACTS: &[Column] = &[
+    ("Path", |artifact, _| text(artifact, "/name")),
+    ("Bytes", |artifact, _| text(artifact, "/properties/sizeBytes")),
+    ("Written", |artifact, _| text(artifact, "/properties/lastModified")),
+];
+
 const EXECUTIONS: &[Column] = &[
     ("Name", |execution, _| text(execution, "/name")),
     ("Started", |execution, _| text(execution, "/properties/startTime")),
@@ -180,6 +188,16 @@ const JOBS: &[Column] = &[
     ("ResourceGroup", |job, _| group(job)),
     ("State", |job, _| text(job, "/properties/provisioningState")),
     ("Trigger", |job, _| text(job, "/properties/configuration/triggerType")),
+];
+
+const SESSION_POOLS: &[Column] = &[
+    ("Name", |pool, _| text(pool, "/name")),
+    ("ResourceGroup", |pool, _| group(pool)),
+    ("State", |pool, _| text(pool, "/properties/provisioningState")),
+    ("Type", |pool, _| text(pool, "/properties/containerType")),
+    ("Ready", |pool, _| text(pool, "/properties/scaleConfiguration/readySessionInstances")),
+    ("Most", |pool, _| text(pool, "/properties/scaleConfiguration/maxConcurrentSessions")),
+    ("Endpoint", |pool, _| text(pool, "/properties/poolManagementEndpoint")),
 ];
 
 const PROFILE_STATES: &[Column] = &[
@@ -234,6 +252,7 @@ impl View {
             Self::Images => IMAGES,
             Self::Accounts => ACCOUNTS,
             Self::Assignments => ASSIGNMENTS,
+            Self::Artifacts => ARTIFACTS,
             Self::Certificates => CERTIFICATES,
             Self::Components => COMPONENTS,
             Self::Deployments => DEPLOYMENTS,
@@ -246,6 +265,7 @@ impl View {
             Self::Resources => RESOURCES,
             Self::Roles => ROLES,
             Self::Routes => ROUTES,
+            Self::SessionPools => SESSION_POOLS,
             Self::Storages => STORAGES,
             Self::Usages => USAGES,
             Self::Plain => return table::automatic(value, None),

@@ -146,7 +146,7 @@ fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
     let left = server.ok("containerapp create -g rg -n later --environment env --image nowhere.invalid/x:y --no-wait --query name -o tsv");
     assert_eq!(left, "later\n");
     check("containerapp delete -g rg -n web", 2, "add --yes");
-    check("containerapp sessionpool list", 2, "not built yet");
+    check("containerapp java list", 2, "not built yet");
     check("containerapp list --query [?", 2, "--query");
     check("clock advance 5m", 1, "--clock virtual");
     check("image import /does/not/exist", 1, "failed to read");

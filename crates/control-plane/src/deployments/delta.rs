@@ -35,6 +35,10 @@ const READ_ONLY: &[&str] = &[
     "createdBy",
     "updatedBy",
     "thumbprint",
+    "poolManagementEndpoint",
+    "mcpServerEndpoint",
+    "nodeCount",
+    "coveFailure",
 ];
 
 /// Pairs of items that are compared to find which is which; longer lists differ as a whole.

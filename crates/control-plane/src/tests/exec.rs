@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cove_runtime::{ExecError, ExecRequest, ExecSession};
+use cove_runtime::{ExecError, ExecRequest, ExecSession, Resize};
 use futures_util::{SinkExt, StreamExt};
 use http::Request;
 use tokio::{
@@ -32,7 +32,8 @@ pub(super) async fn run(request: ExecRequest) -> Result<ExecSession, ExecError> 
     }
     let (stdin, mut input) = mpsc::channel::<Vec<u8>>(8);
     let (output_sender, output) = mpsc::channel(8);
-    let (resize, mut sizes) = mpsc::channel(8);
+    let (sizes_sender, mut sizes) = mpsc::channel(8);
+    let resize = Resize::new(move |columns, rows| sizes_sender.try_send((columns, rows)).expect("there is room"));
     let (exit_sender, exit) = oneshot::channel();
     tokio::spawn(async move {
         let _ = output_sender.send((1, request.command.join("|").into_bytes())).await;

@@ -10,10 +10,11 @@ use std::{
 use cove_base::{Board, Clock};
 use cove_model::{
     ContainerExit, ContainerObservation, ContainerState, ReplicaName, ReplicaObservation, ReplicaPhase, ReplicaPhases,
-    RevisionKey,
+    RevisionKey, SnapshotId,
 };
 use cove_runtime::{
-    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, Runtime, RuntimeError,
+    Capabilities, ExecError, ExecRequest, ExecSession, ImagesState, RegistryLogin, ReplicaSpec, ReplicaUse, Runtime,
+    RuntimeError, SnapshotFacts, SnapshotFailure, SnapshotOrder,
 };
 use futures_util::future::BoxFuture;
 
@@ -40,6 +41,12 @@ pub(crate) struct World {
     /// Every order for a replica, in order.
     pub(crate) log: Vec<String>,
     starts: BTreeMap<ReplicaName, u32>,
+    /// Whole snapshots.
+    pub(crate) snapshots: BTreeMap<SnapshotId, SnapshotFacts>,
+    /// No snapshot can be taken.
+    pub(crate) is_disk_full: bool,
+    /// Processor time that every replica is said to have used, microseconds.
+    pub(crate) cpu_us: Option<u64>,
     /// When the last start was ordered.
     pub(crate) last_start: Option<std::time::Instant>,
 }
@@ -65,6 +72,19 @@ impl Fake {
         self.change(name, |observation| {
             observation.phase = ReplicaPhase::Stopped;
             observation.is_ready = false;
+        });
+    }
+
+    /// A replica ends by itself with this code.
+    pub(crate) fn exit(&self, name: &ReplicaName, code: i32) {
+        let at = self.clock.now();
+        self.change(name, |observation| {
+            observation.phase = ReplicaPhase::Stopped;
+            observation.is_ready = false;
+            let reason = if code == 0 { "Completed" } else { "Error" };
+            observation.containers[0].state = ContainerState::Terminated;
+            observation.containers[0].last_exit =
+                Some(ContainerExit { code, reason: reason.into(), message: None, at });
         });
     }
 
@@ -96,6 +116,7 @@ impl Runtime for Fake {
             limits: true,
             egress: false,
             freezes: true,
+            sandbox_tiers: Vec::new(),
             warnings: vec![],
         }
     }
@@ -116,6 +137,12 @@ impl Runtime for Fake {
         self.publish(&world, revision);
     }
 
+    fn usage(&self, replica: &ReplicaName) -> Option<ReplicaUse> {
+        let world = self.world();
+        world.replicas.get(replica)?;
+        world.cpu_us.map(|cpu_us| ReplicaUse { cpu_us_total: Some(cpu_us), memory_bytes: None })
+    }
+
     fn images(&self, revision: &RevisionKey) -> ImagesState {
         self.world().images.get(revision).cloned().unwrap_or_default()
     }
@@ -123,6 +150,9 @@ impl Runtime for Fake {
     fn prepare(&self, spec: ReplicaSpec) -> Result<(), RuntimeError> {
         let mut world = self.world();
         assert!(!world.replicas.contains_key(&spec.name), "a name is used once");
+        if let Some(snapshot) = spec.sandbox.as_ref().and_then(|sandbox| sandbox.snapshot.as_ref()) {
+            assert!(world.snapshots.contains_key(snapshot), "what it begins with is there");
+        }
         world.log.push(format!("prepare {}", spec.revision));
         let index = u8::try_from(world.log.len() % 250).unwrap();
         let observation = ReplicaObservation {
@@ -213,6 +243,34 @@ impl Runtime for Fake {
         if let Some((spec, _)) = world.replicas.remove(replica) {
             self.publish(&world, &spec.revision);
         }
+    }
+
+    fn snapshot(
+        &self,
+        replica: &ReplicaName,
+        order: SnapshotOrder,
+    ) -> BoxFuture<'static, Result<SnapshotFacts, SnapshotFailure>> {
+        let mut world = self.world();
+        let taken = match world.replicas.get(replica).map(|replica| replica.1.phase) {
+            Some(ReplicaPhase::Running) if world.is_disk_full || order.bytes_max < 4096 => {
+                Err(SnapshotFailure::NoRoom("the disk is full".into()))
+            }
+            Some(ReplicaPhase::Running) => Ok(SnapshotFacts { bytes: 4096, files: 1, ..SnapshotFacts::default() }),
+            _ => Err(SnapshotFailure::NotRunning),
+        };
+        if let Ok(facts) = &taken {
+            world.snapshots.insert(order.into, facts.clone());
+        }
+        Box::pin(std::future::ready(taken))
+    }
+
+    fn snapshots(&self) -> BTreeMap<SnapshotId, SnapshotFacts> {
+        self.world().snapshots.clone()
+    }
+
+    fn remove_snapshot(&self, snapshot: &SnapshotId) -> BoxFuture<'static, std::io::Result<()>> {
+        self.world().snapshots.remove(snapshot);
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn observations(&self) -> &Board<RevisionKey, Arc<Vec<ReplicaObservation>>> {

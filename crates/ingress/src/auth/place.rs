@@ -129,7 +129,9 @@ pub(crate) fn is_excluded(path: &str, excluded: &[String]) -> bool {
 fn is_canonical(path: &str) -> bool {
     let Some(inner) = path.strip_prefix('/') else { return false };
     let lower = path.to_ascii_lowercase();
-    let hides = ["%2e", "%2f", "%5c", "%25", "%00", "\\", ";"].iter().any(|text| lower.contains(text));
+    let hides = ["%2e", "%2f", "%5c", "%25", "%00", "\\", ";", "?", "#"].iter().any(|text| lower.contains(text))
+        // browsers leave line ends and tabs out, wherever they stand
+        || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f);
     let inner = inner.strip_suffix('/').unwrap_or(inner);
     let has_odd_segment = !inner.is_empty() && inner.split('/').any(|segment| matches!(segment, "" | "." | ".."));
     !hides && !has_odd_segment
@@ -181,31 +183,8 @@ pub(crate) fn parameter(pairs: &str, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use cove_model::UnauthenticatedAction;
-
     use super::*;
-
-    fn policy(external: &[&str]) -> AuthPolicy {
-        AuthPolicy {
-            action: UnauthenticatedAction::Return401,
-            redirect_to: None,
-            excluded_paths: Vec::new(),
-            api_prefix: "/.auth".to_owned(),
-            logout_path: None,
-            requires_https: false,
-            origin: AuthOrigin::Request,
-            providers: Vec::new(),
-            external_redirects: external.iter().map(|&it| it.to_owned()).collect(),
-            session_time: None,
-            nonce_time: Duration::from_secs(300),
-            checks_nonce: true,
-            keeps_tokens: false,
-            refresh_extension: Duration::ZERO,
-            sealing_secrets: Vec::new(),
-        }
-    }
+    use crate::auth::fuzzing::policy;
 
     #[test]
     fn a_login_leads_only_where_it_may() {
@@ -271,7 +250,10 @@ mod tests {
             ("/public/%252e%252e/admin", false),
             ("/public/..;/admin", false),
             ("/public\\..\\admin", false),
+            ("/public/.\n./admin", false),
             ("/public/%5c..%5cadmin", false),
+            ("/public/..?/x", false),
+            ("/public/..#/x", false),
             ("/", false),
             ("*", false),
         ] {

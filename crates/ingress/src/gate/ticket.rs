@@ -92,7 +92,8 @@ impl Ticket {
     ) -> Result<Lease, Refusal> {
         match self.gate.lease_or_wait((self.preferred, avoid))? {
             Ok(lease) => Ok(lease),
-            Err(waiting) => waiting.grant(client, deadline).await,
+            // boxed: most requests never wait, and none should carry the room for it
+            Err(waiting) => Box::pin(waiting.grant(client, deadline)).await,
         }
     }
 }

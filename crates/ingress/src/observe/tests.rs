@@ -36,6 +36,7 @@ async fn client() -> Client {
         socket: Socket::new(stream),
         tls: Arc::default(),
         permit: Arc::new(permit),
+        interim: None,
     }
 }
 

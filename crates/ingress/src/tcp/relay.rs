@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use cove_base::Rare;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -81,9 +82,11 @@ pub(super) async fn relay(client: &mut TcpStream, app: &mut TcpStream, idle: Dur
         };
         if last == End::Quiet { Outcome::Done } else { Outcome::Reset }
     };
+    let silent = Rare::new(activity.silence(idle));
     tokio::select! {
+        biased;
         outcome = both => outcome,
-        () = activity.silence(idle) => Outcome::Silent,
+        () = silent => Outcome::Silent,
     }
 }
 

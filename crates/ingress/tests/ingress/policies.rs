@@ -186,6 +186,36 @@ async fn a_client_stays_at_its_replica_and_its_revision() {
     assert!(["x", "y"].contains(&parts(&answer).1.as_str()) && cookie(&answer).is_some(), "{answer}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_is_told_which_app_of_its_environment_calls() {
+    let world = World::start().await;
+    let app = Backend::http(|request| async move {
+        let fields = request.headers().get_all("x-forwarded-client-cert").iter();
+        Response::new(text(fields.map(|field| field.to_str().unwrap()).collect::<Vec<_>>().join("|")))
+    })
+    .await;
+    let named = IngressPolicies { names_callers: true, ..IngressPolicies::default() };
+    world.route("told", with("told", named.clone()));
+    world.route("untold", with("untold", IngressPolicies::default()));
+    world.route("far", AppRoute { environment: crate::world::environment("other"), ..with("far", named) });
+    for name in ["told", "untold", "far"] {
+        world.ready(&revision(name, "v1"), &[app.address]);
+    }
+    for (from, name, expected) in [
+        // what the caller writes there itself reaches nobody
+        (world.internal, "told", "By=spiffe://env/app/told;URI=spiffe://env/app/caller"),
+        (world.internal, "untold", ""),
+        (world.internal, "far", ""),
+        (world.http, "told", ""),
+    ] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nhost: {name}.env.localhost\r\nx-forwarded-client-cert: URI=spiffe://env/app/admin\r\n\
+             connection: close\r\n\r\n"
+        );
+        assert_eq!(parts(&raw(from, &request).await), (200, expected.to_owned()), "{name}");
+    }
+}
+
 struct AnyServer;
 
 impl AnyServer {

@@ -28,6 +28,11 @@ async fn world(backend: &Backend) -> World {
     world_with(IngressConfig::default(), backend).await
 }
 
+/// Every request finds the connections that those before it left.
+fn one_thread() -> IngressConfig {
+    IngressConfig { threads: 1, ..IngressConfig::default() }
+}
+
 async fn world_with(config: IngressConfig, backend: &Backend) -> World {
     let world = World::with(config).await;
     world.route("web", route("web"));
@@ -101,7 +106,7 @@ async fn heads_are_made_safe() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_kept_and_the_newest_is_used_first() {
     let app = Backend::named("ok").await;
-    let world = world(&app).await;
+    let world = world_with(one_thread(), &app).await;
     for _ in 0..20 {
         assert_eq!(get(world.http, HOST).await.0, 200);
     }
@@ -132,7 +137,7 @@ async fn a_request_on_a_connection_that_was_just_closed_is_repeated() {
         }
     })
     .await;
-    let world = world(&app).await;
+    let world = world_with(one_thread(), &app).await;
     assert_eq!(get(world.http, HOST).await.0, 200);
     assert_eq!(get(world.http, HOST).await, (200, "ok".into()), "repeated on a fresh connection");
     assert_eq!(*seen.lock().unwrap(), ["GET / HTTP/1.1"; 3]);

@@ -149,11 +149,29 @@ impl World {
         Self::on(config, listeners, Vec::new()).await
     }
 
+    /// With shares by chance, as a server has them.
+    pub(crate) async fn by_chance() -> Self {
+        let listeners = [(); 3].map(|()| bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        Self::made(IngressConfig::default(), listeners, Vec::new(), Arc::new(rand::random)).await
+    }
+
     /// On sockets that are open already: HTTP, HTTPS, internal; and those of exposed ports.
     pub(crate) async fn on(
         config: IngressConfig,
+        listeners: [TcpListener; 3],
+        ports: Vec<std::net::TcpListener>,
+    ) -> Self {
+        // a low-discrepancy sequence: every share is met within a fraction of a percent
+        let step = AtomicU32::new(0);
+        let random = move || step.fetch_add(0x9e37_79b9, Ordering::Relaxed);
+        Self::made(config, listeners, ports, Arc::new(random)).await
+    }
+
+    async fn made(
+        config: IngressConfig,
         [http, https, internal]: [TcpListener; 3],
         ports: Vec<std::net::TcpListener>,
+        random: Arc<dyn Fn() -> u32 + Send + Sync>,
     ) -> Self {
         let addresses = [&http, &https, &internal].map(|listener| listener.local_addr().unwrap());
         let routes = watch::Sender::new(Arc::new(RouteTable::default()));
@@ -163,8 +181,6 @@ impl World {
         let (certificate, key) = made_certificate("web.env.localhost");
         let shown = Arc::new(Mutex::new(Some(key)));
         let certificates = Arc::new(OneCertificate(Arc::clone(&shown)));
-        // a low-discrepancy sequence: every share is met within a fraction of a percent
-        let step = AtomicU32::new(0);
         let sources = IngressSources {
             routes: routes.subscribe(),
             endpoints: endpoints.clone(),
@@ -175,13 +191,17 @@ impl World {
             clock: Clock::real(),
             certificates: Some(certificates),
             environment_of: Arc::new(|_| Some(environment("env"))),
-            random: Arc::new(move || step.fetch_add(0x9e37_79b9, Ordering::Relaxed)),
+            app_of: Arc::new(|_| Some(app_id("caller"))),
+            random,
             auth: {
                 let told = Arc::clone(&told);
                 AuthSources { tell: Arc::new(move |event| told.lock().unwrap().push(event)), ..AuthSources::default() }
             },
         };
         let listeners = IngressListeners { http: vec![http], https: vec![https], internal: vec![internal] };
+        // as in the server: connections are served by threads of their own
+        let threads = if config.threads == 0 { 2 } else { config.threads };
+        let config = IngressConfig { threads, ..config };
         let (ingress, wakes) = Ingress::new(config, sources, listeners).unwrap();
         let handle = ingress.handle();
         handle.inherit_ports(ports);

@@ -18,6 +18,8 @@ use crate::{
 
 /// Longest line that is kept whole; the rest of a longer one becomes a line of its own.
 const LINE_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of its output that are kept of each container of a session: its code is nobody's friend and may print for ever.
+const SESSION_BYTES_MAX: u64 = 16 << 20;
 /// Where the places are kept, in the replica's own directory: it goes with it.
 const PLACES: &str = ".ingested.json";
 
@@ -174,6 +176,7 @@ fn read_lines(
     let mut offset = place.offset;
     let mut parts: BTreeMap<&'static str, Part> = BTreeMap::new();
     let mut bytes = Vec::new();
+    let is_session = meta.app.to_ascii_lowercase().contains("/microsoft.app/sessionpools/");
     while rows.len() < rows_max {
         bytes.clear();
         let read = reader.read_until(b'\n', &mut bytes).map_err(io)?;
@@ -192,7 +195,13 @@ fn read_lines(
         if line.is_partial && part.text.len() < LINE_BYTES_MAX {
             continue;
         }
-        if let Some(part) = parts.remove(stream) {
+        if let Some(mut part) = parts.remove(stream) {
+            if is_session && (place.file > 1 || offset > SESSION_BYTES_MAX) {
+                if place.file > 1 || part.offset >= SESSION_BYTES_MAX {
+                    continue;
+                }
+                part.text = format!("cove: what it printed beyond {} MiB is not kept", SESSION_BYTES_MAX >> 20).into();
+            }
             rows.push(ConsoleRow {
                 at: part.at,
                 environment: meta.environment.clone(),

@@ -4,6 +4,7 @@
 //! **Invariant:** what cannot be understood is answered FORMERR when it has a header, else ignored.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::A;
@@ -11,6 +12,7 @@ use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ipnet::IpNet;
 
 use super::DnsConfig;
+use crate::layout::{confined, limited};
 
 /// Seconds that a program may remember where an app is; it is always the gateway, so staleness costs little.
 const TTL_SECS: u32 = 5;
@@ -34,6 +36,7 @@ pub(super) enum Plan {
 pub(super) struct Query {
     pub(super) raw: Vec<u8>,
     message: Message,
+    is_limited: bool,
 }
 
 impl Query {
@@ -54,22 +57,34 @@ impl Query {
         if message.queries.len() != 1 {
             return refuse(OpCode::Query, ResponseCode::FormErr);
         }
-        Ok(Self { raw: raw.to_vec(), message })
+        Ok(Self { raw: raw.to_vec(), message, is_limited: false })
     }
 
-    fn question(&self) -> &Question {
+    /// It is a limited replica's: it is answered by its rules and never passed on.
+    pub(super) fn is_limited(&self) -> bool {
+        self.is_limited
+    }
+
+    pub(super) fn question(&self) -> &Question {
         &self.message.queries[0]
     }
 
     /// Decides who answers.
-    pub(super) fn plan(self, config: &DnsConfig, client: Ipv4Addr) -> Plan {
+    pub(super) fn plan(mut self, config: &DnsConfig, client: Ipv4Addr) -> Plan {
+        if config.subnet.is_some_and(|subnet| limited(subnet).contains(&client)) {
+            self.is_limited = true;
+            return Plan::Forward(Box::new(self));
+        }
         let question = self.question();
         if question.query_class() != DNSClass::IN {
             return Plan::Forward(Box::new(self));
         }
         let name = question.name().to_lowercase().to_ascii();
         let name = name.trim_end_matches('.');
-        let answer = if let Some(address) = (config.lookup)(client, name) {
+        // whoever is confined hears of the internet only
+        let is_confined = config.subnet.is_some_and(|subnet| confined(subnet).contains(&client));
+        let known = if is_confined { None } else { (config.lookup)(client, name) };
+        let answer = if let Some(address) = known {
             self.address(address)
         } else if is_local(config, name, question) {
             self.error(ResponseCode::NXDomain)
@@ -86,6 +101,16 @@ impl Query {
         answer.metadata.authoritative = true;
         if matches!(question.query_type(), RecordType::A | RecordType::ANY) {
             answer.add_answer(Record::from_rdata(question.name().clone(), TTL_SECS, RData::A(A(address))));
+        }
+        self.encode_or_fail(&answer)
+    }
+
+    /// The answer that a name has these addresses for so long; without any, that it has none.
+    pub(super) fn addresses(&self, addresses: &[Ipv4Addr], ttl: Duration) -> Vec<u8> {
+        let mut answer = self.reply(ResponseCode::NoError);
+        let (name, ttl) = (self.question().name(), u32::try_from(ttl.as_secs()).unwrap_or(TTL_SECS));
+        for address in addresses {
+            answer.add_answer(Record::from_rdata(name.clone(), ttl, RData::A(A(*address))));
         }
         self.encode_or_fail(&answer)
     }

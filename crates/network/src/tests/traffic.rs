@@ -90,12 +90,12 @@ fn inside_a_replica_all_is_set_up() {
 }
 
 /// A second machine, at 192.0.2.2 behind the interface `out` (192.0.2.1) of this one.
-struct World {
-    lease: NetnsLease,
+pub(super) struct World {
+    pub(super) lease: NetnsLease,
 }
 
 impl World {
-    fn new(network: &Network, folder: &Path) -> Self {
+    pub(super) fn new(network: &Network, folder: &Path) -> Self {
         let path = folder.join("world");
         File::create(&path).unwrap();
         let pin = path.clone();

@@ -56,6 +56,16 @@ impl Cgroups {
         }
     }
 
+    /// The folder of a group in the tree that freezes.
+    pub(crate) fn freezer_folder(&self, path: &str) -> Option<PathBuf> {
+        match (self.freezer.as_ref()?, &self.kind) {
+            (Freezer::Own, Kind::V2(mount)) | (Freezer::Beside(mount) | Freezer::V1(mount), _) => {
+                Some(mount.join(path))
+            }
+            (Freezer::Own, Kind::V1(_)) => None,
+        }
+    }
+
     /// Freezes every process of a group and below it.
     ///
     /// # Errors
@@ -141,13 +151,14 @@ impl Cgroups {
         let inside: BTreeSet<i32> = listed(folder)?.into_iter().collect();
         let mut was_any = false;
         for pid in all.into_iter().map(Pid::as_raw).filter(|pid| !inside.contains(pid)) {
-            was_any = true;
             let file = folder.join("cgroup.procs");
             match fs::write(&file, pid.to_string()) {
                 // it ended meanwhile
-                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => continue,
                 moved => moved.map_err(|error| at(&file, &error))?,
             }
+            // one that is just ending is listed until it is gone, is left where it is, and starts nothing any more
+            was_any |= !is_ending(pid);
         }
         Ok(was_any)
     }
@@ -161,6 +172,17 @@ impl Cgroups {
     }
 }
 
+/// Its first thread has ended or is about to; the others were moved.
+fn is_ending(pid: i32) -> bool {
+    /// `PF_EXITING` of the kernel.
+    const ENDING: u64 = 0x4;
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, rest)) = text.rsplit_once(") ") else { return true };
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or(0);
+    matches!(fields.first(), Some(&"Z" | &"X")) || flags & ENDING != 0
+}
+
 /// Processes right in a folder; none when it is gone.
 fn listed(folder: &Path) -> io::Result<Vec<i32>> {
     let file = folder.join("cgroup.procs");
@@ -169,5 +191,45 @@ fn listed(folder: &Path) -> io::Result<Vec<i32>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         // a group below version 2's threaded ones has no list; none of ours is
         Err(error) => Err(at(&file, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        process::{Child, Command},
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    fn pid(child: &Child) -> i32 {
+        i32::try_from(child.id()).unwrap()
+    }
+
+    #[test]
+    fn a_group_is_frozen_though_one_of_its_processes_is_just_ending() {
+        let cgroups = Cgroups::detect(Path::new("/sys/fs/cgroup")).unwrap();
+        let group = format!("cove-test-freezer-{}", std::process::id());
+        cgroups.create(&group).unwrap();
+        let mut sleeps = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut ended = Command::new("true").spawn().unwrap();
+        cgroups.attach(&group, Pid::from_raw(pid(&sleeps))).unwrap();
+        // nobody asks for its end before the group is frozen
+        let _ended_already = cgroups.attach(&group, Pid::from_raw(pid(&ended)));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_ending(pid(&ended)) {
+            assert!(Instant::now() < deadline, "`true` does not end");
+            std::thread::yield_now();
+        }
+        assert!(!is_ending(pid(&sleeps)) && is_ending(i32::MAX));
+        let frozen = cgroups.freeze(&group);
+        ended.wait().unwrap();
+        let thawed = cgroups.thaw(&group);
+        cgroups.kill(&group);
+        sleeps.wait().unwrap();
+        cgroups.remove(&group, Duration::from_secs(5)).unwrap();
+        frozen.unwrap();
+        thawed.unwrap();
     }
 }

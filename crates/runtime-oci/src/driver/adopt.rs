@@ -1,13 +1,13 @@
 //! Opening again: which replicas still run, and what is left of others.
 //!
 //! **Invariant:** afterwards each helper that lives is connected, and every cgroup, network namespace and folder that
-//! belongs to none is gone or being removed.
+//! belongs to none is gone or being removed; logs that belong to none are marked as ended, for their reader to remove.
 
 use std::{collections::BTreeSet, io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use cove_model::{ReplicaName, ReplicaPhase};
 use cove_network::NetnsId;
-use cove_runtime::ReplicaSpec;
+use cove_runtime::{ReplicaSpec, logs::ENDED_MARK};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -29,8 +29,11 @@ pub(super) const CGROUP_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Remembered {
     pub(super) spec: Arc<ReplicaSpec>,
     pub(super) created_at: Timestamp,
-    pub(super) netns: NetnsId,
-    pub(super) address: Ipv4Addr,
+    /// None: one that leads nowhere, which its helper holds.
+    pub(super) netns: Option<NetnsId>,
+    pub(super) address: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub(super) first_id: Option<u32>,
     pub(super) cgroup: String,
 }
 
@@ -56,24 +59,41 @@ pub(super) async fn adopt(inner: &Arc<Inner>) {
         let cgroup = remembered.cgroup.clone();
         if let Some(netns) = adopt_one(inner, remembered).await {
             cgroups.insert(cgroup);
-            namespaces.insert(netns);
+            namespaces.extend(netns);
         }
     }
     let adopted = inner.network.adopt(&namespaces);
+    super::sandbox::limit_again(inner).await;
     tracing::info!(
         replicas = cgroups.len(),
         namespaces_removed = adopted.removed,
         "replicas of the last run were found"
     );
+    end_strange_logs(inner);
     remove_strange_cgroups(inner, &cgroups).await;
 }
 
-/// Gives the namespace that is in use if the replica still runs.
-async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<NetnsId> {
+/// Marks the logs of what is not there any more as ended: the last run was killed while it made or removed them.
+fn end_strange_logs(inner: &Inner) {
+    let known: BTreeSet<String> = lock(&inner.state).replicas.keys().map(ToString::to_string).collect();
+    for folder in inner.config.log_dir.read_dir_utf8().into_iter().flatten().flatten() {
+        let is_known = known.contains(folder.file_name());
+        if is_known || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if let Err(error) = std::fs::write(folder.path().join(ENDED_MARK), b"") {
+            tracing::warn!(%error, folder = %folder.path(), "logs that belong to no replica stay");
+        }
+    }
+}
+
+/// If the replica still runs, gives its namespace on the bridge if it has one.
+async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<Option<NetnsId>> {
     let name = remembered.spec.name.clone();
     let mut replica = Replica::new(Arc::clone(&remembered.spec), remembered.created_at);
-    replica.address = Some(remembered.address);
-    replica.netns = Some(remembered.netns);
+    replica.address = remembered.address;
+    replica.netns = remembered.netns;
+    replica.first_id = remembered.first_id;
     replica.cgroup = Some(remembered.cgroup.clone());
     let dir = inner.replica_dir(&name);
     let last =
@@ -81,6 +101,10 @@ async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<NetnsId
     replica.asked_at = last.as_ref().and_then(|state| state.phases.asked_at);
     replica.ready_at = last.as_ref().and_then(|state| state.phases.ready_at);
     let prepared = Arc::clone(&replica.prepared);
+    if last.as_ref().is_some_and(|state| state.phase != ReplicaPhase::Frozen) {
+        // the server may have ended between writing down whose it is and thawing it
+        super::freeze::weigh_as_usual(inner, &replica);
+    }
     {
         let mut state = lock(&inner.state);
         state.revisions.entry(replica.spec.revision.clone()).or_default().insert(name.clone());

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cove_model::ReplicaName;
-use cove_runtime::{ExecError, ExecRequest, ExecSession};
+use cove_runtime::{ExecError, ExecRequest, ExecSession, Resize};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
@@ -54,22 +54,41 @@ struct Ends {
 /// Where a statically linked shell of the host may be.
 const HOST_SHELLS: [&str; 4] = ["/usr/bin/busybox", "/bin/busybox", "/usr/local/bin/busybox", "/sbin/busybox.static"];
 
-/// Longest wait for a container's root directory.
+/// Longest wait for a descriptor that a helper gives.
 const ROOT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The root directory of a running container.
 pub(super) async fn root(inner: Arc<Inner>, replica: ReplicaName, container: String) -> Result<OwnedFd, ExecError> {
-    let failed = |error: io::Error| ExecError::Failed(error.to_string());
-    let not_running = || ExecError::NotRunning { replica: replica.clone(), container: container.clone() };
-    let (ours, theirs) = pair().map_err(failed)?;
-    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(failed)?;
+    let order = ToShim::Root { container: container.clone() };
+    ask(&inner, &replica, &order).await.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ExecError::NotRunning { replica, container },
+        io::ErrorKind::TimedOut => {
+            ExecError::Failed(format!("the container did not answer within {} s", ROOT_LIMIT.as_secs()))
+        }
+        _ => ExecError::Failed(error.to_string()),
+    })
+}
+
+/// Asks a helper for a descriptor; `NotFound`: there is no helper, or it has no such thing.
+pub(super) async fn ask(inner: &Inner, replica: &ReplicaName, order: &ToShim) -> io::Result<OwnedFd> {
+    Ok(ask_and_hold(inner, replica, order).await?.0)
+}
+
+/// The same, with the socket that it came over: its end tells the helper that the descriptor is not needed any more.
+pub(super) async fn ask_and_hold(
+    inner: &Inner,
+    replica: &ReplicaName,
+    order: &ToShim,
+) -> io::Result<(OwnedFd, AsyncFd<OwnedFd>)> {
+    let (ours, theirs) = pair()?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     {
         let state = lock(&inner.state);
-        let conn = state.replicas.get(&replica).and_then(|replica| replica.conn.clone()).ok_or_else(not_running)?;
-        conn.send(&ToShim::Root { container: container.clone() }, &[theirs.as_raw_fd()]).map_err(failed)?;
+        let conn = state.replicas.get(replica).and_then(|replica| replica.conn.clone());
+        conn.ok_or(io::ErrorKind::NotFound)?.send(order, &[theirs.as_raw_fd()])?;
     }
     drop(theirs);
-    let socket = register(ours).map_err(failed)?;
+    let socket = register(ours)?;
     let answer = async {
         loop {
             let mut guard = socket.readable().await?;
@@ -80,14 +99,16 @@ pub(super) async fn root(inner: Arc<Inner>, replica: ReplicaName, container: Str
         }
     };
     match timeout(ROOT_LIMIT, answer).await {
-        Ok(Ok(Some((RootGiven { error: None }, fds)))) => fds.into_iter().next().ok_or_else(not_running),
-        Ok(Ok(Some((RootGiven { error: Some(error) }, _)))) => {
-            tracing::debug!(%replica, container, error, "no root directory");
-            Err(not_running())
+        Ok(Ok(Some((RootGiven { error: None }, fds)))) => {
+            Ok((fds.into_iter().next().ok_or(io::ErrorKind::NotFound)?, socket))
         }
-        Ok(Ok(None)) => Err(not_running()),
-        Ok(Err(error)) => Err(failed(error)),
-        Err(_) => Err(ExecError::Failed(format!("the container did not answer within {} s", ROOT_LIMIT.as_secs()))),
+        Ok(Ok(Some((RootGiven { error: Some(error) }, _)))) => {
+            tracing::debug!(%replica, error, "a helper gave nothing");
+            Err(io::ErrorKind::NotFound.into())
+        }
+        Ok(Ok(None)) => Err(io::ErrorKind::NotFound.into()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -182,7 +203,6 @@ pub(super) async fn run(inner: Arc<Inner>, id: u64, request: ExecRequest) -> Res
     }
     let (stdin, stdin_taken) = mpsc::channel(QUEUE_LEN_MAX);
     let (output_sender, output) = mpsc::channel(QUEUE_LEN_MAX);
-    let (resize, resize_taken) = mpsc::channel(QUEUE_LEN_MAX);
     tokio::spawn(write(register(ends.stdin).map_err(failed)?, stdin_taken, request.tty));
     for (stream, fd) in ends.outputs {
         let (sender, inner, name) = (output_sender.clone(), Arc::clone(&inner), request.replica.clone());
@@ -193,9 +213,12 @@ pub(super) async fn run(inner: Arc<Inner>, id: u64, request: ExecRequest) -> Res
             }
         });
     }
-    if let Some(terminal) = ends.terminal {
-        tokio::spawn(resize_to(terminal, resize_taken));
-    }
+    let terminal = ends.terminal;
+    let resize = Resize::new(move |columns, rows| {
+        if let Some(terminal) = &terminal {
+            resize_to(terminal, columns, rows);
+        }
+    });
     Ok(ExecSession { stdin, output, resize, exit })
 }
 
@@ -276,12 +299,10 @@ async fn read(fd: AsyncFd<OwnedFd>, stream: u8, output: mpsc::Sender<(u8, Vec<u8
 }
 
 #[expect(unsafe_code, reason = "the window size ioctl has no safe wrapper")]
-async fn resize_to(terminal: OwnedFd, mut sizes: mpsc::Receiver<(u16, u16)>) {
-    while let Some((columns, rows)) = sizes.recv().await {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: reads one structure of the kind that this ioctl is defined for.
-        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    }
+fn resize_to(terminal: &OwnedFd, columns: u16, rows: u16) {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: reads one structure of the kind that this ioctl is defined for.
+    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
 }
 
 #[cfg(test)]

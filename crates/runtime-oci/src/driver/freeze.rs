@@ -1,6 +1,8 @@
 //! Freezing and thawing: orders to the helper, probes that rest, memory that goes to swap.
 //!
 //! **Invariant:** thawing waits for nothing: memory that is just being moved is left where it is.
+//! **Invariant:** a replica whose order to freeze was overtaken by one to thaw is not ready until its helper has carried out
+//! both: no request is sent to one that is about to be frozen for a moment, which would interrupt what it waits in.
 
 use std::sync::{
     Arc,
@@ -13,6 +15,7 @@ use jiff::Timestamp;
 
 use super::{Inner, Replica, lock};
 use crate::{
+    cgroup::Weight,
     page_out::{self, PagedOut},
     protocol::{ShimState, ToShim},
 };
@@ -29,6 +32,33 @@ pub(super) struct Freezing {
     /// When thawing was ordered, and when it was seen running again.
     pub(super) thaw_asked_at: Option<Timestamp>,
     pub(super) thawed_at: Option<Timestamp>,
+    /// An order to freeze is on its way, and one to thaw behind it: thaws that the helper had told of before.
+    overtaken: Option<u64>,
+}
+
+impl Freezing {
+    /// No order to freeze it can be carried out any more but the last one.
+    pub(super) fn is_settled(&self) -> bool {
+        self.overtaken.is_none()
+    }
+
+    /// To be thawed; `shim` is what the helper told last.
+    fn thaw(&mut self, shim: Option<&ShimState>) {
+        let is_frozen = shim.is_some_and(|shim| shim.phase == ReplicaPhase::Frozen);
+        if self.wanted == Some(true) && !is_frozen {
+            self.overtaken = shim.and_then(|shim| shim.thaws);
+        }
+        if self.wanted != Some(false) {
+            self.thaw_asked_at = Some(Timestamp::now());
+            self.thawed_at = None;
+        }
+        self.wanted = Some(false);
+    }
+
+    /// The helper tells something.
+    fn heard(&mut self, new: &ShimState) {
+        self.overtaken = self.overtaken.filter(|before| new.thaws.is_some_and(|thaws| thaws <= *before));
+    }
 }
 
 fn living<'a>(
@@ -65,21 +95,32 @@ pub(super) fn freeze(inner: &Inner, name: &ReplicaName) -> Result<(), RuntimeErr
 pub(super) fn thaw(inner: &Inner, name: &ReplicaName) -> Result<(), RuntimeError> {
     let mut state = lock(&inner.state);
     let replica = living(&mut state.replicas, name)?;
+    weigh_as_usual(inner, replica);
     let freezing = &mut replica.freezing;
     freezing.breaks_off.store(true, Ordering::Relaxed);
     let is_frozen = replica.shim.as_ref().is_some_and(|shim| shim.phase == ReplicaPhase::Frozen);
     if freezing.wanted != Some(true) && !is_frozen {
         return Ok(());
     }
-    if freezing.wanted != Some(false) {
-        freezing.thaw_asked_at = Some(Timestamp::now());
-        freezing.thawed_at = None;
-    }
-    freezing.wanted = Some(false);
+    freezing.thaw(replica.shim.as_ref());
     if let Some(conn) = &replica.conn {
         let _ = conn.send(&ToShim::Thaw, &[]);
     }
+    if !replica.freezing.is_settled() {
+        let revision = replica.spec.revision.clone();
+        inner.publish(&state, &revision);
+    }
     Ok(())
+}
+
+/// One that was made ahead is wanted now.
+pub(super) fn weigh_as_usual(inner: &Inner, replica: &Replica) {
+    let is_ahead = replica.spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.is_ahead);
+    if let Some(cgroup) = replica.cgroup.as_ref().filter(|_| is_ahead)
+        && let Err(error) = inner.cgroups.weigh(cgroup, Weight::Usual)
+    {
+        tracing::warn!(replica = %replica.spec.name, %error, "it keeps the least share of the processor");
+    }
 }
 
 /// The order that stands, for a helper that was connected anew.
@@ -92,6 +133,7 @@ pub(super) fn follow(replica: &mut Replica, old: Option<&ShimState>, new: &ShimS
     let is_frozen = new.phase == ReplicaPhase::Frozen;
     let was_frozen = old.is_some_and(|old| old.phase == ReplicaPhase::Frozen);
     let freezing = &mut replica.freezing;
+    freezing.heard(new);
     let has_failed = new.freeze_error.is_some() && !is_frozen;
     if has_failed {
         freezing.wanted = None;
@@ -149,5 +191,51 @@ fn words(has_swap: bool, moved: PagedOut) -> String {
         format!("{} MiB of its memory were moved to swap, {} MiB stay", mib(out), mib(moved.after.resident))
     } else {
         format!("its {} MiB of memory stay, as this machine has no swap", mib(moved.after.resident))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(phase: ReplicaPhase, thaws: Option<u64>) -> ShimState {
+        ShimState {
+            phase,
+            failure: None,
+            containers: Vec::new(),
+            phases: cove_model::ReplicaPhases::default(),
+            is_start_asked: true,
+            freezes: true,
+            freeze_error: None,
+            thaws,
+            gives_written: true,
+            gives_memory: false,
+            restored: None,
+            restore_error: None,
+            cpu_us_total: None,
+        }
+    }
+
+    #[test]
+    fn a_thaw_that_overtakes_a_freeze_waits_for_both() {
+        use ReplicaPhase::{Frozen, Running};
+        let mut freezing = Freezing { wanted: Some(true), ..Freezing::default() };
+        freezing.thaw(Some(&told(Running, Some(3))));
+        assert!(!freezing.is_settled(), "the order to freeze is still on its way");
+        for (phase, thaws) in [(Running, 3), (Frozen, 3)] {
+            freezing.heard(&told(phase, Some(thaws)));
+            assert!(!freezing.is_settled());
+        }
+        // given again, it does not begin anew
+        freezing.thaw(Some(&told(Frozen, Some(3))));
+        freezing.heard(&told(Running, Some(4)));
+        assert!(freezing.is_settled());
+
+        let mut frozen = Freezing { wanted: Some(true), ..Freezing::default() };
+        frozen.thaw(Some(&told(Frozen, Some(3))));
+        assert!(frozen.is_settled(), "its phase says enough");
+        let mut old = Freezing { wanted: Some(true), ..Freezing::default() };
+        old.thaw(Some(&told(Running, None)));
+        assert!(old.is_settled(), "a helper that does not count is not waited for");
     }
 }

@@ -14,7 +14,6 @@
 mod ask;
 
 use std::{
-    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +22,7 @@ use std::{
 };
 
 use cove_model::{ContainerState, EventKind, Probe, ProbeAction, ProbeKind, ReplicaName};
-use cove_runtime::ReplicaSpec;
+use cove_runtime::{ReplicaSpec, SandboxTier};
 use jiff::Timestamp;
 use tokio::{
     sync::Notify,
@@ -33,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inner, prepare::containers};
 use crate::protocol::{ShimState, ToShim};
+use ask::Way;
 
 /// After a `listen` was told: the call itself may still be a moment away, so yield this long, then wait in growing steps.
 const LISTEN_SPIN: Duration = Duration::from_millis(2);
@@ -76,7 +76,7 @@ struct Run {
     container: String,
     index: usize,
     restarts: u32,
-    address: Ipv4Addr,
+    way: Way,
     since: Timestamp,
     listening: Arc<Notify>,
     /// The replica is frozen or about to be: nothing is asked of it, and no answer counts.
@@ -128,7 +128,12 @@ impl Checks {
 /// Tells and ends probes as a helper's new state asks for; gives those that are to begin, for [`begin`].
 pub(super) fn follow(inner: &Arc<Inner>, replica: &mut super::Replica, state: &ShimState) -> Vec<Due> {
     let mut due = Vec::new();
-    let Some(address) = replica.address else { return due };
+    let way = || match replica.address {
+        Some(address) if replica.spec.sandbox.is_none() => Some(Way::Address(address)),
+        _ if replica.spec.sandbox.is_some() => Some(Way::Inside(Arc::clone(inner), replica.spec.name.clone())),
+        _ => None,
+    };
+    let Some(way) = way() else { return due };
     for (index, (status, health)) in state.containers.iter().zip(&mut replica.health).enumerate() {
         let ContainerState::Running { since } = status.state else {
             health.end();
@@ -149,7 +154,7 @@ pub(super) fn follow(inner: &Arc<Inner>, replica: &mut super::Replica, state: &S
                 container: status.name.clone(),
                 index,
                 restarts: status.restarts,
-                address,
+                way: way.clone(),
                 since,
                 listening: Arc::clone(&health.listening),
                 rests: Arc::clone(&replica.freezing.rests),
@@ -173,6 +178,11 @@ pub(super) fn begin(due: Vec<Due>) {
     for Due(run, stop) in due {
         tokio::spawn(stop.run_until_cancelled_owned(run.probe()));
     }
+}
+
+/// Whether an OCI runtime of this machine runs it: those tell of no `listen`.
+fn is_handled(spec: &ReplicaSpec) -> bool {
+    spec.sandbox.as_ref().is_some_and(|sandbox| matches!(sandbox.tier, SandboxTier::Handler(_)))
 }
 
 fn is_ready(replica: &super::Replica) -> bool {
@@ -216,7 +226,8 @@ impl Run {
             Duration::from_secs(u64::from(probe.period_secs.max(1)) * u64::from(probe.failure_threshold.max(1)));
         let deadline = Instant::now() + limit;
         let virtual_deadline = clock.is_virtual().then(|| clock.now() + limit);
-        let waits = if crate::seccomp::has_notices() { &FIRST_WAITS_TOLD_MS[..] } else { &FIRST_WAITS_MS[..] };
+        let tells = crate::seccomp::has_notices() && !is_handled(&self.spec);
+        let waits = if tells { &FIRST_WAITS_TOLD_MS[..] } else { &FIRST_WAITS_MS[..] };
         let mut round = 0;
         loop {
             let message = match self.ask(probe).await {
@@ -323,7 +334,7 @@ impl Run {
 
     async fn ask(&self, probe: &Probe) -> Result<(), String> {
         let limit = Duration::from_secs(u64::from(probe.timeout_secs.max(1)));
-        match timeout(limit, ask::ask(self.address, &probe.action)).await {
+        match timeout(limit, ask::ask(&self.way, &probe.action)).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
         }

@@ -9,7 +9,7 @@ use cove_model::{ContainerExit, ContainerState, EventKind, ReplicaName, ReplicaP
 use cove_runtime::logs::ENDED_MARK;
 use jiff::Timestamp;
 
-use super::{Inner, Replica, adopt::CGROUP_LIMIT, conn::Conn, exec, freeze, health, lock};
+use super::{Inner, Replica, adopt::CGROUP_LIMIT, conn::Conn, exec, freeze, health, lock, templates};
 use crate::protocol::{FromShim, ShimState, ToShim, connect};
 
 /// Takes a connection into use: gives the standing orders and listens.
@@ -107,6 +107,9 @@ fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
     if is_frozen_now {
         freeze::settle(inner, name);
     }
+    if new.containers.iter().any(|container| container.template.is_some()) {
+        templates::settled(inner, name);
+    }
     tell_changes(inner, &spec, old.as_ref(), &new);
 }
 
@@ -122,6 +125,7 @@ fn tell_changes(inner: &Inner, spec: &cove_runtime::ReplicaSpec, old: Option<&Sh
         }
         return;
     };
+    templates::tell(inner, spec, old, new);
     for (before, now) in old.containers.iter().zip(&new.containers) {
         let started = matches!(now.state, ContainerState::Running { .. }) && before.state != now.state;
         if started {
@@ -205,9 +209,12 @@ pub(super) fn end(inner: &Arc<Inner>, name: &ReplicaName, failure: Option<(Strin
             health.end();
         }
         replica.held.clear();
+        // what nobody else holds is gone with that
+        replica.namespace = None;
         Some((replica.netns.take(), replica.cgroup.clone()))
     });
     let Some(Some((netns, cgroup))) = left else { return };
+    templates::settled(inner, name);
     let (inner, name) = (Arc::clone(inner), name.clone());
     tokio::task::spawn_blocking(move || {
         if let Some(cgroup) = cgroup

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::{fd::AsRawFd, unix::fs::DirBuilderExt as _},
     sync::{Arc, atomic::Ordering},
@@ -15,7 +15,7 @@ use std::{
 use camino::Utf8Path;
 use cove_images::Image;
 use cove_model::{Container, EnvValue, EventKind, ReplicaName, Template, VolumeKind};
-use cove_network::{NetnsLease, files};
+use cove_network::{files, inside::Inside};
 use cove_runtime::{
     ReplicaSpec, RuntimeError,
     logs::{LogContainer, LogMeta, META_FILE},
@@ -28,10 +28,18 @@ use super::{
     adopt::{REPLICA_FILE, Remembered},
     helpers::{self, Helper},
     images, link, lock,
+    machine::{self, Ordered},
+    memory,
+    sandbox::{self, Net},
+    snapshot, templates,
 };
 use crate::{
     CA_FILE,
-    protocol::{ContainerSpec, MESSAGE_FDS_MAX, SPEC_FILE, ShimSpec, ToShim, VolumeSpec, write_atomically},
+    cgroup::Weight,
+    executions::ExecutionPart,
+    protocol::{
+        ContainerSpec, MESSAGE_FDS_MAX, MachineOrder, SPEC_FILE, ShimSpec, ToShim, VolumeSpec, write_atomically,
+    },
     shares::{self, OpenShare},
 };
 
@@ -126,9 +134,25 @@ pub(super) fn abandon_queued(inner: &Arc<Inner>, name: &ReplicaName) {
         state.queue_wanted.retain(|queued| queued != name);
         before != state.queue_slots.len() + state.queue_wanted.len()
     };
-    if was_queued {
+    if was_queued || templates::abandon(inner, name) {
         link::end(inner, name, None);
     }
+}
+
+/// Puts replicas in line once more, those first whose start was asked.
+pub(super) fn queue_again(inner: &Arc<Inner>, names: Vec<ReplicaName>) {
+    {
+        let mut state = lock(&inner.state);
+        for name in names {
+            let is_asked = state.replicas.get(&name).is_some_and(|replica| replica.asked_at.is_some());
+            if is_asked {
+                state.queue_wanted.push_back(name);
+            } else {
+                state.queue_slots.push_back(name);
+            }
+        }
+    }
+    pump(inner);
 }
 
 async fn make(inner: &Arc<Inner>, name: &ReplicaName) {
@@ -139,7 +163,9 @@ async fn make(inner: &Arc<Inner>, name: &ReplicaName) {
     };
     let assigned = assign(inner, &spec).await;
     match assigned {
-        Ok(()) => {
+        // it is in line for a template, and is put in line here again
+        Ok(Assigned::Later) => return,
+        Ok(Assigned::Now) => {
             // Another may begin when this one's helper is done, or takes too long.
             if timeout(MAKE_LIMIT, prepared.notified()).await.is_err() {
                 let limit = MAKE_LIMIT.as_secs();
@@ -156,16 +182,26 @@ async fn make(inner: &Arc<Inner>, name: &ReplicaName) {
     helpers::refill(inner);
 }
 
+/// What became of an assignment.
+enum Assigned {
+    /// A helper is at it.
+    Now,
+    /// It waits until another machine was saved.
+    Later,
+}
+
 /// `Err(None)`: it was stopped meanwhile.
-async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Option<Failure>> {
+async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<Assigned, Option<Failure>> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Some(("ContainerCreateFailed".to_owned(), format!("{what}: {error}")))
     };
     let found = find_images(inner, spec).await?;
-    let lease = match timeout(NETWORK_LIMIT, inner.network.acquire()).await {
-        Ok(Ok(lease)) => lease,
-        Ok(Err(error)) => return Err(Some(("NetworkNotReady".to_owned(), chain(&error)))),
+    let ordered = machine::order(inner, spec, &found).await.map_err(Some)?;
+    let Ordered::Now(machine) = ordered else { return Ok(Assigned::Later) };
+    let net = match timeout(NETWORK_LIMIT, Net::acquire(inner, spec)).await {
+        Ok(Ok(net)) => net,
+        Ok(Err(error)) => return Err(Some(("NetworkNotReady".to_owned(), error))),
         Err(_) => {
             let limit = NETWORK_LIMIT.as_secs();
             return Err(Some(("NetworkNotReady".to_owned(), format!("no network was free within {limit} s"))));
@@ -174,8 +210,8 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
     let network_at = Timestamp::now();
     // From here on whoever ends the replica also gives the network back.
     let stopped = inner.update(&spec.name, |replica| {
-        replica.netns = Some(lease.id);
-        replica.address = Some(lease.address);
+        replica.netns = net.lease.as_ref().map(|lease| lease.id);
+        replica.address = net.lease.as_ref().map(|lease| lease.address);
         replica.held = found.values().cloned().collect();
         replica.stop.is_some()
     });
@@ -184,8 +220,9 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
     }
     let shares = open_shares(inner, spec).await?;
     let helper = inner.helpers.take().await.map_err(failed("no helper process could be made"))?;
-    let network = File::open(&lease.path).map_err(failed("failed to open the network namespace"))?;
-    let shim_spec = shim_spec(inner, spec, &lease, &helper, &found, &shares, network_at).map_err(Some)?;
+    let first_id = take_ids(inner, spec)?;
+    let shim_spec =
+        shim_spec(inner, spec, (&net, (first_id, machine)), &helper, &found, &shares, network_at).map_err(Some)?;
     let created_at = inner.update(&spec.name, |replica| {
         replica.cgroup = Some(helper.cgroup.clone());
         replica.created_at
@@ -194,8 +231,9 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
     let remembered = Remembered {
         spec: Arc::clone(spec),
         created_at: created_at.unwrap_or(network_at),
-        netns: lease.id,
-        address: lease.address,
+        netns: net.lease.as_ref().map(|lease| lease.id),
+        address: net.lease.as_ref().map(|lease| lease.address),
+        first_id,
         cgroup: helper.cgroup.clone(),
     };
     let log_meta = log_meta(spec, remembered.created_at);
@@ -209,17 +247,52 @@ async fn assign(inner: &Arc<Inner>, spec: &Arc<ReplicaSpec>) -> Result<(), Optio
         }
         _ => failed("failed to write the replica's folder")(error),
     })?;
+    if spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.is_ahead) {
+        let weighed = inner.cgroups.weigh(&helper.cgroup, Weight::Least);
+        weighed.map_err(failed("its share of the processor could not be set"))?;
+    }
     let shares = shares.values().map(|share| share.tree.as_raw_fd());
-    let fds: Vec<_> = std::iter::once(network.as_raw_fd()).chain(shares).collect();
+    let fds: Vec<_> = std::iter::once(net.namespace.as_raw_fd()).chain(shares).collect();
     helper.conn.send(&ToShim::Assign { dir }, &fds).map_err(failed("the helper process is gone"))?;
+    if spec.sandbox.is_some() {
+        let namespace = Arc::new(Inside::new(net.namespace));
+        inner.update(&spec.name, |replica| replica.namespace = Some(namespace));
+    }
     link::connected(inner, &spec.name, helper.conn);
-    Ok(())
+    Ok(Assigned::Now)
+}
+
+/// Host ids of its own for a sandboxed replica.
+fn take_ids(inner: &Inner, spec: &ReplicaSpec) -> Result<Option<u32>, Option<Failure>> {
+    if spec.sandbox.is_none() {
+        return Ok(None);
+    }
+    let mut state = lock(&inner.state);
+    let first_id = sandbox::choose_ids(&state).ok_or_else(|| {
+        let text = "no range of user ids is free: end some sessions first".to_owned();
+        Some(("ContainerCreateFailed".to_owned(), text))
+    })?;
+    let replica = state.replicas.get_mut(&spec.name).ok_or(None)?;
+    replica.first_id = Some(first_id);
+    Ok(Some(first_id))
 }
 
 /// The shares of its volumes, by the volumes' names.
 async fn open_shares(inner: &Inner, spec: &ReplicaSpec) -> Result<BTreeMap<String, OpenShare>, Option<Failure>> {
     let mut opened = BTreeMap::new();
     for volume in &spec.template.volumes {
+        if let Some(part) = part_of(&volume.kind) {
+            let failed = |text: String| {
+                let text = format!("volume `{}` of the execution: {text}", volume.name);
+                Some(("StorageMountFailed".to_owned(), text))
+            };
+            if opened.len() >= SHARES_MAX {
+                return Err(failed(format!("a replica may have {SHARES_MAX} volumes that outlive it")));
+            }
+            let made = inner.config.executions.open(&spec.revision, part);
+            let made = made.map_err(|error| failed(format!("its folder could not be made: {error}")))?;
+            opened.insert(volume.name.clone(), made);
+        }
         let VolumeKind::Storage(storage) = &volume.kind else { continue };
         let binding = spec.storages.get(&storage.storage.to_ascii_lowercase()).ok_or_else(|| {
             let text = format!(
@@ -249,6 +322,29 @@ async fn open_shares(inner: &Inner, spec: &ReplicaSpec) -> Result<BTreeMap<Strin
     Ok(opened)
 }
 
+/// The folder of its execution that a volume is.
+fn part_of(kind: &VolumeKind) -> Option<ExecutionPart> {
+    match kind {
+        VolumeKind::ExecutionDir => Some(ExecutionPart::Work),
+        VolumeKind::Artifacts(_) => Some(ExecutionPart::Artifacts),
+        VolumeKind::EmptyDir | VolumeKind::Secret(_) | VolumeKind::Storage(_) => None,
+    }
+}
+
+/// Variables that name the places of an execution's folders in a container.
+fn folder_variables(template: &Template, container: &Container) -> Vec<(String, String)> {
+    let place = |mount: &cove_model::VolumeMount| {
+        let volume = template.volumes.iter().find(|volume| volume.name == mount.volume)?;
+        let name = match part_of(&volume.kind)? {
+            ExecutionPart::Work => "COVE_WORK_DIR",
+            ExecutionPart::Artifacts => "COVE_ARTIFACTS_DIR",
+        };
+        Some((name.to_owned(), mount.path.clone()))
+    };
+    // of several mounts the first counts
+    container.volume_mounts.iter().rev().filter_map(place).collect()
+}
+
 async fn find_images(inner: &Inner, spec: &ReplicaSpec) -> Result<BTreeMap<String, Arc<Image>>, Option<Failure>> {
     let mut found = BTreeMap::new();
     for container in containers(&spec.template).map(|(container, _)| container) {
@@ -271,7 +367,7 @@ pub(super) fn containers(template: &Template) -> impl Iterator<Item = (&Containe
 fn shim_spec(
     inner: &Inner,
     spec: &ReplicaSpec,
-    lease: &NetnsLease,
+    (net, kept_in): (&Net, (Option<u32>, Option<Box<MachineOrder>>)),
     helper: &Helper,
     found: &BTreeMap<String, Arc<Image>>,
     shares: &BTreeMap<String, OpenShare>,
@@ -281,6 +377,13 @@ fn shim_spec(
     for (container, is_init) in containers(&spec.template) {
         let Some(image) = found.get(&container.image) else { continue };
         let mut made = container_spec(spec, container, is_init, image)?;
+        made.snapshot = snapshot::layer_of(inner, spec, container, is_init)?;
+        made.memory = memory::order_of(inner, spec, is_init);
+        if kept_in.1.is_some() && inner.templates.are_on() {
+            // what begins as a copy could not be told its own; the machine's name is right
+            let own = format!("HOSTNAME={}", spec.name);
+            made.env.retain(|entry| *entry != own);
+        }
         let is_set = made.env.iter().any(|entry| entry.starts_with(CA_VARIABLE));
         if inner.config.ca_certificate.is_some() && !is_set {
             made.env.push(format!("{CA_VARIABLE}{CA_FILE}"));
@@ -291,15 +394,27 @@ fn shim_spec(
     for volume in &spec.template.volumes {
         volumes.insert(volume.name.clone(), volume_spec(spec, &volume.name, &volume.kind, shares)?);
     }
+    let sandbox = sandbox::spec_of(inner, spec, kept_in);
+    if spec.sandbox.is_some() && sandbox.is_none() {
+        // never anything weaker
+        let text = "what is to keep it in is not there any more; see `cove doctor`".to_owned();
+        return Err(("ContainerCreateFailed".to_owned(), text));
+    }
     Ok(ShimSpec {
         replica: spec.name.to_string(),
         cgroup: helper.cgroup.clone(),
         log_dir: inner.config.log_dir.join(spec.name.as_str()),
-        hosts: files::hosts(spec.name.as_str(), lease.address),
-        resolv_conf: files::resolv_conf(lease.gateway, &[&spec.environment_domain]),
+        hosts: files::hosts(spec.name.as_str(), net.address()),
+        resolv_conf: match (&net.lease, &spec.sandbox) {
+            (Some(lease), None) => files::resolv_conf(lease.gateway, &[&spec.environment_domain]),
+            (Some(lease), Some(_)) => files::resolv_conf(lease.gateway, &[]),
+            (None, _) => "# no name is resolved: this container reaches no network\n".to_owned(),
+        },
+        sandbox,
         ca_certificate: inner.config.ca_certificate.clone(),
         containers: all,
         volumes,
+        restart: spec.restart,
         created_at: network_at,
         network_at,
     })
@@ -328,6 +443,7 @@ fn volume_spec(
             }
             Ok(VolumeSpec::Files(files))
         }
+        VolumeKind::ExecutionDir | VolumeKind::Artifacts(_) => Ok(VolumeSpec::Share { is_read_only: false }),
         VolumeKind::Storage(_) => {
             let is_read_only = shares.get(name).is_none_or(|share| share.is_read_only);
             Ok(VolumeSpec::Share { is_read_only })
@@ -375,6 +491,7 @@ fn container_spec(
     env.extend(image_env.map(|(name, value)| (name.to_owned(), value.to_owned())));
     env.insert("HOSTNAME".to_owned(), spec.name.to_string());
     env.extend(spec.platform_env.clone());
+    env.extend(folder_variables(&spec.template, container));
     for variable in &container.env {
         let value = match &variable.value {
             EnvValue::Plain(value) => value.clone(),
@@ -406,6 +523,8 @@ fn container_spec(
         name: container.name.clone(),
         is_init,
         layers: image.layers.clone(),
+        snapshot: None,
+        memory: None,
         args,
         env,
         cwd,
@@ -443,7 +562,7 @@ fn write_folder(dir: &Utf8Path, spec: &ShimSpec, remembered: &Remembered, meta: 
     write_atomically(&dir.join(REPLICA_FILE), &serde_json::to_vec(remembered)?)
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -8,8 +8,15 @@
 
 use nix::libc::{self, c_long};
 
+/// A system call: the name that OCI configurations have for it after `SYS_`, and its number here.
+pub(super) type Call = (&'static str, c_long);
+
+macro_rules! calls {
+    ($($(#[$only:meta])* libc::$name:ident,)*) => { &[$($(#[$only])* (stringify!($name), libc::$name),)*] };
+}
+
 /// Allowed on every architecture.
-pub(super) const ALLOWED: &[c_long] = &[
+pub(super) const ALLOWED: &[Call] = calls![
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_adjtimex,
@@ -258,17 +265,17 @@ pub(super) const ALLOWED: &[c_long] = &[
 ];
 
 /// Allowed on every architecture, by number: newer than the oldest C library we build with.
-pub(super) const ALLOWED_NEW: &[c_long] = &[
-    451, // cachestat
-    452, // fchmodat2
-    454, // futex_wake
-    455, // futex_wait
-    456, // futex_requeue
+pub(super) const ALLOWED_NEW: &[Call] = &[
+    ("SYS_cachestat", 451),
+    ("SYS_fchmodat2", 452),
+    ("SYS_futex_wake", 454),
+    ("SYS_futex_wait", 455),
+    ("SYS_futex_requeue", 456),
 ];
 
 /// Allowed on x86-64: the older forms that other architectures never had.
 #[cfg(target_arch = "x86_64")]
-pub(super) const ALLOWED_HERE: &[c_long] = &[
+pub(super) const ALLOWED_HERE: &[Call] = calls![
     libc::SYS_access,
     libc::SYS_alarm,
     libc::SYS_arch_prctl,
@@ -319,4 +326,56 @@ pub(super) const ALLOWED_HERE: &[c_long] = &[
 
 /// Nothing more is allowed on other architectures.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) const ALLOWED_HERE: &[c_long] = &[];
+pub(super) const ALLOWED_HERE: &[Call] = &[];
+
+/// Of these, what a sandboxed container may not: looking into other processes, what reads or changes the machine's clock and
+/// schedule, and old or rare parts of the kernel that hostile code likes more than programs do.
+/// `sched_setscheduler` stays: ZeroMQ, and so every Jupyter kernel, aborts without it, and the kernel itself refuses real time.
+pub(super) const SANDBOX_DENIED: &[Call] = calls![
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_io_cancel,
+    libc::SYS_io_destroy,
+    libc::SYS_io_getevents,
+    libc::SYS_io_setup,
+    libc::SYS_io_submit,
+    libc::SYS_memfd_secret,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+    libc::SYS_mq_getsetattr,
+    libc::SYS_mq_notify,
+    libc::SYS_mq_open,
+    libc::SYS_mq_timedreceive,
+    libc::SYS_mq_timedsend,
+    libc::SYS_mq_unlink,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_process_mrelease,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ustat,
+    libc::SYS_vmsplice,
+];
+
+/// What a sandboxed program that runs as root is answered as done.
+pub(super) const ROOT_ANSWERED: &[Call] = calls![
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setfsgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setgid,
+    libc::SYS_setgroups,
+    libc::SYS_setregid,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setreuid,
+    libc::SYS_setuid,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+];

@@ -4,6 +4,9 @@
 //! helper's own mount namespace, so it is gone when the helper and its containers are. Writes to it are `volatile`: the
 //! directory is thrown away with the container, so nothing is ever synced to disk for it.
 //!
+//! A sandboxed container has a user namespace of its own, a root in memory that root inside owns ([`super::sandbox`]), no
+//! capability, nothing of /sys, and sees of /proc what a program needs.
+//!
 //! **Invariant:** capabilities: those of Docker less `AUDIT_WRITE`, `MKNOD`, `NET_RAW`, `SETFCAP`, `SETPCAP`; no new
 //! privileges; the filter of [`crate::seccomp`].
 
@@ -20,10 +23,15 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::resource::{Resource, getrlimit},
+    unistd::{Gid, Uid, setfsgid, setfsuid},
 };
 use serde_json::{Value, json};
 
-use super::user::{self, User};
+use super::{
+    machine,
+    sandbox::{IDS_PER_REPLICA, Stage},
+    user::{self, User},
+};
 use crate::{
     cgroup::Cgroups,
     protocol::{ContainerSpec, ShimSpec, VolumeSpec},
@@ -57,6 +65,33 @@ const MASKED: [&str; 10] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// What a sandboxed container does not see besides [`MASKED`]: what tells of the machine and no program needs.
+const MASKED_TOO: [&str; 23] = [
+    "/proc/buddyinfo",
+    "/proc/bus",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/diskstats",
+    "/proc/fb",
+    "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/kallsyms",
+    "/proc/key-users",
+    "/proc/kmsg",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/modules",
+    "/proc/pagetypeinfo",
+    "/proc/partitions",
+    "/proc/sched_debug",
+    "/proc/slabinfo",
+    "/proc/swaps",
+    "/proc/sysrq-trigger",
+    "/proc/vmallocinfo",
+    "/proc/zoneinfo",
+];
+
 /// Longest option string that mount(2) takes, less room for the other options.
 const LOWER_BYTES_MAX: usize = 3500;
 
@@ -65,6 +100,10 @@ const LOWER_BYTES_MAX: usize = 3500;
 pub(crate) struct Bundle {
     /// Holds `config.json`.
     pub(crate) dir: Utf8PathBuf,
+    /// Whom its program runs as, inside.
+    pub(crate) uid: u32,
+    /// With this group.
+    pub(crate) gid: u32,
 }
 
 impl Bundle {
@@ -74,7 +113,7 @@ impl Bundle {
     /// In words for the user.
     pub(crate) fn make(
         dir: &Utf8Path,
-        replica_dir: &Utf8Path,
+        (replica_dir, stage): (&Utf8Path, Option<&Stage>),
         replica: &ShimSpec,
         spec: &ContainerSpec,
         cgroups: &Cgroups,
@@ -89,16 +128,32 @@ impl Bundle {
                 _ => format!("failed to {what}: {error}"),
             }
         };
-        let bundle = Self { dir: dir.to_owned() };
-        for name in ["upper", "work", "root", "empty"] {
-            fs::create_dir_all(dir.join(name)).map_err(failed("make the container's folder"))?;
+        let mut bundle = Self { dir: dir.to_owned(), uid: 0, gid: 0 };
+        make_folders(dir, stage, spec).map_err(failed("make the container's folder"))?;
+        if let (Some(stage), Some(snapshot)) = (stage, &spec.snapshot) {
+            let shown = dir.join("snapshot");
+            let made = fs::create_dir(&shown).and_then(|()| stage.show_layers(snapshot, &shown));
+            made.map_err(failed("show the snapshot that it begins with"))?;
         }
-        mount_root(dir, &spec.layers).map_err(failed("mount the container's root file system"))?;
+        mount_root(dir, stage, spec).map_err(failed("mount the container's root file system"))?;
         let root = dir.join("root");
         let user = user::resolve(&spec.user, root.as_std_path())?;
-        make_dir_inside(root.as_std_path(), &spec.cwd, 0o755).map_err(failed("make the working directory"))?;
+        (bundle.uid, bundle.gid) = (user.uid, user.gid);
+        let made = as_root_inside(stage, || make_dir_inside(root.as_std_path(), &spec.cwd, 0o755));
+        made.map_err(failed("make the working directory"))?;
         attach_parts(replica_dir, replica, spec)?;
-        let config = config(&root, replica_dir, replica, spec, &user, cgroups.views(cgroup));
+        let mut config = config(&root, replica_dir, replica, spec, &user, cgroups.views(cgroup));
+        if let Some(sandbox) = &replica.sandbox {
+            harden(&mut config, sandbox.first_id, mounts(replica_dir, spec, replica, Vec::new()));
+            if sandbox.handler.is_some() {
+                // runtimes of distributions refuse versions that they do not know
+                config["ociVersion"] = "1.0.2".into();
+                config["linux"]["seccomp"] = crate::seccomp::profile(user.uid == 0);
+            }
+            if let (Some(order), Some(all)) = (&sandbox.machine, config["mounts"].as_array_mut()) {
+                all.extend(machine::mounts(order, replica_dir));
+            }
+        }
         let text =
             serde_json::to_vec(&config).map_err(|error| format!("failed to write the configuration: {error}"))?;
         crate::protocol::write_atomically(&dir.join("config.json"), &text)
@@ -109,18 +164,64 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        let _ = umount2(self.dir.join("root").as_std_path(), MntFlags::MNT_DETACH);
+        for name in ["root", "snapshot", "layers", "disk", super::memory::SHOWN_DIR] {
+            // of a sandbox the latter four
+            let _ = umount2(self.dir.join(name).as_std_path(), MntFlags::MNT_DETACH);
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
-fn mount_root(dir: &Utf8Path, layers: &[Utf8PathBuf]) -> io::Result<()> {
+/// Does something with files so that what it makes belongs to root inside.
+fn as_root_inside(stage: Option<&Stage>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let Some(stage) = stage else { return work() };
+    let (uid, gid) = stage.owner(0, 0);
+    setfsgid(gid);
+    setfsuid(uid);
+    let done = work();
+    setfsuid(Uid::from_raw(0));
+    setfsgid(Gid::from_raw(0));
+    done
+}
+
+fn make_folders(dir: &Utf8Path, stage: Option<&Stage>, spec: &ContainerSpec) -> io::Result<()> {
+    for name in ["root", "empty"] {
+        fs::create_dir_all(dir.join(name))?;
+    }
+    if let Some(stage) = stage {
+        fs::create_dir(dir.join("layers"))?;
+        fs::create_dir(dir.join("disk"))?;
+        stage.mount_disk(&dir.join("disk"), spec.memory_bytes, 0o711)?;
+    }
+    let disk = disk(dir, stage);
+    for name in ["upper", "work"] {
+        fs::create_dir_all(disk.join(name))?;
+    }
+    match stage {
+        Some(stage) => stage.give(&disk.join("upper")),
+        None => Ok(()),
+    }
+}
+
+/// Where what a container writes is kept.
+fn disk(dir: &Utf8Path, stage: Option<&Stage>) -> Utf8PathBuf {
+    if stage.is_some() { dir.join("disk") } else { dir.to_owned() }
+}
+
+fn mount_root(dir: &Utf8Path, stage: Option<&Stage>, spec: &ContainerSpec) -> io::Result<()> {
+    let layers = &spec.layers[..];
     let empty = [dir.join("empty")];
     let layers = if layers.is_empty() { &empty[..] } else { layers };
     // Relative names keep many layers within the option string, as all of them lie in one folder.
-    let parent = layers[0].parent().filter(|parent| layers.iter().all(|layer| layer.parent() == Some(parent)));
-    let lower: Vec<String> =
-        layers.iter().map(|layer| escape(parent.map_or(layer.as_str(), |_| layer.file_name().unwrap_or("")))).collect();
+    // An unpacked layer is `layers/<digest>/fs`.
+    let parent =
+        layers[0].ancestors().skip(1).take(2).find(|above| layers.iter().all(|layer| layer.starts_with(above)));
+    let named = |layer: &Utf8PathBuf| match parent.and_then(|parent| layer.strip_prefix(parent).ok()) {
+        Some(name) => escape(name.as_str()),
+        None => escape(layer.as_str()),
+    };
+    let snapshot = spec.snapshot.as_ref().filter(|_| stage.is_some()).map(|_| escape(dir.join("snapshot").as_str()));
+    let lower: Vec<String> = snapshot.into_iter().chain(layers.iter().map(named)).collect();
     let lower = lower.join(":");
     if lower.len() > LOWER_BYTES_MAX {
         return Err(io::Error::new(
@@ -128,17 +229,26 @@ fn mount_root(dir: &Utf8Path, layers: &[Utf8PathBuf]) -> io::Result<()> {
             format!("the image has {} layers, more than one mount takes; squash some", layers.len()),
         ));
     }
+    // whatever this machine's kernel does else: what is written must be a layer by itself
+    let plain = if stage.is_some() { "redirect_dir=off,metacopy=off," } else { "" };
     let options = format!(
-        "lowerdir={lower},upperdir={},workdir={},volatile",
-        escape(dir.join("upper").as_str()),
-        escape(dir.join("work").as_str())
+        "lowerdir={lower},upperdir={},workdir={},{plain}volatile",
+        escape(disk(dir, stage).join("upper").as_str()),
+        escape(disk(dir, stage).join("work").as_str())
     );
-    if let Some(parent) = parent {
-        nix::unistd::chdir(parent.as_std_path())?;
+    match (parent, stage) {
+        (Some(parent), Some(stage)) => {
+            let shown = dir.join("layers");
+            stage.show_layers(parent, &shown)?;
+            nix::unistd::chdir(shown.as_std_path())?;
+        }
+        (Some(parent), None) => nix::unistd::chdir(parent.as_std_path())?,
+        (None, Some(_)) => return Err(io::Error::other("its layers lie in several folders")),
+        (None, None) => {}
     }
-    let mount = |options: &str| {
-        mount(Some("overlay"), dir.join("root").as_std_path(), Some("overlay"), MsFlags::MS_NODEV, Some(options))
-    };
+    let flags = if stage.is_some() { MsFlags::MS_NODEV | MsFlags::MS_NOSUID } else { MsFlags::MS_NODEV };
+    let mount =
+        |options: &str| mount(Some("overlay"), dir.join("root").as_std_path(), Some("overlay"), flags, Some(options));
     let result = match mount(&options) {
         // Kernels before 5.10 do not know `volatile`.
         Err(Errno::EINVAL) => mount(options.trim_end_matches(",volatile")),
@@ -153,7 +263,13 @@ fn escape(path: &str) -> String {
 }
 
 /// Makes the volumes and network files of a replica in its folder.
-pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec, shares: &[OwnedFd]) -> io::Result<()> {
+pub(crate) fn make_shared(
+    replica_dir: &Utf8Path,
+    stage: Option<&Stage>,
+    spec: &ShimSpec,
+    shares: &[OwnedFd],
+) -> io::Result<()> {
+    let dir = stage.map_or(replica_dir, |stage| &stage.dir);
     let mut shares = shares.iter();
     let etc = dir.join("etc");
     fs::create_dir_all(&etc)?;
@@ -163,11 +279,21 @@ pub(crate) fn make_shared(dir: &Utf8Path, spec: &ShimSpec, shares: &[OwnedFd]) -
     if let Some(certificate) = &spec.ca_certificate {
         fs::write(etc.join("cove-ca.pem"), certificate)?;
     }
+    if let (Some(stage), Some(order)) = (stage, spec.sandbox.as_ref().and_then(|sandbox| sandbox.machine.as_deref())) {
+        // all else goes to the guest over its link
+        return machine::attach_parts(order, stage);
+    }
     for (name, volume) in &spec.volumes {
         let path = dir.join("volumes").join(name);
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
         match volume {
-            VolumeSpec::EmptyDir => fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))?,
+            VolumeSpec::EmptyDir => match stage {
+                None => fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))?,
+                Some(stage) => {
+                    let memory = spec.containers.iter().map(|container| container.memory_bytes).min().unwrap_or(0);
+                    stage.mount_disk(&path, memory, 0o1777)?;
+                }
+            },
             VolumeSpec::Share { .. } => {
                 let share = shares.next().ok_or_else(|| io::Error::other("a share came without its mount"))?;
                 tree::attach(share, &path)?;
@@ -234,6 +360,52 @@ fn config(
             "readonlyPaths": READ_ONLY,
         },
     })
+}
+
+/// Takes from a container's configuration what only code that somebody vouches for may have.
+fn harden(config: &mut Value, first_id: u32, mounts: Vec<Value>) {
+    let none: [&str; 0] = [];
+    config["process"]["capabilities"] = json!({ "bounding": none, "effective": none, "permitted": none,
+        "inheritable": none, "ambient": none });
+    let limit = |resource, most: u64| most.min(getrlimit(resource).map_or(1024, |(_, hard)| hard));
+    let files = limit(Resource::RLIMIT_NOFILE, 1 << 16);
+    let locked = limit(Resource::RLIMIT_MEMLOCK, 8 << 20);
+    config["process"]["rlimits"] = json!([
+        { "type": "RLIMIT_NOFILE", "hard": files, "soft": files },
+        { "type": "RLIMIT_CORE", "hard": 0, "soft": 0 },
+        { "type": "RLIMIT_MEMLOCK", "hard": locked, "soft": locked },
+        { "type": "RLIMIT_NICE", "hard": 0, "soft": 0 },
+        { "type": "RLIMIT_RTPRIO", "hard": 0, "soft": 0 },
+    ]);
+    let ids = json!([{ "containerID": 0, "hostID": first_id, "size": IDS_PER_REPLICA }]);
+    let linux = &mut config["linux"];
+    linux["uidMappings"] = ids.clone();
+    linux["gidMappings"] = ids;
+    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+        namespaces.insert(0, json!({ "type": "user" }));
+    }
+    linux["maskedPaths"] = MASKED.iter().chain(&MASKED_TOO).filter(|path| path.starts_with("/proc")).copied().collect();
+    config["mounts"] = mounts.into_iter().filter_map(hardened_mount).collect();
+}
+
+/// Files of the platform in a container's own /etc.
+const NETWORK_FILES: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+
+/// A mount as a sandboxed container has it, if it has it.
+fn hardened_mount(mut mount: Value) -> Option<Value> {
+    match mount["type"].as_str() {
+        // no view of the machine, and no queue that counts to nobody
+        Some("sysfs" | "mqueue") => return None,
+        Some("proc") => mount["options"].as_array_mut()?.push("hidepid=2".into()),
+        // the platform's own files cannot be written to
+        Some("bind") if mount["destination"].as_str().is_some_and(|path| NETWORK_FILES.contains(&path)) => {
+            for option in mount["options"].as_array_mut()?.iter_mut().filter(|option| *option == "rw") {
+                *option = "ro".into();
+            }
+        }
+        _ => {}
+    }
+    Some(mount)
 }
 
 fn mounts(

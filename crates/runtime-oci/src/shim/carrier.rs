@@ -14,12 +14,12 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     rc::Rc,
 };
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use libcontainer::{
     container::{Container, ContainerStatus, builder::ContainerBuilder},
     oci_spec::runtime::Spec,
@@ -27,8 +27,9 @@ use libcontainer::{
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         signal::{SigSet, SigmaskHow, Signal, sigprocmask},
         socket::MsgFlags,
@@ -37,10 +38,16 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::zygote::Env;
+use super::{
+    handler::Handled,
+    memory::own_run_dir,
+    user_ns::{self, Inside},
+    zygote::Env,
+};
 use crate::{
-    protocol::{pair, receive, send},
-    seccomp::Filter,
+    memory::{self, MemoryFacts},
+    protocol::{HandlerSpec, pair, receive, send},
+    seccomp::Filters,
 };
 
 /// What a carrier is to do; descriptors: network namespace, stdin, stdout, stderr, channel of the container, and for a
@@ -48,9 +55,38 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Make a container.
-    Create { id: String, bundle: Utf8PathBuf, state: Utf8PathBuf },
+    Create {
+        id: String,
+        bundle: Utf8PathBuf,
+        state: Utf8PathBuf,
+        is_sandboxed: bool,
+        /// The runtime of this machine that makes it.
+        handler: Option<HandlerSpec>,
+    },
     /// Run a command in a container that runs.
-    Exec { id: String, process: Utf8PathBuf, state: Utf8PathBuf, tty: bool, is_debug: bool },
+    Exec {
+        id: String,
+        process: Utf8PathBuf,
+        state: Utf8PathBuf,
+        tty: bool,
+        is_debug: bool,
+        is_sandboxed: bool,
+        /// Who it is in the container's user namespace, if that has one of its own.
+        inside: Option<Inside>,
+        /// The runtime of this machine that runs the container.
+        handler: Option<HandlerSpec>,
+    },
+    /// Bring back what a container's processes were.
+    Restore {
+        program: Utf8PathBuf,
+        /// Folder of the images, for this sandbox.
+        images: Utf8PathBuf,
+        /// Folder of what it says.
+        work: Utf8PathBuf,
+        root: Utf8PathBuf,
+        stage: Utf8PathBuf,
+        facts: Box<MemoryFacts>,
+    },
 }
 
 /// What came of it.
@@ -126,28 +162,111 @@ fn run(env: &Rc<Env>, socket: &OwnedFd, cgroup: &str) -> io::Result<()> {
     }
     answer(&Answer::Attached)?;
     let Some((order, fds)) = receive::<Order>(socket.as_raw_fd(), MsgFlags::empty())? else { return Ok(()) };
-    answer(&match make(env, order, fds) {
+    let order = match hand_over(order, fds, answer) {
+        Ok((order, fds)) => make(env, order, fds),
+        Err(made) => made,
+    };
+    answer(&match order {
         Ok(pid) => Answer::Made { pid },
         Err(error) => Answer::Failed { message: words(error.as_ref()) },
     })
 }
 
-fn make(env: &Rc<Env>, order: Order, mut fds: Vec<OwnedFd>) -> Result<i32, Box<dyn Error>> {
+/// The first process, or why there is none.
+type Made = Result<i32, Box<dyn Error>>;
+
+/// Gives the order to a runtime of this machine, if one is to carry it out: `Err` with what came of it; for a command
+/// this process has become it then.
+fn hand_over(
+    order: Order,
+    fds: Vec<OwnedFd>,
+    answer: impl Fn(&Answer) -> io::Result<()>,
+) -> Result<(Order, Vec<OwnedFd>), Made> {
+    if let Order::Restore { program, images, work, root, stage, facts } = &order {
+        return Err(Err(restore(program, (images, work), (root, stage), facts, fds)));
+    }
+    let (Order::Create { handler: Some(handler), .. } | Order::Exec { handler: Some(handler), .. }) = &order else {
+        return Ok((order, fds));
+    };
+    if matches!(order, Order::Exec { is_debug: true, .. }) {
+        return Err(Err(
+            format!("`{}` takes no shell of this machine along; use an image with one", handler.name).into()
+        ));
+    }
+    let Ok([network, stdin, stdout, stderr, _channel]) = <[OwnedFd; 5]>::try_from(fds) else {
+        return Err(Err("a carrier's order came without its descriptors".into()));
+    };
+    if let Err(error) = setns(&network, CloneFlags::CLONE_NEWNET) {
+        return Err(Err(error.into()));
+    }
+    drop(network);
+    let stdio = [stdin, stdout, stderr];
+    Err(match &order {
+        Order::Create { id, bundle, state, .. } => {
+            let handled = Handled::new(handler, state.clone(), id.clone());
+            handled.create(bundle, stdio).map_err(Into::into)
+        }
+        Order::Restore { .. } => Err("what is brought back is no order of a runtime".into()),
+        Order::Exec { id, process, state, tty, .. } => {
+            let handled = Handled::new(handler, state.clone(), id.clone());
+            // told before: afterwards this process is the command
+            let _ = answer(&Answer::Made { pid: Pid::this().as_raw() });
+            let error = handled.exec(process, *tty, &process.with_extension("pid"), stdio);
+            Err(format!("failed to run `{}`: {error}", handler.name).into())
+        }
+    })
+}
+
+/// Becomes CRIU, which makes what it brings back a child of this process's own parent; says why not.
+fn restore(
+    program: &Utf8Path,
+    folders: (&Utf8Path, &Utf8Path),
+    (root, stage): (&Utf8Path, &Utf8Path),
+    facts: &MemoryFacts,
+    fds: Vec<OwnedFd>,
+) -> Box<dyn Error> {
+    let Ok([network, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
+        return "a carrier's order came without its descriptors".into();
+    };
+    let prepared = || -> io::Result<()> {
+        setns(&network, CloneFlags::CLONE_NEWNET)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        own_run_dir(&CString::new(stage.join(memory::RUN_DIR).as_str())?)?;
+        for output in [&stdout, &stderr] {
+            fcntl(output, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        Ok(())
+    };
+    if let Err(error) = prepared() {
+        return error.into();
+    }
+    drop(network);
+    let outputs = [stdout.as_raw_fd(), stderr.as_raw_fd()];
+    let mut command = memory::command(program);
+    command.args(memory::restore_arguments(folders, (root, stage), outputs, facts));
+    let error = command.exec();
+    format!("`{program}` cannot be run: {error}").into()
+}
+
+fn make(env: &Rc<Env>, order: Order, mut fds: Vec<OwnedFd>) -> Made {
     let program = match &order {
         Order::Exec { is_debug: true, .. } => fds.pop(),
-        Order::Exec { .. } | Order::Create { .. } => None,
+        Order::Exec { .. } | Order::Create { .. } | Order::Restore { .. } => None,
     };
     let fds: [OwnedFd; 5] = fds.try_into().map_err(|_| "a carrier's order came without its descriptors")?;
     let [network, stdin, stdout, stderr, channel] = fds;
     setns(&network, CloneFlags::CLONE_NEWNET)?;
     drop(network);
-    let (id, state, tty) = match &order {
-        Order::Create { id, state, .. } => (id, state, false),
-        Order::Exec { id, state, tty, .. } => (id, state, *tty),
+    let (id, state, tty, is_sandboxed) = match &order {
+        Order::Create { id, state, is_sandboxed, .. } => (id, state, false, *is_sandboxed),
+        Order::Exec { id, state, tty, is_sandboxed, .. } => (id, state, *tty, *is_sandboxed),
+        Order::Restore { .. } => return Err("it is no container that is to be made".into()),
     };
     // The first process inherits the channel's number; it is closed when that becomes the program.
     let program = program.map(IntoRawFd::into_raw_fd);
-    let executor = Program { filter: env.filter.clone(), channel: channel.into_raw_fd(), tty, program };
+    let filters = Rc::clone(&env.filters);
+    let inside = inside_of(&order)?;
+    let executor = Program { filters, is_sandboxed, inside, channel: channel.into_raw_fd(), tty, program };
     let builder = ContainerBuilder::new(id.clone(), SyscallType::default())
         .with_root_path(state.as_std_path())?
         .with_executor(executor)
@@ -171,7 +290,16 @@ fn make(env: &Rc<Env>, order: Order, mut fds: Vec<OwnedFd>) -> Result<i32, Box<d
                 .build()?;
             Ok(pid.as_raw())
         }
+        Order::Restore { .. } => Err("it is no container that is to be made".into()),
     }
+}
+
+/// The user namespace of the container that a command is for, if it has one of its own, and who the command is there.
+fn inside_of(order: &Order) -> Result<Option<(RawFd, Inside)>, Box<dyn Error>> {
+    let Order::Exec { id, state, inside: Some(who), .. } = order else { return Ok(None) };
+    let container = Container::load(state.join(id).into_std_path_buf())?;
+    let first = container.pid().ok_or("the container has no process")?;
+    Ok(Some((user_ns::of(first.as_raw())?.into_raw_fd(), who.clone())))
 }
 
 /// What an error and its causes say; only our own part if one of them is ours.
@@ -199,7 +327,10 @@ fn die_with_parent() {
 /// Turns the container's first process into its program.
 #[derive(Clone)]
 struct Program {
-    filter: Rc<Filter>,
+    filters: Rc<Filters>,
+    is_sandboxed: bool,
+    /// The user namespace that it enters, and who it is there.
+    inside: Option<(RawFd, Inside)>,
     channel: RawFd,
     tty: bool,
     /// Runs instead of what is found in the image.
@@ -208,16 +339,28 @@ struct Program {
 
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let ours = |text: String| ExecutorValidationError::ArgValidationError(format!("{OURS}{text}"));
+        if let Some((namespace, who)) = &self.inside {
+            user_ns::enter(*namespace, who).map_err(|error| ours(format!("failed to enter the sandbox: {error}")))?;
+        }
         // Only now: changing user and capabilities cleared what was set before.
         die_with_parent();
-        let ours = |text: String| ExecutorValidationError::ArgValidationError(format!("{OURS}{text}"));
         if self.program.is_none() {
             find_program(spec).map_err(ours)?;
         }
         // Here and not right before the program: the kernel takes a millisecond to compile the filter, which a slot pays
         // ahead. What is left to do until then (wait for `start`, become the program) the filter allows.
+        let is_root = match &self.inside {
+            Some((_, who)) => who.uid == 0,
+            None => spec.process().as_ref().is_none_or(|process| process.user().uid() == 0),
+        };
+        let filter = match (self.is_sandboxed, is_root) {
+            (false, _) => &self.filters.app,
+            (true, true) => &self.filters.sandboxed_root,
+            (true, false) => &self.filters.sandboxed,
+        };
         let listener =
-            self.filter.install().map_err(|error| ours(format!("failed to install the seccomp filter: {error}")))?;
+            filter.install().map_err(|error| ours(format!("failed to install the seccomp filter: {error}")))?;
         if let Some(listener) = &listener {
             let _ = send(self.channel, &FromInit::Listener, &[listener.as_raw_fd()], MsgFlags::MSG_DONTWAIT);
         }

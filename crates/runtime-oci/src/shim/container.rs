@@ -21,17 +21,22 @@ use jiff::Timestamp;
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{signal::Signal, socket::MsgFlags},
-    unistd::{Pid, pipe2},
+    unistd::{Gid, Pid, Uid, fchown, pipe2},
 };
 
 use super::{
+    budget::Budget,
     bundle::Bundle,
     carrier::{Answer, Carrier, FromInit, Order, kill},
+    handler::{Commands, DELETE_LIMIT, Handled},
     log::LogWriter,
+    machine::{self, Machine},
+    memory::Restoring,
+    sandbox::Stage,
     zygote::Env,
 };
 use crate::{
-    protocol::{ContainerSpec, ContainerStatus, ShimSpec, pair, receive},
+    protocol::{ContainerSpec, ContainerStatus, MachineOrder, ShimSpec, pair, receive},
     seccomp,
 };
 
@@ -50,6 +55,12 @@ const BACKOFF_RESET: Duration = Duration::from_secs(600);
 /// Most bytes read from an output before others get their turn.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
+/// Calls of `listen` of one start of a sandboxed container that are told.
+const LISTENS_TOLD_MAX: u32 = 64;
+
+/// Reads of an output when its drain is over: more than the largest pipe holds.
+const LAST_READS_MAX: usize = 64;
+
 /// Where a container stands inside its helper.
 #[derive(Debug)]
 pub(super) enum Run {
@@ -57,6 +68,8 @@ pub(super) enum Run {
     Idle,
     /// A carrier gets into the cgroup, or makes it.
     Making { carrier: Carrier, is_ordered: bool },
+    /// CRIU brings its processes back.
+    Restoring(Restoring),
     /// Waits for its start.
     Made { pid: Pid },
     /// Runs.
@@ -76,9 +89,9 @@ pub(super) struct Container {
     pub(super) status: ContainerStatus,
     pub(super) cgroup: String,
     index: usize,
-    generation: u32,
+    pub(super) generation: u32,
     pub(super) bundle: Option<Bundle>,
-    notify: Option<File>,
+    pub(super) notify: Option<File>,
     pub(super) channel: Option<OwnedFd>,
     pub(super) listener: Option<OwnedFd>,
     pub(super) outputs: [Option<File>; 2],
@@ -89,6 +102,31 @@ pub(super) struct Container {
     failures: u32,
     /// When SIGKILL follows a SIGTERM that was sent to restart it.
     pub(super) kill_at: Option<Instant>,
+    /// What may still be written to the console, where that is limited.
+    budget: Option<Budget>,
+    /// The runtime of this machine that runs its present process.
+    pub(super) handler: Option<Handled>,
+    /// What that is doing.
+    pub(super) commands: Commands,
+    /// The machine that its present process is.
+    pub(super) machine: Option<Machine>,
+    /// Whether it began with the memory that it was to begin with, or why not.
+    pub(super) restored: Option<Result<(), String>>,
+    /// Its processes go on with what they did: they wait for no start.
+    pub(super) is_restored: bool,
+    /// Its first machine came to nothing: this one boots, whatever was ordered.
+    boots: Again,
+}
+
+/// Whether a machine that came to nothing is tried once more.
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    /// It would be.
+    Possible,
+    /// It is, as soon as the first has ended.
+    Due,
+    /// It was.
+    Done,
 }
 
 pub(super) const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
@@ -102,6 +140,8 @@ impl Container {
             restarts: 0,
             last_exit: None,
             listens: 0,
+            listening: Vec::new(),
+            template: None,
         };
         Self {
             log: LogWriter::new(log_dir, &spec.name),
@@ -121,11 +161,26 @@ impl Container {
             oom_kills: 0,
             failures: 0,
             kill_at: None,
+            budget: None,
+            handler: None,
+            commands: Commands::default(),
+            machine: None,
+            restored: None,
+            is_restored: false,
+            boots: Again::Possible,
         }
     }
 
     pub(super) fn id(&self) -> String {
         format!("c{}-{}", self.index, self.generation)
+    }
+
+    /// What brings its processes back.
+    pub(super) fn restorer(&self) -> Option<Pid> {
+        match &self.run {
+            Run::Restoring(restoring) => Some(restoring.carrier.pid),
+            _ => None,
+        }
     }
 
     pub(super) fn pid(&self) -> Option<Pid> {
@@ -136,14 +191,25 @@ impl Container {
     }
 
     /// Begins to make it, with a carrier that is in the cgroup already or a new one.
-    pub(super) fn begin(&mut self, env: &Rc<Env>, carrier: Option<Carrier>) -> io::Result<()> {
+    pub(super) fn begin(&mut self, env: &Rc<Env>, replica: &ShimSpec, carrier: Option<Carrier>) -> io::Result<()> {
         self.run = if let Some(carrier) = carrier {
             Run::Making { carrier, is_ordered: true }
         } else {
             env.cgroups.create(&self.cgroup)?;
             Run::Making { carrier: Carrier::fork(env, &self.cgroup)?, is_ordered: false }
         };
-        env.cgroups.limit_memory(&self.cgroup, self.spec.memory_bytes)?;
+        let machine = replica.sandbox.as_ref().and_then(|sandbox| sandbox.machine.as_deref());
+        env.cgroups
+            .limit_memory(&self.cgroup, machine.map_or(self.spec.memory_bytes, |order| order.container_bytes))?;
+        if machine.is_some_and(|order| order.spec.accel == cove_vm::Accel::Kvm) {
+            env.cgroups.allow_kvm(&self.cgroup)?;
+        }
+        if let Some(sandbox) = &replica.sandbox {
+            // From the first moment on: nobody vouches for what it does before it is ready.
+            env.cgroups.limit_pids(&self.cgroup, sandbox.pids_max)?;
+            env.cgroups.limit_cpu(&self.cgroup, self.spec.cpu_milli)?;
+            self.budget.get_or_insert_with(|| Budget::new(Instant::now()));
+        }
         self.oom_kills = env.cgroups.oom_kills(&self.cgroup);
         Ok(())
     }
@@ -152,43 +218,69 @@ impl Container {
     pub(super) fn order(
         &mut self,
         env: &Env,
-        dir: &Utf8Path,
+        (dir, stage): (&Utf8Path, Option<&Stage>),
         replica: &ShimSpec,
         network: &OwnedFd,
     ) -> Result<(), String> {
         let words = |error: io::Error| format!("failed to make the container: {error}");
         self.cannot_run = None;
+        self.is_restored = false;
         self.bundle = None;
-        let bundle_dir = dir.join(self.id());
-        self.bundle = Some(Bundle::make(&bundle_dir, dir, replica, &self.spec, &env.cgroups, &self.cgroup)?);
-        let stdin = File::open("/dev/null").map_err(words)?;
-        let (stdout_ours, stdout) = pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(words)?;
-        let (stderr_ours, stderr) = pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(words)?;
+        let files_dir = stage.map_or(dir, |stage| &stage.dir);
+        let bundle_dir = files_dir.join(self.id());
+        let order = replica.sandbox.as_ref().and_then(|sandbox| sandbox.machine.as_deref()).map(|order| {
+            let template = order.template.clone().filter(|_| self.boots == Again::Possible);
+            MachineOrder { template, ..order.clone() }
+        });
+        let outer = order.as_ref().map(|order| machine::outer(order, &self.spec));
+        let spec = outer.as_ref().unwrap_or(&self.spec);
+        let made = Bundle::make(&bundle_dir, (files_dir, stage), replica, spec, &env.cgroups, &self.cgroup)?;
+        let (uid, gid) = (made.uid, made.gid);
+        self.bundle = Some(made);
+        let mut monitor = None;
+        let stdin = match &order {
+            Some(order) => {
+                let (machine, theirs, their_monitor) = Machine::new(order, replica, &self.spec)?;
+                (self.machine, monitor) = (Some(machine), their_monitor);
+                theirs
+            }
+            None => File::open("/dev/null").map_err(words)?.into(),
+        };
+        let (ours, [stdout, stderr]) = output_pipes(stage.map(|stage| stage.owner(uid, gid))).map_err(words)?;
+        // what reads from the pipe finds its end at once then
+        let stdout = monitor.unwrap_or(stdout);
         let (channel_ours, channel) = pair().map_err(words)?;
-        for ours in [&stdout_ours, &stderr_ours] {
-            fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(words)?;
-        }
         let Run::Making { carrier, is_ordered } = &mut self.run else {
             return Err("failed to make the container: it is not being made".to_owned());
         };
         *is_ordered = true;
         let state = state_dir(dir);
-        let order = Order::Create { id: format!("c{}-{}", self.index, self.generation), bundle: bundle_dir, state };
+        let id = format!("c{}-{}", self.index, self.generation);
+        let handler = replica.sandbox.as_ref().and_then(|sandbox| sandbox.handler.clone());
+        self.handler = handler.as_ref().map(|spec| Handled::new(spec, state.clone(), id.clone()));
+        let order = Order::Create { id, bundle: bundle_dir, state, is_sandboxed: stage.is_some(), handler };
         let fds = [network.as_raw_fd(), stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd(), channel.as_raw_fd()];
         carrier.order(&order, &fds).map_err(words)?;
-        self.outputs = [Some(File::from(stdout_ours)), Some(File::from(stderr_ours))];
+        self.outputs = ours;
         self.channel = Some(channel_ours);
         Ok(())
     }
 
     /// The carrier has something to say; `Ok(true)`: it is attached and wants its order.
     pub(super) fn carrier_answers(&mut self, dir: &Utf8Path) -> Result<bool, String> {
-        let Run::Making { carrier, .. } = &self.run else { return Ok(false) };
+        let carrier = match &self.run {
+            Run::Making { carrier, .. } => carrier,
+            Run::Restoring(restoring) => return restoring.is_attached(),
+            _ => return Ok(false),
+        };
         match carrier.answer() {
             Ok(Some(Answer::Attached)) => Ok(true),
             Ok(Some(Answer::Made { pid })) => {
                 self.run = Run::Made { pid: Pid::from_raw(pid) };
                 self.status.state = waiting("ContainerCreated", None);
+                if self.handler.is_some() {
+                    return Ok(false);
+                }
                 // Short path to the start socket, whatever the data directory is called.
                 let folder = state_dir(dir).join(self.id());
                 self.notify =
@@ -204,12 +296,22 @@ impl Container {
 
     /// Starts the program of a container that is made. The wake path: one connect, one write.
     pub(super) fn start(&mut self, now: Timestamp) -> io::Result<()> {
-        let (Run::Made { pid }, Some(folder)) = (&self.run, &self.notify) else { return Ok(()) };
-        let mut socket = UnixStream::connect(format!("/proc/self/fd/{}/notify.sock", folder.as_raw_fd()))?;
-        socket.write_all(b"start")?;
+        let Run::Made { pid } = &self.run else { return Ok(()) };
+        if let Some(handled) = &self.handler {
+            self.commands.start = Some(handled.start()?);
+        } else if !self.is_restored {
+            let Some(folder) = &self.notify else { return Ok(()) };
+            let mut socket = UnixStream::connect(format!("/proc/self/fd/{}/notify.sock", folder.as_raw_fd()))?;
+            socket.write_all(b"start")?;
+        }
         self.run = Run::Running { pid: *pid, since: Instant::now() };
         self.status.state = ContainerState::Running { since: now };
-        self.status.listens = 0;
+        // what was brought back may listen already, and its filter tells of nothing any more
+        self.status.listens = u32::from(self.is_restored);
+        self.status.listening.clear();
+        if let Some(machine) = &mut self.machine {
+            machine.start(Instant::now());
+        }
         Ok(())
     }
 
@@ -232,6 +334,8 @@ impl Container {
             return false;
         }
         match seccomp::let_go_on(listener) {
+            // whoever calls it over and over must not keep the driver busy
+            Ok(true) if self.budget.is_some() && self.status.listens >= LISTENS_TOLD_MAX => false,
             Ok(true) => {
                 self.status.listens = self.status.listens.saturating_add(1);
                 true
@@ -245,16 +349,81 @@ impl Container {
         }
     }
 
-    /// Reads what one of its outputs holds.
-    pub(super) fn read_output(&mut self, stream: usize) {
+    /// Reads what one of its outputs holds; `true` when there may be more.
+    pub(super) fn read_output(&mut self, stream: usize) -> bool {
         let mut buffer = [0; READ_BYTES_MAX];
-        let Some(file) = &mut self.outputs[stream] else { return };
+        let Some(file) = &mut self.outputs[stream] else { return false };
         match file.read(&mut buffer) {
             Ok(0) => self.end_output(stream),
-            Ok(length) => self.log.take(STREAMS[stream], &buffer[..length], Timestamp::now()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Ok(length) => {
+                self.log_output(stream, &buffer[..length], Instant::now());
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.end_output(stream),
         }
+        false
+    }
+
+    /// Output goes to the log, and counts.
+    pub(super) fn log_output(&mut self, stream: usize, bytes: &[u8], now: Instant) {
+        self.log.take(STREAMS[stream], bytes, Timestamp::now());
+        if let Some(budget) = &mut self.budget {
+            budget.take(bytes.len(), now);
+        }
+    }
+
+    /// Its machine accepts connections at a port; `true` when that is news.
+    pub(super) fn listens_at(&mut self, port: u16) -> bool {
+        if self.status.listening.contains(&port) || self.status.listens >= LISTENS_TOLD_MAX {
+            return false;
+        }
+        self.status.listening.push(port);
+        self.status.listens += 1;
+        true
+    }
+
+    /// A line of the platform in its log.
+    pub(super) fn note(&mut self, text: &str) {
+        self.log.note(&format!("cove: {text}"), Timestamp::now());
+    }
+
+    /// Its program has ended; what is around it is to end too.
+    pub(super) fn end_within(&mut self, kill_at: Instant) {
+        self.kill_at = Some(self.kill_at.map_or(kill_at, |old| old.min(kill_at)));
+    }
+
+    /// The program that its machine was told of cannot be run.
+    pub(super) fn cannot_be_run(&mut self, reason: String, now: Instant) {
+        self.cannot_run = Some(reason);
+        self.end_within(now);
+    }
+
+    /// Its machine is of no use any more.
+    pub(super) fn is_broken(&mut self, reason: String, now: Instant) {
+        self.ended_by.get_or_insert_with(|| ("Error".to_owned(), reason));
+        self.end_within(now);
+    }
+
+    /// Its machine is of no use any more; it is made once more, without any template.
+    pub(super) fn is_to_begin_again(&mut self, reason: String, now: Instant) {
+        if self.boots == Again::Possible {
+            self.boots = Again::Due;
+        }
+        self.is_broken(reason, now);
+    }
+
+    /// It has ended and is to be made once more, which counts as no restart; `true` when it is in line for that.
+    pub(super) fn begins_again(&mut self, now: Instant) -> bool {
+        if self.boots != Again::Due {
+            return false;
+        }
+        self.boots = Again::Done;
+        self.generation += 1;
+        self.run = Run::Backoff { until: now };
+        self.status.state = waiting("ContainerCreating", None);
+        true
     }
 
     fn end_output(&mut self, stream: usize) {
@@ -269,16 +438,50 @@ impl Container {
             _ => Duration::ZERO,
         };
         self.kill_at = None;
+        // a machine's own code says little
+        let code = self.machine.as_ref().and_then(|machine| machine.exit).unwrap_or(code);
+        if let Some(handled) = &self.handler {
+            self.commands.start = None;
+            self.commands.delete = handled.delete().ok().map(|pid| (pid, Instant::now() + DELETE_LIMIT));
+        }
         self.run = Run::Draining { code, until: Instant::now() + DRAIN_LIMIT, ran };
+    }
+
+    /// A command of its runtime has ended; `true` when it was one.
+    pub(super) fn command_ended(&mut self, pid: Pid, code: i32, env: &Env) -> bool {
+        if self.commands.delete.is_some_and(|(delete, _)| delete == pid) {
+            self.commands.delete = None;
+            return true;
+        }
+        if self.commands.start != Some(pid) {
+            return false;
+        }
+        self.commands.start = None;
+        if code != 0
+            && let Some(handled) = &self.handler
+        {
+            self.cannot_run = Some(handled.why_not("start"));
+            self.kill(env);
+        }
+        true
     }
 
     /// Ends draining if all output was read; says how it ended.
     pub(super) fn drained(&mut self, env: &Env, now: Instant) -> Option<ContainerExit> {
         let Run::Draining { code, until, ran } = self.run else { return None };
+        if self.commands.delete.is_some_and(|(_, until)| now < until) {
+            return None;
+        }
         if self.outputs.iter().any(Option::is_some) && now < until {
             return None;
         }
         for stream in 0..STREAMS.len() {
+            // a helper that got no turn for that long: what the pipe holds is read all the same
+            for _ in 0..LAST_READS_MAX {
+                if !self.read_output(stream) {
+                    break;
+                }
+            }
             self.end_output(stream);
         }
         // A program that could not be run says so before it ends.
@@ -352,13 +555,24 @@ impl Container {
         match &self.run {
             Run::Running { pid, .. } => {
                 let signal = self.spec.stop_signal.as_deref().map_or(Signal::SIGTERM, stop_signal);
-                let _ = nix::sys::signal::kill(*pid, signal);
+                match (&self.handler, &mut self.machine) {
+                    (Some(handled), _) => drop(handled.signal(signal.as_str())),
+                    (None, Some(machine)) => {
+                        if !machine.signal(signal) {
+                            // nothing runs in it yet
+                            kill(*pid);
+                        }
+                    }
+                    (None, None) => drop(nix::sys::signal::kill(*pid, signal)),
+                }
             }
             Run::Made { pid } => kill(*pid),
             Run::Making { carrier, .. } => {
                 kill(carrier.pid);
                 self.run = Run::Done;
             }
+            // its end is waited for
+            Run::Restoring(restoring) => kill(restoring.carrier.pid),
             Run::Idle | Run::Backoff { .. } => self.run = Run::Done,
             Run::Draining { .. } | Run::Done => {}
         }
@@ -379,14 +593,43 @@ impl Container {
         self.terminate();
     }
 
+    /// When its outputs may be read again; `None`: now.
+    pub(super) fn reads_at(&self, now: Instant) -> Option<Instant> {
+        // what an ended one left is read to its end: a pipe holds little
+        let may_wait = matches!(self.run, Run::Running { .. });
+        self.budget.as_ref().filter(|_| may_wait).and_then(|budget| budget.resumes_at(now))
+    }
+
     /// The next moment at which something is due without any event.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let run = match self.run {
-            Run::Draining { until, .. } | Run::Backoff { until } => Some(until),
+            Run::Draining { until, .. } => Some(self.commands.delete.map_or(until, |(_, limit)| limit)),
+            Run::Backoff { until } => Some(until),
+            Run::Restoring(ref restoring) => restoring.kill_at,
             _ => None,
         };
-        [run, self.kill_at].into_iter().flatten().min()
+        let now = Instant::now();
+        let machine = self.machine.as_ref().and_then(|machine| machine.wake_at(now));
+        let reads_at = self.reads_at(now);
+        // its guest waits to be told, and nothing else would wake us
+        let held = self.machine.as_ref().filter(|machine| machine.holds() && reads_at.is_none()).map(|_| now);
+        [run, self.kill_at, reads_at, held, machine].into_iter().flatten().min()
     }
+}
+
+/// Two pipes for what a program writes, of which it may open its ends again by their names, as /dev/stdout: ours, theirs.
+pub(super) fn output_pipes(owner: Option<(Uid, Gid)>) -> io::Result<([Option<File>; 2], [OwnedFd; 2])> {
+    let (stdout_ours, stdout) = pipe2(OFlag::O_CLOEXEC)?;
+    let (stderr_ours, stderr) = pipe2(OFlag::O_CLOEXEC)?;
+    if let Some((uid, gid)) = owner {
+        for theirs in [&stdout, &stderr] {
+            fchown(theirs, Some(uid), Some(gid))?;
+        }
+    }
+    for ours in [&stdout_ours, &stderr_ours] {
+        fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    }
+    Ok(([Some(File::from(stdout_ours)), Some(File::from(stderr_ours))], [stdout, stderr]))
 }
 
 /// Where libcontainer keeps its state of a replica's containers.
@@ -394,7 +637,7 @@ pub(super) fn state_dir(dir: &Utf8Path) -> Utf8PathBuf {
     dir.join("oci")
 }
 
-fn waiting(reason: &str, until: Option<Timestamp>) -> ContainerState {
+pub(super) fn waiting(reason: &str, until: Option<Timestamp>) -> ContainerState {
     ContainerState::Waiting { reason: reason.to_owned(), until }
 }
 

@@ -22,9 +22,11 @@ use serde_json::Value;
 use super::{
     carrier::{Answer, Carrier, Order, kill},
     container::{Container, state_dir},
+    sandbox::Stage,
+    user_ns::Inside,
     zygote::Env,
 };
-use crate::protocol::pair;
+use crate::protocol::{HandlerSpec, pair};
 
 /// Most commands at a time in one replica.
 pub(super) const EXECS_MAX: usize = 32;
@@ -40,6 +42,9 @@ pub(super) struct Exec {
     state: Utf8PathBuf,
     tty: bool,
     is_debug: bool,
+    is_sandboxed: bool,
+    inside: Option<Inside>,
+    handler: Option<HandlerSpec>,
     stdio: Vec<OwnedFd>,
 }
 
@@ -71,7 +76,7 @@ pub(super) enum Step {
 impl Exec {
     pub(super) fn begin(
         env: &Rc<Env>,
-        dir: &Utf8Path,
+        (dir, stage): (&Utf8Path, Option<&Stage>),
         container: &Container,
         id: u64,
         command: &Command,
@@ -86,6 +91,22 @@ impl Exec {
         if command.is_debug {
             process["user"] = serde_json::json!({ "uid": 0, "gid": 0 });
             process["cwd"] = "/".into();
+        }
+        let mut inside = None;
+        if let Some(stage) = stage {
+            let id = |name: &str| process["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+            let (uid, gid) = stage.owner(id("uid"), id("gid"));
+            // so that it may open them again by their names, as /dev/stdout
+            for fd in &stdio {
+                nix::unistd::fchown(fd, Some(uid), Some(gid)).map_err(|error| words(error.into()))?;
+            }
+            if container.handler.is_none() {
+                let groups = process["user"]["additionalGids"].as_array().into_iter().flatten();
+                let groups = groups.filter_map(|gid| u32::try_from(gid.as_u64()?).ok()).collect();
+                inside = Some(Inside { uid: id("uid"), gid: id("gid"), groups });
+                // the machine's root without capabilities enters the user namespace and becomes that user there
+                process["user"] = serde_json::json!({ "uid": 0, "gid": 0 });
+            }
         }
         if command.tty
             && let Some(env) = process["env"].as_array_mut()
@@ -105,6 +126,9 @@ impl Exec {
             state,
             tty: command.tty,
             is_debug: command.is_debug,
+            is_sandboxed: stage.is_some(),
+            inside,
+            handler: container.handler.as_ref().map(|handled| handled.spec.clone()),
             stdio,
         })
     }
@@ -136,18 +160,29 @@ impl Exec {
         fds.extend(self.stdio.iter().map(AsRawFd::as_raw_fd));
         // The program of a debug session, if any, comes last of what was sent along; the channel stands before it.
         fds.insert(fds.len().min(4), channel.as_raw_fd());
-        let (process, state) = (self.process.clone(), self.state.clone());
-        carrier.order(
-            &Order::Exec { id: self.container.clone(), process, state, tty: self.tty, is_debug: self.is_debug },
-            &fds,
-        )?;
+        let order = Order::Exec {
+            id: self.container.clone(),
+            process: self.process.clone(),
+            state: self.state.clone(),
+            tty: self.tty,
+            is_debug: self.is_debug,
+            is_sandboxed: self.is_sandboxed,
+            inside: self.inside.clone(),
+            handler: self.handler.clone(),
+        };
+        carrier.order(&order, &fds)?;
         // Only the command may hold its ends, or its peer never sees their end.
         self.stdio.clear();
         Ok(())
     }
 
     pub(super) fn end(&self) {
-        for pid in [self.pid, self.carrier.as_ref().map(|carrier| carrier.pid)].into_iter().flatten() {
+        let of_handler = self.handler.as_ref().and_then(|_| {
+            // what was started; `pid` is the runtime's own process, which only passes on
+            let text = std::fs::read_to_string(self.process.with_extension("pid")).ok()?;
+            text.trim().parse().ok().map(Pid::from_raw).filter(|pid| pid.as_raw() > 1)
+        });
+        for pid in [of_handler, self.pid, self.carrier.as_ref().map(|carrier| carrier.pid)].into_iter().flatten() {
             kill(pid);
         }
     }
@@ -156,5 +191,10 @@ impl Exec {
 impl Drop for Exec {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.process);
+        if self.handler.is_some() {
+            for kind in ["pid", "log"] {
+                let _ = std::fs::remove_file(self.process.with_extension(kind));
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use std::{
 
 use camino::{Utf8Path, Utf8PathBuf};
 use cove_model::{ReplicaPhase, ReplicaPhases};
+use cove_runtime::RestartPolicy;
 use jiff::Timestamp;
 use nix::{
     errno::Errno,
@@ -35,6 +36,9 @@ use super::{
     carrier::{Carrier, own},
     container::{Container, Run, state_dir},
     exec::{self, Command, EXECS_MAX, Exec, Step},
+    handler,
+    memory::Dump,
+    sandbox::Stage,
     zygote::Env,
 };
 use crate::protocol::{
@@ -56,9 +60,11 @@ const STRAYS_MAX: usize = 64;
 
 pub(super) struct Supervisor {
     pub(super) env: Rc<Env>,
-    dir: Utf8PathBuf,
+    pub(super) dir: Utf8PathBuf,
     pub(super) spec: ShimSpec,
-    network: OwnedFd,
+    /// Where a sandboxed replica's files are.
+    pub(super) stage: Option<Stage>,
+    pub(super) network: OwnedFd,
     signals: SignalFd,
     socket: OwnedFd,
     peers: Vec<OwnedFd>,
@@ -66,12 +72,18 @@ pub(super) struct Supervisor {
     pub(super) execs: Vec<Exec>,
     strays: VecDeque<(Pid, i32)>,
     pub(super) phase: ReplicaPhase,
-    phases: ReplicaPhases,
+    pub(super) phases: ReplicaPhases,
     failure: Option<(String, String)>,
     is_start_asked: bool,
     boost_until: Option<Instant>,
     is_limited: bool,
     pub(super) freeze_error: Option<String>,
+    /// Orders to thaw it that were carried out.
+    pub(super) thaws: u64,
+    /// Sockets of those who read what was written: nothing runs until all of them are closed.
+    pub(super) readers: Vec<OwnedFd>,
+    /// CRIU, which keeps the memory.
+    pub(super) dump: Option<Dump>,
     kill_at: Option<Instant>,
     last: Option<ShimState>,
     is_unsaved: bool,
@@ -87,6 +99,9 @@ enum Source {
     Listener(usize),
     Output(usize, usize),
     Exec(usize),
+    Reader(usize),
+    /// A machine, which has its turn anyway.
+    Machine,
 }
 
 impl Supervisor {
@@ -107,10 +122,14 @@ impl Supervisor {
             .map(|(index, container)| Container::new(index, container.clone(), &spec.cgroup, &spec.log_dir))
             .collect();
         let phases = ReplicaPhases { network_at: Some(spec.network_at), ..ReplicaPhases::default() };
+        if spec.sandbox.as_ref().is_some_and(|sandbox| sandbox.handler.is_some()) {
+            handler::become_reaper()?;
+        }
         let mut this = Self {
             env,
             dir,
             spec,
+            stage: None,
             network,
             signals,
             socket,
@@ -125,6 +144,9 @@ impl Supervisor {
             boost_until: None,
             is_limited: false,
             freeze_error: None,
+            thaws: 0,
+            readers: Vec::new(),
+            dump: None,
             kill_at: None,
             last: None,
             is_unsaved: false,
@@ -134,8 +156,12 @@ impl Supervisor {
     }
 
     fn prepare(&mut self, carrier: Carrier, shares: &[OwnedFd]) {
-        let made =
-            std::fs::create_dir_all(state_dir(&self.dir)).and_then(|()| make_shared(&self.dir, &self.spec, shares));
+        let staged = self.spec.sandbox.as_ref().map(Stage::set_up).transpose();
+        let made = staged.and_then(|stage| {
+            self.stage = stage;
+            std::fs::create_dir_all(state_dir(&self.dir))?;
+            make_shared(&self.dir, self.stage.as_ref(), &self.spec, shares)
+        });
         if let Err(error) = made {
             self.fail("ContainerCannotRun", format!("failed to make the replica's files: {error}"));
             return;
@@ -143,7 +169,7 @@ impl Supervisor {
         let mut carrier = Some(carrier);
         for index in 0..self.containers.len() {
             let is_attached = carrier.is_some();
-            let begun = self.containers[index].begin(&self.env, carrier.take());
+            let begun = self.containers[index].begin(&self.env, &self.spec, carrier.take());
             match begun {
                 Err(error) => self.fail("ContainerCannotRun", error.to_string()),
                 Ok(()) if is_attached => self.order(index),
@@ -153,13 +179,17 @@ impl Supervisor {
     }
 
     fn order(&mut self, index: usize) {
-        let ordered = self.containers[index].order(&self.env, &self.dir, &self.spec, &self.network);
+        if matches!(self.containers[index].run, Run::Restoring(_)) {
+            return self.order_restore(index);
+        }
+        let ordered =
+            self.containers[index].order(&self.env, (&self.dir, self.stage.as_ref()), &self.spec, &self.network);
         if let Err(message) = ordered {
             self.cannot_make(index, message);
         }
     }
 
-    fn cannot_make(&mut self, index: usize, message: String) {
+    pub(super) fn cannot_make(&mut self, index: usize, message: String) {
         let container = &mut self.containers[index];
         container.could_not_be_made(message.clone());
         if self.phase == ReplicaPhase::Preparing {
@@ -175,7 +205,7 @@ impl Supervisor {
         self.stop(Duration::ZERO);
     }
 
-    fn is_ending(&self) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, ReplicaPhase::Stopping) || self.failure.is_some()
     }
 
@@ -200,14 +230,24 @@ impl Supervisor {
     }
 
     fn wait(&self, timeout: PollTimeout) -> io::Result<Vec<(Source, PollFlags)>> {
+        let now = Instant::now();
         let mut sources = vec![(Source::Signals, self.signals.as_fd()), (Source::Socket, self.socket.as_fd())];
+        let mut flags = Vec::new();
         sources.extend(self.peers.iter().enumerate().map(|(index, peer)| (Source::Peer(index), peer.as_fd())));
         for (index, container) in self.containers.iter().enumerate() {
             if let Run::Making { carrier, .. } = &container.run {
                 sources.push((Source::Carrier(index), carrier.socket.as_fd()));
             }
+            if let Run::Restoring(restoring) = &container.run
+                && !restoring.is_ordered
+            {
+                sources.push((Source::Carrier(index), restoring.carrier.socket.as_fd()));
+            }
             sources.extend(container.channel.iter().map(|fd| (Source::Channel(index), fd.as_fd())));
             sources.extend(container.listener.iter().map(|fd| (Source::Listener(index), fd.as_fd())));
+            if container.reads_at(now).is_some() {
+                continue;
+            }
             for (stream, output) in container.outputs.iter().enumerate() {
                 sources.extend(output.iter().map(|file| (Source::Output(index, stream), file.as_fd())));
             }
@@ -215,7 +255,17 @@ impl Supervisor {
         for (index, exec) in self.execs.iter().enumerate() {
             sources.extend(exec.carrier.iter().map(|carrier| (Source::Exec(index), carrier.socket.as_fd())));
         }
-        let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        sources.extend(self.readers.iter().enumerate().map(|(index, reader)| (Source::Reader(index), reader.as_fd())));
+        let readable = sources.len();
+        for machine in self.containers.iter().filter_map(|container| container.machine.as_ref()) {
+            for (fd, wanted) in machine.waits_for() {
+                sources.push((Source::Machine, fd));
+                flags.push(wanted);
+            }
+        }
+        let flags = std::iter::repeat_n(PollFlags::POLLIN, readable).chain(flags);
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().zip(flags).map(|((_, fd), flags)| PollFd::new(*fd, flags)).collect();
         match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Vec::new()),
@@ -228,7 +278,8 @@ impl Supervisor {
 
     fn timeout(&self) -> PollTimeout {
         let boost = self.boost_until.filter(|_| !self.is_limited);
-        let due = self.containers.iter().filter_map(Container::wake_at).chain(boost).chain(self.kill_at).min();
+        let due = self.containers.iter().filter_map(Container::wake_at).chain(boost).chain(self.kill_at);
+        let due = due.chain(self.dump.as_ref().and_then(Dump::kill_at)).min();
         let Some(due) = due else { return PollTimeout::NONE };
         let wait = due.saturating_duration_since(Instant::now());
         // One more millisecond, so that it is due when we wake.
@@ -244,7 +295,10 @@ impl Supervisor {
                 let answer = self.containers[index].carrier_answers(&self.dir);
                 match answer {
                     Ok(true) => self.order(index),
-                    Ok(false) => self.take_stray(index),
+                    Ok(false) => {
+                        self.take_stray(index);
+                        self.begin_restore(index);
+                    }
                     Err(message) => self.cannot_make(index, message),
                 }
             }
@@ -254,14 +308,19 @@ impl Supervisor {
                     self.phases.listening_at.get_or_insert_with(Timestamp::now);
                 }
             }
-            Source::Output(index, stream) => self.containers[index].read_output(stream),
+            Source::Output(index, stream) => drop(self.containers[index].read_output(stream)),
             Source::Exec(index) => self.exec_answers(index),
+            Source::Reader(index) => self.reader_left(index),
+            Source::Machine => {}
         }
     }
 
     /// Does what the states as a whole ask for.
     fn advance(&mut self, now: Instant) {
+        self.machine_turns(now);
+        self.memory_turns(now);
         self.take_exits(now);
+        self.end_if_over();
         if self.is_ending() {
             self.end(now);
             return;
@@ -276,7 +335,7 @@ impl Supervisor {
             if let Run::Backoff { until } = self.containers[index].run
                 && until <= now
             {
-                let begun = self.containers[index].begin(&self.env, None);
+                let begun = self.containers[index].begin(&self.env, &self.spec, None);
                 if let Err(error) = begun {
                     self.cannot_make(index, error.to_string());
                 }
@@ -316,7 +375,9 @@ impl Supervisor {
                     Err(error) => {
                         container.kill(&self.env);
                         container.could_not_be_made(format!("failed to start the container: {error}"));
-                        container.back_off(now);
+                        if self.spec.restart == RestartPolicy::Always {
+                            container.back_off(now);
+                        }
                     }
                 }
             }
@@ -330,10 +391,26 @@ impl Supervisor {
         let is_ending = self.is_ending();
         for container in &mut self.containers {
             let Some(exit) = container.drained(&self.env, now) else { continue };
+            if !is_ending && container.begins_again(now) {
+                continue;
+            }
             let is_over = is_ending || (container.spec.is_init && exit.code == 0);
-            if !is_over {
+            if !is_over && self.spec.restart == RestartPolicy::Always {
                 container.back_off(now);
             }
+        }
+    }
+
+    /// A replica whose containers are not started again ends with the last of them, or with an init container that failed.
+    fn end_if_over(&mut self) {
+        if self.spec.restart == RestartPolicy::Always || self.phase != ReplicaPhase::Running {
+            return;
+        }
+        let is_done = |container: &Container| matches!(container.run, Run::Done);
+        let failed = |container: &Container| container.status.last_exit.as_ref().is_some_and(|exit| exit.code != 0);
+        let init_failed = self.containers.iter().any(|c| c.spec.is_init && is_done(c) && failed(c));
+        if init_failed || self.containers.iter().all(is_done) {
+            self.stop(Duration::ZERO);
         }
     }
 
@@ -359,6 +436,7 @@ impl Supervisor {
         if matches!(self.phase, ReplicaPhase::Stopping) {
             return;
         }
+        self.end_readers();
         self.let_go_on();
         if self.failure.is_none() {
             self.phase = ReplicaPhase::Stopping;
@@ -393,12 +471,20 @@ impl Supervisor {
     }
 
     fn child_ended(&mut self, pid: Pid, code: i32) {
-        if let Some(container) = self.containers.iter_mut().find(|container| container.pid() == Some(pid)) {
-            container.exited(code);
+        if self.dump.as_ref().is_some_and(|dump| dump.pid == pid) {
+            self.dump_ended(code);
+        } else if let Some(index) = self.containers.iter().position(|container| container.restorer() == Some(pid)) {
+            self.restore_ended(index, code);
+        } else if let Some(index) = self.containers.iter().position(|container| container.pid() == Some(pid)) {
+            // what its machine said last
+            self.machine_turn(index, Instant::now());
+            self.containers[index].exited(code);
             if self.phase == ReplicaPhase::Frozen {
                 // nobody waits for it, and a start anew is cheaper than a restart of half of it
                 self.stop(RESTART_GRACE);
             }
+        } else if self.containers.iter_mut().any(|container| container.command_ended(pid, code, &self.env)) {
+            // a runtime has done what it was told
         } else if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
             let exec = self.execs.remove(index);
             self.broadcast(&FromShim::ExecEnded { id: exec.id, code, error: None });
@@ -411,7 +497,7 @@ impl Supervisor {
     }
 
     /// The first process of a container may end before its carrier has told its number.
-    fn take_stray(&mut self, index: usize) {
+    pub(super) fn take_stray(&mut self, index: usize) {
         let Some(pid) = self.containers[index].pid() else { return };
         if let Some(at) = self.strays.iter().position(|(stray, _)| *stray == pid)
             && let Some((_, code)) = self.strays.remove(at)
@@ -472,9 +558,23 @@ impl Supervisor {
                 self.exec(id, &container, &Command { words: command, tty, is_debug }, fds);
             }
             ToShim::Root { container } => self.give_root(&container, &fds),
+            ToShim::Written { container } => self.give_written(&container, fds),
+            ToShim::Memory { container, program, bytes_max } => {
+                self.give_memory(&container, &program, bytes_max, fds);
+            }
+            ToShim::Network => {
+                if let Some(socket) = fds.first() {
+                    let network = [self.network.as_raw_fd()];
+                    // A peer that went away has no use for the answer.
+                    let _ = send(socket.as_raw_fd(), &RootGiven { error: None }, &network, MsgFlags::MSG_DONTWAIT);
+                }
+            }
             ToShim::ExecEnd { id } => {
                 if let Some(exec) = self.execs.iter().find(|exec| exec.id == id) {
                     exec.end();
+                }
+                for machine in self.containers.iter_mut().filter_map(|container| container.machine.as_mut()) {
+                    machine.exec_end(id);
                 }
             }
         }
@@ -484,6 +584,9 @@ impl Supervisor {
         let Some(socket) = fds.first() else { return };
         let running = self.containers.iter().find(|c| c.spec.name == name && matches!(c.run, Run::Running { .. }));
         let root = match running.and_then(Container::pid) {
+            Some(_) if running.is_some_and(|container| container.machine.is_some()) => {
+                Err(format!("the files of container `{name}` are inside its machine"))
+            }
             Some(pid) => exec::root_of(pid).map_err(|error| error.to_string()),
             None => Err(format!("container `{name}` is not running")),
         };
@@ -498,15 +601,23 @@ impl Supervisor {
 
     fn exec(&mut self, id: u64, name: &str, command: &Command, stdio: Vec<OwnedFd>) {
         let running = |c: &&Container| c.spec.name == name && matches!(c.run, Run::Running { .. });
-        let begun = match self.containers.iter().find(running) {
-            _ if self.execs.len() >= EXECS_MAX => {
-                Err(format!("{EXECS_MAX} commands run in this replica; end one first"))
+        let is_full = self.execs_under_way() >= EXECS_MAX;
+        if let Some(machine) = self.containers.iter_mut().find(|c| running(&&**c)).and_then(|c| c.machine.as_mut())
+            && self.phase != ReplicaPhase::Frozen
+            && !is_full
+        {
+            if let Err(error) = machine.exec(id, command, stdio) {
+                self.broadcast(&FromShim::ExecEnded { id, code: 126, error: Some(error) });
             }
+            return;
+        }
+        let begun = match self.containers.iter().find(running) {
+            _ if is_full => Err(format!("{EXECS_MAX} commands run in this replica; end one first")),
             Some(_) if self.phase == ReplicaPhase::Frozen => {
                 Err("the replica is frozen; a request to the app thaws it".to_owned())
             }
             None => Err(format!("container `{name}` is not running")),
-            Some(container) => Exec::begin(&self.env, &self.dir, container, id, command, stdio),
+            Some(container) => Exec::begin(&self.env, (&self.dir, self.stage.as_ref()), container, id, command, stdio),
         };
         match begun {
             Ok(exec) => self.execs.push(exec),
@@ -544,7 +655,22 @@ impl Supervisor {
             is_start_asked: self.is_start_asked,
             freezes: self.env.cgroups.can_freeze(),
             freeze_error: self.freeze_error.clone(),
+            thaws: Some(self.thaws),
+            gives_written: self.env.cgroups.can_freeze(),
+            gives_memory: self.env.cgroups.can_freeze(),
+            restored: self.containers.iter().find_map(|container| Some(container.restored.as_ref()?.is_ok())),
+            restore_error: self.containers.iter().find_map(|container| container.restored.clone()?.err()),
+            cpu_us_total: self.cpu_us_total(),
         }
+    }
+
+    /// What it used as a whole: read once, while its control group is still there.
+    fn cpu_us_total(&self) -> Option<u64> {
+        if !matches!(self.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed) {
+            return None;
+        }
+        let told = self.last.as_ref().and_then(|last| last.cpu_us_total);
+        told.or_else(|| self.env.cgroups.usage(&self.spec.cgroup).cpu_us_total)
     }
 
     /// Tells peers what changed.
@@ -567,7 +693,7 @@ impl Supervisor {
     }
 
     /// A peer that does not read its messages is dropped; it connects again and gets the newest state.
-    fn broadcast(&mut self, message: &FromShim) {
+    pub(super) fn broadcast(&mut self, message: &FromShim) {
         self.peers.retain(|peer| send(peer.as_raw_fd(), message, &[], MsgFlags::MSG_DONTWAIT).is_ok());
     }
 }

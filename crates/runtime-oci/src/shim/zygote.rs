@@ -30,7 +30,7 @@ use super::{carrier, helper};
 use crate::{
     cgroup::Cgroups,
     protocol::{FromShim, ToZygote, receive, send},
-    seccomp::Filter,
+    seccomp::Filters,
 };
 
 /// First argument of the zygote; then the folder where it puts the cgroup mounts. Its socket is its stdin.
@@ -43,7 +43,7 @@ pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 #[derive(Debug)]
 pub(super) struct Env {
     pub(super) cgroups: Cgroups,
-    pub(super) filter: Rc<Filter>,
+    pub(super) filters: Rc<Filters>,
 }
 
 pub(super) fn run(args: &[String]) -> io::Result<()> {
@@ -94,8 +94,8 @@ fn set_up(cgroup_dir: &Path) -> io::Result<Env> {
     let cgroups = Cgroups::detect(Path::new(CGROUP_ROOT))?.bind_to(cgroup_dir)?;
     umount2(CGROUP_ROOT, MntFlags::MNT_DETACH)?;
     mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("size=64k"))?;
-    let filter = Filter::compile().map_err(io::Error::other)?;
-    Ok(Env { cgroups, filter: Rc::new(filter) })
+    let filters = Filters::compile().map_err(io::Error::other)?;
+    Ok(Env { cgroups, filters: Rc::new(filters) })
 }
 
 /// Detaches what no container is made of.

@@ -20,8 +20,9 @@ use cove_model::{
     RevisionKey, RevisionName, Scale, SystemEvent, Template,
 };
 use cove_network::{Network, NetworkConfig};
-use cove_runtime::{ReplicaSpec, Runtime, RuntimeError, logs::parse_cri_line};
-use cove_runtime_oci::{OciConfig, OciRuntime, ShareBinding, SharesConfig};
+use cove_runtime::{ReplicaSpec, RestartPolicy, Runtime, RuntimeError, logs::parse_cri_line};
+use cove_runtime_oci::{MachinesConfig, OciConfig, OciRuntime, ShareBinding, SharesConfig};
+use cove_vm::guest::GuestOptions;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -42,6 +43,10 @@ pub(crate) struct Host {
     pub(crate) events: mpsc::Receiver<SystemEvent>,
     /// Shares that are not below the root, from the next [`Host::open`] on.
     pub(crate) bindings: Vec<ShareBinding>,
+    /// OCI runtimes are looked for, from the next [`Host::open`] on.
+    pub(crate) has_handlers: bool,
+    /// Sessions may be machines, from the next [`Host::open`] on.
+    pub(crate) has_machines: bool,
 }
 
 impl Host {
@@ -56,8 +61,42 @@ impl Host {
         let images =
             ImageStore::open(Utf8Path::from_path(dir.path()).unwrap().join("images").as_path(), StoreConfig::default())
                 .unwrap();
-        let mut host =
-            Self { dir, name, network, images, runtime: None, events: mpsc::channel(1).1, bindings: Vec::new() };
+        let mut host = Self {
+            dir,
+            name,
+            network,
+            images,
+            runtime: None,
+            events: mpsc::channel(1).1,
+            bindings: Vec::new(),
+            has_handlers: false,
+            has_machines: false,
+        };
+        host.open().await;
+        host
+    }
+
+    /// A host whose OCI runtimes can be used.
+    pub(crate) async fn with_handlers() -> Self {
+        let mut host = Self::new().await;
+        host.forget();
+        host.has_handlers = true;
+        host.open().await;
+        host
+    }
+
+    /// A host whose sessions may be machines. Needs Debian's `qemu-system-x86` and `erofs-utils`; the guest is built when it
+    /// is not there yet.
+    pub(crate) async fn with_machines() -> Self {
+        let options = GuestOptions { cache: cove_vm::guest::CACHE.into(), is_forced: false };
+        let built = tokio::task::spawn_blocking(move || match cove_vm::guest::find(&options.cache) {
+            Ok(guest) => Ok(guest),
+            Err(_) => cove_vm::guest::build(&options, &|_| {}),
+        });
+        built.await.unwrap().expect("the guest can be built");
+        let mut host = Self::new().await;
+        host.forget();
+        host.has_machines = true;
         host.open().await;
         host
     }
@@ -72,6 +111,8 @@ impl Host {
         }
         config.helpers_spare = 2;
         config.shares = self.shares();
+        config.handlers = self.has_handlers.then(BTreeMap::new);
+        config.machines = self.has_machines.then(|| MachinesConfig::new(&path("disks")));
         let runtime = OciRuntime::open(config, self.images.clone(), Arc::clone(&self.network), sender).await.unwrap();
         self.runtime = Some(runtime);
         self.events = events;
@@ -164,6 +205,16 @@ impl Host {
         name: &ReplicaName,
         wanted: impl Fn(&ReplicaObservation) -> bool,
     ) -> ReplicaObservation {
+        self.wait_within(name, LIMIT, wanted).await
+    }
+
+    /// The same with another limit.
+    pub(crate) async fn wait_within(
+        &self,
+        name: &ReplicaName,
+        limit: Duration,
+        wanted: impl Fn(&ReplicaObservation) -> bool,
+    ) -> ReplicaObservation {
         let mut changes = self.runtime().observations().subscribe();
         let find = async {
             loop {
@@ -175,7 +226,7 @@ impl Host {
                 changes.next().await;
             }
         };
-        match timeout(LIMIT, find).await {
+        match timeout(limit, find).await {
             Ok(found) => found,
             Err(_) => panic!("{name}: {:?}", self.runtime().observations().snapshot()),
         }
@@ -239,6 +290,8 @@ pub(crate) fn spec(name: &str, containers: Vec<Container>) -> ReplicaSpec {
         platform_env: BTreeMap::new(),
         logins: Vec::new(),
         storages: BTreeMap::new(),
+        restart: RestartPolicy::default(),
+        sandbox: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cove_model::{Bytes, MilliCpu, ReplicaName, ReplicaPhase};
-use cove_runtime::Runtime as _;
+use cove_runtime::{ReplicaSpec, Runtime as _, Sandbox};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
@@ -20,6 +20,7 @@ use nix::{
 
 use crate::{
     fixture::{Host, LIMIT, container, get, spec},
+    sandbox::sandboxed,
     shell_image::{self, SHELL_IMAGE},
 };
 
@@ -220,5 +221,36 @@ async fn want_of_memory_ends_one_container_and_not_its_neighbour() {
     assert_eq!(kills(&format!("{group}/c1")), 0);
     assert_eq!(seen.containers[0].last_exit.as_ref().unwrap().reason, "OOMKilled");
     assert_eq!((seen.containers[1].restarts, seen.containers[1].last_exit.as_ref()), (0, None));
+    host.finish().await;
+}
+
+/// Share of the processor as the kernel has it: that of all, or of what is made ahead.
+fn share(group: &str) -> String {
+    if is_v2() { read("cpu", group, "cpu.weight") } else { read("cpu", group, "cpu.shares") }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_ahead_gets_the_processor_time_that_others_leave() {
+    let (usual, least) = if is_v2() { ("100", "10") } else { ("1024", "102") };
+    let mut host = Host::new().await;
+    let ahead = |name: &str| {
+        let sandbox = Some(Sandbox { is_ahead: true, ..Sandbox::default() });
+        ReplicaSpec { sandbox, ..sandboxed(name) }
+    };
+    let waits = host.run(ahead("pool--v1-a"), |seen| seen.is_ready).await.name;
+    let taken = host.run(ahead("pool--v1-b"), |seen| seen.is_ready).await.name;
+    let at_once = host.run(sandboxed("pool--v1-c"), |seen| seen.is_ready).await.name;
+    let [waits_in, taken_in, at_once_in] = [&waits, &taken, &at_once].map(|name| group_of(&host, name));
+    assert_eq!([&waits_in, &taken_in, &at_once_in].map(|group| share(group)), [least, least, usual]);
+    for name in [&waits, &taken] {
+        host.runtime().freeze(name).unwrap();
+        host.wait(name, |seen| seen.phase == ReplicaPhase::Frozen).await;
+    }
+    host.runtime().thaw(&taken).unwrap();
+    assert_eq!([&waits_in, &taken_in].map(|group| share(group)), [least, usual], "it is wanted now");
+    host.wait(&taken, |seen| seen.is_ready).await;
+    host.forget();
+    host.open().await;
+    assert_eq!([&waits_in, &taken_in].map(|group| share(group)), [least, usual], "the next driver leaves it so");
     host.finish().await;
 }

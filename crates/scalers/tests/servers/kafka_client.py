@@ -2,7 +2,9 @@
 
     create TOPIC PARTITIONS
     produce TOPIC PARTITION COUNT       one batch per message
+    number TOPIC PARTITIONS COUNT       messages `0`, `1`, … one after another to each partition
     commit GROUP TOPIC PARTITION OFFSET
+    lag GROUP TOPIC PARTITIONS          answered by how many messages the group has not committed
     topics                              answered by their names
 
 Arguments: `mock BROKERS` for librdkafka's own cluster, or settings `name=value` of a client. It prints `ready` and, for a
@@ -49,13 +51,30 @@ class Client:
             if self.producer.flush(TIMEOUT):
                 raise TimeoutError("a message was not taken")
 
-    def commit(self, group, topic, partition, offset):
+    def number(self, topic, partitions, count):
+        self.producer = self.producer or Producer({**self.settings, "linger.ms": 0})
+        for number in range(int(count)):
+            self.producer.produce(topic, str(number), partition=number % int(partitions))
+            if self.producer.flush(TIMEOUT):
+                raise TimeoutError("a message was not taken")
+
+    def consumer(self, group):
         if group not in self.consumers:
             self.consumers[group] = Consumer({**self.settings, "group.id": group, "enable.auto.commit": False})
+        return self.consumers[group]
+
+    def commit(self, group, topic, partition, offset):
         where = TopicPartition(topic, int(partition), int(offset))
-        for done in self.consumers[group].commit(offsets=[where], asynchronous=False):
+        for done in self.consumer(group).commit(offsets=[where], asynchronous=False):
             if done.error:
                 raise RuntimeError(str(done.error))
+
+    def lag(self, group, topic, partitions):
+        consumer = self.consumer(group)
+        places = [TopicPartition(topic, partition) for partition in range(int(partitions))]
+        committed = consumer.committed(places, timeout=TIMEOUT)
+        ends = [consumer.get_watermark_offsets(place, timeout=TIMEOUT)[1] for place in places]
+        return str(sum(end - max(place.offset, 0) for place, end in zip(committed, ends)))
 
 
 def main():

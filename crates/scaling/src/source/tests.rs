@@ -317,13 +317,12 @@ fn calendars() {
         ("0 12 13 * 5", "2026-11-22T00:00:00Z"),
         ("30 2 * * *", "2026-03-29T00:00:00Z"),
         ("0 0 * * 7", "2026-11-22T00:00:00Z"),
-        ("0 0 30 2 *", "2026-11-22T00:00:00Z"),
     ] {
-        let next = Schedule::parse(schedule).unwrap().next_after(at(now), &zone);
+        let next = crate::schedule::Calendar::parse(schedule).unwrap().next_after(at(now), &zone);
         writeln!(shown, "{schedule} after {now}: {next:?}").unwrap();
     }
-    for wrong in ["", "60 * * * *", "* * * *", "5-1 * * * *", "*/0 * * * *", "a * * * *"] {
-        writeln!(shown, "{wrong}: {}", Schedule::parse(wrong).unwrap_err()).unwrap();
+    for wrong in ["", "60 * * * *", "* * * *", "5-1 * * * *", "*/0 * * * *", "a * * * *", "0 0 30 2 *"] {
+        writeln!(shown, "{wrong}: {}", crate::schedule::Calendar::parse(wrong).unwrap_err()).unwrap();
     }
     expect![[r#"
         30 6 * * * after 2026-11-22T05:29:59Z: Some(2026-11-22T05:30:00Z)
@@ -331,15 +330,15 @@ fn calendars() {
         */20 8-17 * * mon-fri after 2026-11-20T16:45:00Z: Some(2026-11-23T07:00:00Z)
         0 0 29 feb * after 2026-01-01T00:00:00Z: Some(2028-02-28T23:00:00Z)
         0 12 13 * 5 after 2026-11-22T00:00:00Z: Some(2026-11-27T11:00:00Z)
-        30 2 * * * after 2026-03-29T00:00:00Z: Some(2026-03-29T01:30:00Z)
+        30 2 * * * after 2026-03-29T00:00:00Z: Some(2026-03-29T01:00:00Z)
         0 0 * * 7 after 2026-11-22T00:00:00Z: Some(2026-11-28T23:00:00Z)
-        0 0 30 2 * after 2026-11-22T00:00:00Z: None
-        : expected 5 fields, found 0
-        60 * * * *: `60` is not within 0 to 59
-        * * * *: expected 5 fields, found 4
-        5-1 * * * *: `5-1` is empty
-        */0 * * * *: `*/0` is empty
-        a * * * *: `a` is not within 0 to 59
+        : expected 5 fields (minute, hour, day of month, month, day of week), or 6 with seconds before them, found 0
+        60 * * * *: minute is `60`; expected `*`, or 0 to 59, with `-` for ranges, `/` for steps, `,` between them
+        * * * *: expected 5 fields (minute, hour, day of month, month, day of week), or 6 with seconds before them, found 4
+        5-1 * * * *: minute is `5-1`, which goes backwards; write `5-59,0-1`
+        */0 * * * *: minute is `*/0`, whose step is `0`; write a whole number from 1 up
+        a * * * *: minute is `a`; expected `*`, or 0 to 59, with `-` for ranges, `/` for steps, `,` between them
+        0 0 30 2 *: it never comes: none of its months has one of its days
     "#]]
     .assert_eq(&shown);
     let office: &[_] =
@@ -353,7 +352,7 @@ fn calendars() {
         &expect![[r#"
             cron: 4 of Some(1.0), active true
             cron: 0 of Some(1.0), active false
-            cron: metadata: start is `x`: expected 5 fields, found 1; desiredReplicas is missing; timezone is missing
+            cron: metadata: start is `x`: expected 5 fields (minute, hour, day of month, month, day of week), or 6 with seconds before them, found 1; desiredReplicas is missing; timezone is missing
         "#]],
     );
 }

@@ -45,6 +45,7 @@ pub(crate) struct Parts {
     pub(crate) desired: Board<RevisionKey, DesiredCount>,
     pub(crate) endpoints: Board<RevisionKey, cove_traffic::Endpoints>,
     pub(crate) scaled: Board<RevisionKey, Arc<ScaledRevision>>,
+    pub(crate) jobs: Board<cove_model::ResourceId, cove_autoscaler::TriggeredJob>,
     pub(crate) drained: Board<ReplicaName, u64>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) monitor: Monitor,
@@ -270,6 +271,7 @@ impl Mover {
         let boards = [
             (parts.desired.is_read(), "counts that were not taken up"),
             (parts.scaled.is_read(), "revisions that were not taken up"),
+            (parts.jobs.is_read(), "jobs that were not taken up"),
             (parts.endpoints.is_read(), "endpoints that were not taken up"),
             (parts.drained.is_read(), "drained replicas that were not taken up"),
             (parts.runtime.observations().is_read(), "observations that were not taken up"),

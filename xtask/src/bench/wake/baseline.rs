@@ -22,12 +22,7 @@ pub(super) struct Baseline {
 impl Baseline {
     /// Takes the sample's executable out of the server's unpacked layers: the very bytes that replicas run.
     pub(super) fn find_program(&mut self, data_dir: &Path) -> anyhow::Result<()> {
-        let layers = data_dir.join("images/layers");
-        let found = std::fs::read_dir(&layers)
-            .with_context(|| format!("failed to read `{}`", layers.display()))?
-            .filter_map(|layer| Some(layer.ok()?.path().join("fs/sample")))
-            .find(|path| path.is_file());
-        self.program = Some(found.context("no unpacked layer holds the sample")?);
+        self.program = Some(program_of(data_dir)?);
         Ok(())
     }
 
@@ -59,6 +54,16 @@ impl Baseline {
     pub(super) fn crun(&self) -> Option<Samples> {
         (!self.crun.is_empty()).then(|| self.crun.iter().copied().collect())
     }
+}
+
+/// The sample's executable among a server's unpacked layers.
+pub(in crate::bench) fn program_of(data_dir: &Path) -> anyhow::Result<PathBuf> {
+    let layers = data_dir.join("images/layers");
+    let found = std::fs::read_dir(&layers)
+        .with_context(|| format!("failed to read `{}`", layers.display()))?
+        .filter_map(|layer| Some(layer.ok()?.path().join("fs/sample")))
+        .find(|path| path.is_file());
+    found.context("no unpacked layer holds the sample")
 }
 
 fn bare(program: &Path) -> anyhow::Result<Duration> {
@@ -111,7 +116,7 @@ fn with_crun(crun: &Path, program: &Path) -> anyhow::Result<Duration> {
 }
 
 /// crun refuses hosts that mount cgroup v1 and v2 side by side; this thread and what it starts see v1 alone.
-fn hide_unified_cgroup() -> anyhow::Result<()> {
+pub(in crate::bench) fn hide_unified_cgroup() -> anyhow::Result<()> {
     use nix::mount::{MsFlags, mount, umount};
     let unified = Path::new("/sys/fs/cgroup/unified");
     if !unified.exists() {
@@ -145,7 +150,8 @@ fn spec(port: u16) -> serde_json::Value {
     })
 }
 
-fn installed(name: &str) -> Option<PathBuf> {
+/// Where a program is, if it is.
+pub(in crate::bench) fn installed(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 

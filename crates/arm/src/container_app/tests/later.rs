@@ -210,6 +210,22 @@ fn why_an_app_is_never_frozen_is_said() {
 }
 
 #[test]
+fn ports_that_connections_may_have_are_told() {
+    let mut body = az_create();
+    let said = |body: &Value| warnings(&put(body).unwrap().doc);
+    let mapping = |port: u16, external: bool| json!({ "targetPort": 9000, "exposedPort": port, "external": external });
+    let ingress = &mut body["properties"]["configuration"]["ingress"];
+    ingress["additionalPortMappings"] = json!([mapping(32_767, true), mapping(40_000, false), mapping(61_000, true)]);
+    assert_eq!(said(&body), Vec::<String>::new());
+    body["properties"]["configuration"]["ingress"]["additionalPortMappings"][1]["external"] = true.into();
+    let told = said(&body);
+    assert!(
+        told.len() == 1 && told[0].starts_with("exposed port 40000: Linux gives the ports 32768 to 60999"),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn unknown_properties_survive_at_every_level() {
     let mut body = body();
     for pointer in [

@@ -282,13 +282,19 @@ async fn what_a_rule_lacks_is_said_by_name() {
     bench.list(vec![unknown, unreadable]).await;
     bench.settle().await;
     bench.polls("unknown--v1", 5).await;
+    bench.polls("unreadable--v1", 5).await;
+    // the two are read side by side
+    let events = bench.events();
+    let mut lines: Vec<_> = events.split_inclusive('\n').collect();
+    lines.sort_unstable();
+    let events = lines.concat();
     expect![[r#"
         0 Normal KEDAScalersStarted: Scaling of `unknown--v1` started: scale rules `q` (custom), 0 to 20 replicas
         0 Normal KEDAScalersStarted: Scaling of `unreadable--v1` started: scale rules `q` (custom), 0 to 20 replicas
         0 Warning KEDAScalerFailed: Rule `q` of `unknown--v1` cannot be read: scaler `solace-event-queue` is not built; the kinds that are: <all of them> (the app has no secret `gone`, which is `password`). The replica count does not fall until it can
         0 Warning KEDAScalerFailed: Rule `q` of `unreadable--v1` cannot be read: listLength is `many`; expected a number of at least 0.001. The replica count does not fall until it can
     "#]]
-    .assert_eq(&bench.events());
+    .assert_eq(&events);
     bench.stop().await.unwrap();
 }
 

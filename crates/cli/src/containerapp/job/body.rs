@@ -72,6 +72,10 @@ pub(crate) struct UpdateArgs {
     no_wait: bool,
 }
 
+/// Triggers and where their configuration is.
+const SECTIONS: [(&str, &str); 3] =
+    [("manual", "manualTriggerConfig"), ("schedule", "scheduleTriggerConfig"), ("event", "eventTriggerConfig")];
+
 /// When and how often it runs.
 #[derive(Clone, Debug, Default, clap::Args)]
 struct RunArgs {
@@ -93,6 +97,21 @@ struct RunArgs {
     /// When it runs, for Schedule: such as `0 */2 * * *`.
     #[arg(long, value_name = "CRON")]
     cron_expression: Option<String>,
+    /// Zone that the expression is read in, for Schedule [default: UTC].
+    #[arg(long, value_name = "ZONE")]
+    time_zone: Option<String>,
+    /// What a tick does while an execution runs, for Schedule [default: allow].
+    #[arg(long, value_parser = ["allow", "forbid", "replace"])]
+    overlap: Option<String>,
+    /// Which ticks are made up for after a standstill, for Schedule [default: last].
+    #[arg(long, value_parser = ["last", "skip", "all"])]
+    missed_runs: Option<String>,
+    /// Goes first when the machine is short: -1000..=1000 [default: 0].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
+    /// How running executions count against the queue, for Event [default: default].
+    #[arg(long, value_parser = ["default", "accurate", "eager"])]
+    strategy: Option<String>,
     /// Fewest executions per look, for Event.
     #[arg(long, value_name = "N")]
     min_executions: Option<u32>,
@@ -134,11 +153,12 @@ impl RunArgs {
                 configuration[name] = number.into();
             }
         }
-        let section = match configuration["triggerType"].as_str().map(str::to_ascii_lowercase).as_deref() {
-            Some("schedule") => "scheduleTriggerConfig",
-            Some("event") => "eventTriggerConfig",
-            _ => "manualTriggerConfig",
-        };
+        if let Some(priority) = self.priority {
+            configuration["covePriority"] = priority.into();
+        }
+        let kind = configuration["triggerType"].as_str().unwrap_or_default().to_ascii_lowercase();
+        let known = SECTIONS.iter().find(|(known, _)| *known == kind);
+        let section = known.map_or("manualTriggerConfig", |(_, section)| *section);
         let trigger = &mut configuration[section];
         let counts = [("parallelism", self.parallelism), ("replicaCompletionCount", self.replica_completion_count)];
         for (name, count) in counts {
@@ -146,8 +166,16 @@ impl RunArgs {
                 trigger[name] = count.unwrap_or(1).into();
             }
         }
-        if let Some(cron) = &self.cron_expression {
-            trigger["cronExpression"] = cron.as_str().into();
+        let texts = [
+            ("cronExpression", &self.cron_expression),
+            ("coveTimeZone", &self.time_zone),
+            ("coveOverlap", &self.overlap),
+            ("coveMissedRuns", &self.missed_runs),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                trigger[name] = text.as_str().into();
+            }
         }
         if section == "eventTriggerConfig" {
             self.apply_scale(&mut trigger["scale"])?;
@@ -165,6 +193,9 @@ impl RunArgs {
             if let Some(number) = number {
                 scale[name] = number.into();
             }
+        }
+        if let Some(strategy) = &self.strategy {
+            scale["coveStrategy"] = strategy.as_str().into();
         }
         let Some(name) = &self.scale_rule_name else { return Ok(()) };
         let kind = self.scale_rule_type.as_deref().ok_or_else(|| {
@@ -252,7 +283,13 @@ pub(super) async fn update(session: &Session, args: UpdateArgs) -> Result<(), Fa
 
 fn patch(mut job: Value, args: &UpdateArgs) -> Result<Value, Failure> {
     let properties = &mut job["properties"];
-    args.run.apply(&mut properties["configuration"])?;
+    let configuration = &mut properties["configuration"];
+    args.run.apply(configuration)?;
+    // the old trigger's configuration does not stay behind
+    let kind = configuration["triggerType"].as_str().unwrap_or_default().to_ascii_lowercase();
+    for (_, section) in SECTIONS.iter().filter(|(other, _)| *other != kind) {
+        configuration[*section] = Value::Null;
+    }
     let wanted = args.container.container_name.as_deref();
     let containers = properties["template"]["containers"].as_array_mut();
     let container = containers.and_then(|list| match wanted {

@@ -2,9 +2,9 @@
 //!
 //! **Invariant:** reads at most [`HEAD_BYTES_MAX`]; the caller sets the time limit.
 
-use std::net::Ipv4Addr;
+use std::{io, net::Ipv4Addr, sync::Arc};
 
-use cove_model::ProbeAction;
+use cove_model::{ProbeAction, ReplicaName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -13,12 +13,43 @@ use tokio::{
 /// Longest status line, bytes.
 const HEAD_BYTES_MAX: usize = 1024;
 
+use crate::driver::{Inner, sandbox};
+
+/// How a replica is reached.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// Over its network.
+    Address(Ipv4Addr),
+    /// From inside its network namespace.
+    Inside(Arc<Inner>, ReplicaName),
+}
+
+impl Way {
+    fn address(&self) -> Ipv4Addr {
+        match self {
+            Self::Address(address) => *address,
+            Self::Inside(..) => Ipv4Addr::LOCALHOST,
+        }
+    }
+
+    async fn connect(&self, port: u16) -> Result<TcpStream, String> {
+        let connected: io::Result<TcpStream> = match self {
+            Self::Address(address) => TcpStream::connect((*address, port)).await,
+            Self::Inside(inner, name) => {
+                sandbox::dial(Arc::clone(inner), name.clone(), port).await.and_then(TcpStream::from_std)
+            }
+        };
+        connected.map_err(|error| format!("connection to {}:{port} failed: {error}", self.address()))
+    }
+}
+
 /// Asks once; the error is for the system log.
-pub(super) async fn ask(address: Ipv4Addr, action: &ProbeAction) -> Result<(), String> {
+pub(super) async fn ask(way: &Way, action: &ProbeAction) -> Result<(), String> {
     match action {
-        ProbeAction::Tcp { port } => connect(address, *port).await.map(drop),
+        ProbeAction::Tcp { port } => way.connect(*port).await.map(drop),
         ProbeAction::HttpGet { port, path, https, host, headers } => {
-            let stream = connect(address, *port).await?;
+            let address = way.address();
+            let stream = way.connect(*port).await?;
             let mut head = format!("GET {} HTTP/1.1\r\n", path_of(path));
             let host = host.clone().unwrap_or_else(|| format!("{address}:{port}"));
             head.push_str(&line("Host", &host));
@@ -40,10 +71,6 @@ pub(super) async fn ask(address: Ipv4Addr, action: &ProbeAction) -> Result<(), S
             Err(format!("HTTP probe failed with statuscode: {status}"))
         }
     }
-}
-
-async fn connect(address: Ipv4Addr, port: u16) -> Result<TcpStream, String> {
-    TcpStream::connect((address, port)).await.map_err(|error| format!("connection to {address}:{port} failed: {error}"))
 }
 
 /// The path with a slash in front, without what would end the line.
@@ -175,7 +202,7 @@ mod tests {
                 assert!(stream.read(&mut buffer).await.unwrap() > 0);
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
-            let (result, ()) = tokio::join!(ask(Ipv4Addr::LOCALHOST, &action), server);
+            let (result, ()) = tokio::join!(ask(&Way::Address(Ipv4Addr::LOCALHOST), &action), server);
             assert_eq!(result.is_ok(), is_ok, "{answer:?}: {result:?}");
         }
     }

@@ -37,6 +37,7 @@ fn bench() -> Bench {
         desired: desired.clone(),
         endpoints: Board::default(),
         scaled: Board::default(),
+        jobs: Board::default(),
         drained: Board::default(),
         runtime: Arc::new(FakeRuntime::default()),
         monitor,

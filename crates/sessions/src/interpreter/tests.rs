@@ -1,0 +1,87 @@
+//! What is asked and answered, without a session: versions, paths, requests, shapes of results.
+
+use cove_model::SessionContainer;
+use serde_json::json;
+
+use super::{
+    code::{self, result},
+    generation,
+    guest::Outcome,
+    segments,
+};
+
+#[test]
+fn the_version_says_the_generation() {
+    for (query, is_newer) in [
+        ("api-version=2024-02-02-preview", false),
+        ("api-version=2024-08-02-preview", false),
+        ("api-version=2024-10-02-preview", true),
+        ("x=1&api-version=2025-02-02-preview", true),
+        ("api-version=2026-07-01", true),
+    ] {
+        assert_eq!(generation(query).unwrap(), is_newer, "{query}");
+    }
+    for bad in ["", "api-version=", "api-version=latest", "api-version=2025-02-30", "api-version=2025-02-02-x"] {
+        assert_eq!(generation(bad).unwrap_err().error.code, "MissingApiVersionParameter", "{bad}");
+    }
+}
+
+#[test]
+fn paths_are_decoded_part_by_part() {
+    assert_eq!(segments("/files/a%20b%2Fc/content").unwrap(), ["files", "a b/c", "content"]);
+    assert!(segments("/files/%ff").is_err());
+}
+
+#[test]
+fn requests_are_read_or_refused() {
+    let cases = [
+        (SessionContainer::PythonLts, json!({ "code": "1" }), true),
+        (SessionContainer::PythonLts, json!({ "pythonCode": "1", "timeoutInSeconds": 220 }), true),
+        (
+            SessionContainer::NodeLts,
+            json!({ "code": "1", "executionType": "Asynchronous", "codeInputType": "Inline" }),
+            true,
+        ),
+        (SessionContainer::Shell, json!({ "shellCommand": "ls" }), true),
+        (SessionContainer::Shell, json!({ "execCommandAndArgs": ["ls", "-l"] }), true),
+        (SessionContainer::PythonLts, json!({}), false),
+        (SessionContainer::PythonLts, json!({ "code": 1 }), false),
+        (SessionContainer::PythonLts, json!({ "code": "1", "timeoutInSeconds": 0 }), false),
+        (SessionContainer::PythonLts, json!({ "code": "1", "timeoutInSeconds": 221 }), false),
+        (SessionContainer::PythonLts, json!({ "code": "1", "timeoutInSeconds": 1.5 }), false),
+        (SessionContainer::PythonLts, json!({ "code": "1", "codeInputType": "file" }), false),
+        (SessionContainer::Shell, json!({ "shellCommand": "ls", "execCommandAndArgs": ["ls"] }), false),
+        (SessionContainer::Shell, json!({ "execCommandAndArgs": [] }), false),
+        (SessionContainer::Shell, json!({ "execCommandAndArgs": [1] }), false),
+    ];
+    for (kind, body, is_good) in cases {
+        assert_eq!(code::is_readable(kind, &body), is_good, "{body}");
+    }
+}
+
+#[test]
+fn a_result_is_an_image_a_value_or_a_text() {
+    let outcome = |text: serde_json::Value| serde_json::from_value::<Outcome>(text).unwrap();
+    let plain = json!({ "status": "Succeeded", "stdout": "", "stderr": "" });
+    assert_eq!(result(&outcome(plain.clone())), json!(null));
+    let with = |more: serde_json::Value| {
+        let mut all = plain.clone();
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        result(&outcome(all))
+    };
+    assert_eq!(with(json!({ "result": { "text/plain": "42", "application/json": 42 } })), json!(42));
+    assert_eq!(with(json!({ "result": { "text/plain": "<a>" } })), json!("<a>"));
+    // whatever a session says, it is no more than a value
+    assert_eq!(with(json!({ "result": [1, 2], "outputs": [null, 5, { "image/png": 7 }] })), json!(null));
+    assert_eq!(
+        with(json!({ "result": { "text/plain": "[<Line2D>]" }, "outputs": [{ "image/png": "aGk=\n" }] })),
+        json!({ "type": "image", "format": "png", "base64_data": "aGk=" })
+    );
+    for bad in [
+        json!({}),
+        json!({ "status": "Ok", "stdout": "", "stderr": "" }),
+        json!({ "status": "Failed", "stdout": 1, "stderr": "" }),
+    ] {
+        assert!(serde_json::from_value::<Outcome>(bad.clone()).is_err(), "{bad}");
+    }
+}

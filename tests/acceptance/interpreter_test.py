@@ -1,0 +1,434 @@
+"""Sessions that run code: Python, Node and a shell, by plain requests, langchain's tools and the MCP SDK, all unmodified."""
+
+import base64
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import subprocess
+import textwrap
+import time
+import unittest
+import urllib.parse
+
+import cove
+import requests
+from cove import SUBSCRIPTION, TENANT
+
+GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/code"
+POOLS = f"{GROUP}/providers/Microsoft.App/sessionPools"
+VERSION = "api-version=2025-07-01"
+AUDIENCE = "https://dynamicsessions.io"
+OLDER, NEWER = "2024-02-02-preview", "2025-10-02-preview"
+MIB = 1 << 20
+CLIENTS = os.environ.get("COVE_VENV", "/var/cache/cove/venv") + "-interpreter/bin/python"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs/guide"
+KINDS = {"python": ("PythonLTS", "python"), "node": ("NodeLTS", "node"), "shell": ("Shell", "shell")}
+# a session begins with a kernel that has loaded pandas, which takes its time on a busy machine
+CONFIG = """
+[api]
+retry_after = 0
+
+[controller]
+provisioning_deadline = "300s"
+drain_period = "2s"
+
+[sessions]
+ready_deadline = "300s"
+"""
+
+
+def pool_body(kind):
+    return {
+        "location": "eastus",
+        "properties": {
+            "poolManagementType": "Dynamic",
+            "containerType": kind,
+            "scaleConfiguration": {"maxConcurrentSessions": 6, "readySessionInstances": 1},
+            "dynamicPoolConfiguration": {
+                "lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 300}
+            },
+            "sessionNetworkConfiguration": {"status": "EgressDisabled"},
+            "mcpServerSettings": {"isMCPServerEnabled": True},
+        },
+    }
+
+
+class Interpreters(unittest.TestCase):
+    """One server with a pool of each kind."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = cls.enterClassContext(cove.Server(CONFIG))
+        cls.arm("PUT", GROUP, {"location": "eastus"})
+        cls.arm("PUT", f"{POOLS}/early", pool_body("PythonLTS"))
+        # nothing was built for this server: the pool says what to do
+        cls.early = cls.settled("early")
+        cls.arm("DELETE", f"{POOLS}/early")
+        cls.built = {}
+        for _, word in KINDS.values():
+            cls.built[word] = cls.server.command("image", "build-interpreter", word, within_seconds=1800)
+        for name, (kind, _) in KINDS.items():
+            cls.arm("PUT", f"{POOLS}/{name}", pool_body(kind))
+        for name in KINDS:
+            state = cls.settled(name)
+            if state["provisioningState"] != "Succeeded":
+                raise AssertionError(f"{name}: {state}\n{cls.server.log()}")
+        cls.token = cls.token_for(AUDIENCE)
+        cls.http = cls.enterClassContext(requests.Session())
+        # a bundle that the environment names would be taken instead of this one
+        cls.http.trust_env, cls.http.verify = False, cls.server.ca
+        cls.http.headers["Authorization"] = f"Bearer {cls.token}"
+
+    @classmethod
+    def tearDownClass(cls):
+        for name in KINDS:
+            cls.arm("DELETE", f"{POOLS}/{name}")
+            cove.until(f"{name} is gone", lambda name=name: cls.status("GET", f"{POOLS}/{name}")[0] == 404, 120)
+
+    @classmethod
+    def status(cls, method, path, body=None):
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer anybody"}
+        text = None if body is None else json.dumps(body)
+        return cls.server.call(method, f"{path}?{VERSION}", text, headers)
+
+    @classmethod
+    def arm(cls, method, path, body=None):
+        status, answer = cls.status(method, path, body)
+        if status >= 300:
+            raise AssertionError(f"{method} {path}: {status} {answer}")
+        return answer
+
+    @classmethod
+    def settled(cls, name):
+        seen = {}
+
+        def has_settled():
+            seen.update(cls.arm("GET", f"{POOLS}/{name}")["properties"])
+            return seen["provisioningState"] in ("Succeeded", "Failed")
+
+        cove.until(f"{name} is settled", has_settled, within_seconds=300)
+        return seen
+
+    @classmethod
+    def token_for(cls, resource):
+        form = urllib.parse.urlencode({
+            "grant_type": "client_credentials", "client_id": "agent", "client_secret": "any", "scope": f"{resource}/.default",
+        })  # fmt: skip
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        status, answer = cls.server.call("POST", f"/{TENANT}/oauth2/v2.0/token", form, headers)
+        if status != 200:
+            raise AssertionError(f"no token: {status} {answer}")
+        return answer["access_token"]
+
+    @classmethod
+    def base(cls, name):
+        return f"{cls.server.api}/subscriptions/{SUBSCRIPTION}/resourceGroups/code/sessionPools/{name}"
+
+    def setUp(self):
+        self.used = set()
+
+    def tearDown(self):
+        """The next test gets the room of this one's sessions."""
+        for pool, identifier in self.used:
+            parameters = {"api-version": NEWER, "identifier": identifier}
+            answer = self.http.delete(f"{self.base(pool)}/session", params=parameters, timeout=60)
+            self.assertIn(answer.status_code, (204, 404), answer.text)
+
+    def ask(self, method, pool, path, identifier=None, version=NEWER, expect=200, query=None, **more):
+        identifier = identifier or self._testMethodName
+        self.used.add((pool, identifier))
+        parameters = {"api-version": version, "identifier": identifier, **(query or {})}
+        answer = self.http.request(method, f"{self.base(pool)}/{path}", params=parameters, timeout=300, **more)
+        self.assertEqual(answer.status_code, expect, f"{answer.text[:1000]}\n{self.server.log(20)}")
+        return answer
+
+    def run_code(self, code, pool="python", expect=200, identifier=None, **more):
+        body = {"codeInputType": "inline", "executionType": "synchronous", "code": code, **more}
+        return self.ask("POST", pool, "executions", json=body, expect=expect, identifier=identifier).json()
+
+    def result(self, code, pool="python", **more):
+        ran = self.run_code(code, pool, **more)
+        self.assertEqual(ran["status"], "Succeeded", ran)
+        return ran["result"]
+
+    def code_of(self, answer):
+        return answer.json()["error"]["code"]
+
+    def test_images_are_named_built_once_and_asked_for(self):
+        self.assertEqual(self.early["provisioningState"], "Failed")
+        self.assertIn("cove image build-interpreter python", self.early["coveFailure"]["message"])
+        again = self.server.command("image", "build-interpreter", "python", within_seconds=120)
+        self.assertTrue(again["fromCache"])
+        self.assertEqual(again["digest"], self.built["python"]["digest"])
+        listed = [one["name"] for one in self.server.command("image", "list")]
+        for word in ("python", "node", "shell"):
+            self.assertIn(f"cove.local/interpreter-{word}:latest", listed)
+
+    def test_python_keeps_state_and_says_what_it_did(self):
+        self.assertEqual(self.result("x = 40; x + 2")["executionResult"], 42)
+        ran = self.run_code("import sys\nprint('out')\nprint('err', file=sys.stderr)\n[x, 'a', None]")
+        self.assertEqual(ran["result"]["stdout"], "out\n")
+        self.assertEqual(ran["result"]["stderr"], "err\n")
+        self.assertEqual(ran["result"]["executionResult"], [40, "a", None])
+        self.assertEqual(ran["identifier"], self._testMethodName)
+        again = self.ask("GET", "python", f"executions/{ran['id']}").json()
+        self.assertEqual(again, ran)
+        self.ask("GET", "python", f"executions/{ran['id']}", identifier="somebody-else", expect=404)
+        failed = self.run_code("1/0")
+        self.assertEqual(failed["status"], "Failed")
+        self.assertIn("ZeroDivisionError", failed["error"]["message"])
+        self.assertEqual(failed["rawResult"]["error"]["ename"], "ZeroDivisionError")
+        self.assertIn("division by zero", failed["result"]["stderr"])
+        self.assertEqual(self.result("x")["executionResult"], 40)
+        other = self.run_code("x", identifier="a-second-one")
+        self.assertIn("NameError", other["error"]["message"])
+
+    def test_the_older_generation(self):
+        body = {"properties": {"codeInputType": "inline", "executionType": "synchronous", "code": "print('a'); 6 * 7"}}
+        answer = self.ask("POST", "python", "code/execute", version=OLDER, json=body)
+        told = answer.json()["properties"]
+        self.assertEqual((told["status"], told["result"], told["stdout"]), ("Success", 42, "a\n"))
+        for name in ("operation-id", "x-ms-session-guid", "x-ms-container-execution-duration", "x-ms-overall-execution-time"):
+            self.assertIn(name, answer.headers)
+        body["properties"]["code"] = "nothing_of_this_name"
+        told = self.ask("POST", "python", "code/execute", version=OLDER, json=body).json()["properties"]
+        self.assertEqual((told["status"], told["error"]["name"]), ("Failure", "NameError"))
+        file = {"file": ("a.csv", b"a,b\n1,2\n")}
+        told = self.ask("POST", "python", "files/upload", version=OLDER, files=file).json()
+        self.assertEqual(told["value"][0]["properties"]["size"], 8)
+        told = self.ask("GET", "python", "files", version=OLDER).json()
+        self.assertEqual([one["properties"]["filename"] for one in told["value"]], ["a.csv"])
+        self.assertEqual(self.ask("GET", "python", "files/content/a.csv", version=OLDER).content, b"a,b\n1,2\n")
+        refused = self.ask("POST", "python", "executions", version=OLDER, json={"code": "1"}, expect=400)
+        self.assertEqual(self.code_of(refused), "UnsupportedApiVersion")
+
+    def test_the_packages_and_a_plot(self):
+        shown = self.result("import numpy, pandas, matplotlib; pandas.DataFrame({'a': numpy.arange(3)})['a'].sum().item()")
+        self.assertEqual(shown["executionResult"], 3)
+        code = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.show()"
+        image = self.result(code)["executionResult"]
+        self.assertEqual((image["type"], image["format"]), ("image", "png"))
+        self.assertTrue(base64.b64decode(image["base64_data"]).startswith(b"\x89PNG\r\n"))
+        table = self.run_code("import pandas; pandas.DataFrame({'a': [1]})")
+        self.assertIn("<table", table["rawResult"]["result"]["text/html"])
+
+    def test_code_that_takes_too_long_is_interrupted(self):
+        self.result("kept = 1")
+        begun = time.monotonic()
+        ran = self.run_code("while True: pass", timeoutInSeconds=2)
+        self.assertEqual((ran["status"], ran["error"]["code"]), ("Failed", "ExecutionTimedOut"))
+        self.assertLess(time.monotonic() - begun, 100)
+        self.assertEqual(self.result("kept")["executionResult"], 1)
+        stubborn = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+        ran = self.run_code(stubborn, timeoutInSeconds=2)
+        self.assertIn("restarted", ran["error"]["message"])
+        self.assertIn("NameError", self.run_code("kept")["error"]["message"])
+        for wrong in (0, 221, "60", 1.5):
+            self.run_code("1", timeoutInSeconds=wrong, expect=400)
+
+    def test_endless_output_is_cut(self):
+        ran = self.run_code("while True: print('x' * 10000)", timeoutInSeconds=3)
+        self.assertEqual(ran["status"], "Failed")
+        self.assertLess(len(ran["result"]["stdout"]), 2 * MIB)
+        self.assertIn("stdout was cut", ran["result"]["stdout"][-100:])
+        self.assertEqual(self.result("1")["executionResult"], 1)
+
+    def test_an_interpreter_that_ends_is_started_anew(self):
+        ran = self.run_code("import os; os._exit(3)")
+        self.assertIn("InterpreterDied", ran["error"]["message"])
+        self.assertEqual(self.result("2")["executionResult"], 2)
+
+    def test_asynchronous_executions(self):
+        body = {"codeInputType": "inline", "executionType": "asynchronous", "code": "import time; time.sleep(2); 'done'"}
+        answer = self.ask("POST", "python", "executions", json=body, expect=202)
+        self.assertEqual(answer.json()["status"], "Running")
+        location = answer.headers["Operation-Location"]
+        seen = {}
+
+        def ended():
+            seen.update(self.http.get(location, timeout=60).json())
+            return seen["status"] != "Running"
+
+        cove.until("the execution has ended", ended, 60)
+        self.assertEqual((seen["status"], seen["result"]["executionResult"]), ("Succeeded", "done"))
+
+    def test_executions_of_one_session_take_turns(self):
+        self.result("order = []")
+        code = "import time; order.append({0}); time.sleep(0.2); order.append({0})"
+        with concurrent.futures.ThreadPoolExecutor(5) as pool:
+            list(pool.map(lambda number: self.result(code.format(number)), range(5)))
+        order = self.result("order")["executionResult"]
+        self.assertEqual(order[0::2], order[1::2])
+
+    def test_files_go_in_and_out(self):
+        content = os.urandom(3 * MIB)
+        told = self.ask("POST", "python", "files", files={"file": ("a b.bin", content)}).json()
+        self.assertEqual((told["name"], told["type"], told["sizeInBytes"]), ("a b.bin", "file", len(content)))
+        self.assertEqual(self.ask("GET", "python", "files/a%20b.bin/content").content, content)
+        self.assertEqual(self.ask("GET", "python", "files/a%20b.bin").json()["sizeInBytes"], len(content))
+        self.ask("POST", "python", "files", files={"file": ("c.txt", b"c")}, query={"path": "/mnt/data/sub"})
+        listed = {one["name"]: one["type"] for one in self.ask("GET", "python", "files").json()["value"]}
+        self.assertEqual(listed, {"a b.bin": "file", "sub": "directory"})
+        self.assertEqual(self.ask("GET", "python", "files", query={"path": "sub"}).json()["value"][0]["name"], "c.txt")
+        self.assertEqual(self.result("open('/mnt/data/sub/c.txt').read()")["executionResult"], "c")
+        self.result("open('/mnt/data/made.txt', 'w').write('by code')")
+        self.assertEqual(self.ask("GET", "python", "files/made.txt/content").text, "by code")
+        self.ask("DELETE", "python", "files/made.txt", expect=204)
+        self.ask("DELETE", "python", "files/made.txt", expect=404)
+
+    def test_names_do_not_lead_out(self):
+        self.result("import os; os.symlink('/etc', '/mnt/data/out'); os.symlink('/etc/passwd', '/mnt/data/pw')")
+        for name in ("..%2F..%2Fetc%2Fpasswd", "%2e%2e/x", "a%00b", "out/passwd", "pw", "x" * 256):
+            answer = self.http.get(
+                f"{self.base('python')}/files/{name}/content",
+                params={"api-version": NEWER, "identifier": self._testMethodName}, timeout=90,
+            )  # fmt: skip
+            self.assertIn(answer.status_code, (400, 404), f"{name}: {answer.text[:200]}")
+            self.assertNotIn("root:", answer.text)
+        # a link is no folder here
+        self.ask("POST", "python", "files", files={"file": ("out/x", b"x")}, expect=404)
+        for name in ("../../tmp/x", "/etc/x/../../x", "."):
+            answer = self.ask("POST", "python", "files", files={"file": (name, b"x")}, expect=400)
+            self.assertEqual(self.code_of(answer), "InvalidFileName", name)
+
+    def test_an_upload_is_at_most_128_mib(self):
+        whole = bytes(128 * MIB)
+        told = self.ask("POST", "python", "files", files={"file": ("whole.bin", whole)}).json()
+        self.assertEqual(told["sizeInBytes"], len(whole))
+        more = self.ask("POST", "python", "files", files={"file": ("more.bin", whole + b"x")}, expect=413)
+        self.assertEqual(self.code_of(more), "FileTooLarge")
+        listed = [one["name"] for one in self.ask("GET", "python", "files").json()["value"]]
+        self.assertEqual(listed, ["whole.bin"])
+
+    def test_node(self):
+        shown = self.result("const a = 20; console.log('hello'); a + 1", "node")
+        self.assertEqual((shown["executionResult"], shown["stdout"]), (21, "hello\n"))
+        self.assertEqual(self.result("({ twice: a * 2 })", "node")["executionResult"], {"twice": 40})
+        self.assertEqual(self.result("await new Promise(r => setTimeout(() => r('late'), 50))", "node")["executionResult"], "late")
+        failed = self.run_code("null.x", "node")
+        self.assertIn("TypeError", failed["error"]["message"])
+        ran = self.run_code("for (;;) {}", "node", timeoutInSeconds=2)
+        self.assertEqual(ran["error"]["code"], "ExecutionTimedOut")
+        self.assertEqual(self.result("a", "node")["executionResult"], 20)
+        path = "require('fs').writeFileSync('/mnt/data/n.txt', 'n'); require('os').userInfo().uid"
+        self.assertEqual(self.result(path, "node")["executionResult"], 1000)
+        self.assertEqual(self.ask("GET", "node", "files/n.txt/content").text, "n")
+
+    def test_a_shell(self):
+        def command(line, **more):
+            return self.ask("POST", "shell", "executions", json={"shellCommand": line, **more}).json()
+
+        ran = command("echo out; echo err >&2; exit 3")
+        self.assertEqual((ran["status"], ran["result"]["stdout"], ran["result"]["stderr"]), ("3", "out\n", "err\n"))
+        command("cd /tmp; A=5")
+        self.assertEqual(command("echo $PWD $A")["result"]["stdout"], "/tmp 5\n")
+        self.assertEqual(command("id -u")["result"]["stdout"], "1000\n")
+        self.assertNotEqual(command("sleep 100", timeoutInSeconds=1)["status"], "0")
+        program = self.ask("POST", "shell", "executions", json={"execCommandAndArgs": ["printf", "%s|", "a b", "c"]}).json()
+        self.assertEqual((program["status"], program["result"]["stdout"]), ("0", "a b|c|"))
+        self.ask("POST", "shell", "executions", json={"code": 5}, expect=400)
+
+    def test_requests_that_are_none(self):
+        for body in ({}, {"code": 1}, {"code": "1", "executionType": "later"}, {"code": "1", "codeInputType": "file"}):
+            self.ask("POST", "python", "executions", json=body, expect=400)
+        self.ask("POST", "python", "executions", data=b"{", expect=400)
+        self.ask("POST", "python", "executions", json={"code": "#" * (5 * MIB)}, expect=413)
+        self.ask("POST", "python", "executions", version="yesterday", json={"code": "1"}, expect=400)
+        self.ask("GET", "python", "executions", expect=405)
+        self.ask("GET", "python", "no/such/path", expect=404)
+        self.ask("POST", "python", "files", data=b"no form", expect=400)
+        self.ask("POST", "python", "files", files={"other": ("a", b"a")}, expect=400)
+        listed = self.http.get(f"{self.base('python')}/listSessions", params={"api-version": NEWER}, timeout=60).json()
+        self.assertNotIn("test_requests_that_are_none", [one["identifier"] for one in listed["value"]])
+
+    def clients(self, *arguments, **variables):
+        """Runs unmodified clients in their own environment; what they saw."""
+        environment = {
+            **os.environ, "REQUESTS_CA_BUNDLE": self.server.ca, "SSL_CERT_FILE": self.server.ca, "TOKEN": self.token,
+            **variables,
+        }  # fmt: skip
+        done = subprocess.run(
+            [CLIENTS, "interpreter_clients.py", *arguments], env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 0, f"{done.stderr}\n{self.server.log(30)}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def test_the_tools_of_langchain(self):
+        seen = self.clients("langchain", self.base("python"), self.base("shell"))
+        self.assertEqual(seen["answer"], {"result": 42, "stdout": "", "stderr": ""})
+        self.assertEqual(seen["files"], [["hello.txt", 5]])
+        self.assertEqual(seen["content"], "hello")
+        self.assertEqual(seen["image"], {"type": "image", "format": "png"})
+        self.assertEqual(seen["bash"], {"stdout": "hello\n", "stderr": "", "exitCode": 0})
+        self.assertEqual((seen["bash_file"], seen["bash_content"]), (["b.txt", 3], "abc"))
+
+    def test_the_guides_python(self):
+        """What the guide shows runs as it stands there: requests, langchain, MCP."""
+        snippets = [re.findall(r"^```python\n(.*?)^```$", (GUIDE / page).read_text(), re.DOTALL | re.MULTILINE)
+                    for page in ("session-pools.md", "code-interpreter.md")]  # fmt: skip
+        (setup, _), (plain, langchain, mcp) = snippets
+        key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]
+        inside = textwrap.indent(mcp, "    ")
+        program = f"{setup}{plain}{langchain}key, endpoint = {key!r}, endpoint + '/mcp'\n"
+        program += f"async def launch():\n{inside}    print(launched.structured_content)\nimport asyncio\nasyncio.run(launch())\n"
+        environment = {
+            "PATH": os.environ["PATH"], "COVE_API": self.server.api, "COVE_CA": self.server.ca, "COVE_POOL": self.base("python"),
+            "REQUESTS_CA_BUNDLE": self.server.ca, "SSL_CERT_FILE": self.server.ca,
+        }  # fmt: skip
+        done = subprocess.run([CLIENTS, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 0, f"{done.stderr}\n{self.server.log(20)}")
+        lines = done.stdout.splitlines()
+        self.assertEqual(lines[0], "6")
+        self.assertEqual(json.loads("".join(lines[1:-1]))["result"], 42)
+        self.assertIn("environmentId", lines[-1])
+
+    def test_the_mcp_sdk(self):
+        key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]
+        seen = self.clients("mcp", f"{self.base('python')}/mcp", key)
+        names = ["launchShell", "runShellCommandInRemoteEnvironment", "runPythonCodeInRemoteEnvironment"]
+        self.assertEqual(seen["tools"], names)
+        self.assertEqual(seen["server"], "Microsoft Container Apps MCP Server")
+        self.assertEqual(seen["python"]["stdout"], "hello\n")
+        self.assertEqual(seen["python"]["result"], 42)
+        self.assertEqual(seen["shell"]["stdout"], "hello\n")
+        self.assertTrue(seen["unknown_is_error"])
+        for wrong in ({}, {"x-ms-apikey": "wrong"}, {"Authorization": f"Bearer {self.token}"}):
+            body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            with requests.Session() as plain:
+                plain.trust_env, plain.verify = False, self.server.ca
+                answer = plain.post(f"{self.base('python')}/mcp", json=body, headers=wrong, timeout=60)
+            self.assertEqual(answer.status_code, 401)
+
+    def test_the_e2b_sdk(self):
+        key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]
+        api = self.server.api + "/e2b"
+        seen = self.clients("e2b", key, E2B_API_KEY=key, E2B_API_URL=api, E2B_SANDBOX_URL=f"{api}/sandbox")
+        self.assertEqual((seen["stdout"], seen["text"], seen["main"]), (["hello\n"], "42", [True]))
+        self.assertEqual((seen["heard"], seen["kept"]), (["hello\n"], "41"))
+        self.assertEqual(seen["error"], ["ZeroDivisionError", "division by zero", True, []])
+        self.assertEqual(base64.b64decode(seen["png"])[:4], b"\x89PNG")
+        self.assertEqual((seen["own_env"], seen["gone_env"]), ("'now'", ["None\n"]))
+        self.assertEqual(seen["bash"], ["hello\n", "/mnt/data\n"])
+        self.assertIn("do not speak `r`", seen["language"])
+        self.assertEqual(seen["written"], ["a b.txt", "/mnt/data/folder/a b.txt"])
+        self.assertEqual((seen["read"], seen["bytes"]), ("text", True))
+        self.assertEqual(seen["listed"], [["bytes", "file", 10_240_000], ["folder", "dir", 60]])
+        self.assertEqual((seen["made"], seen["exist"]), ([True, False], [False, True]))
+        self.assertEqual(seen["moved"], ["/mnt/data/deep/er/c.txt", 4, "rw-r--r--"])
+        self.assertEqual((seen["missing"], seen["folder"]), ("FileNotFoundException", "InvalidArgumentException"))
+        self.assertEqual(seen["command"], ["out\nhello you\n", "err\n", 0])
+        self.assertEqual((seen["exit"], seen["answered"]), (3, "got words\n"))
+        self.assertEqual((seen["commands"], seen["killed"]), ([True], [True, False]))
+        self.assertEqual((seen["watched"], seen["terminal"]), ("again words\n", [4, True]))
+        self.assertEqual(seen["info"], [True, {"user": "4711"}, "running", 1024])
+        self.assertTrue(seen["longer"] and seen["gone"] and seen["pause"] and seen["wrong_key"], seen)
+        self.assertEqual((seen["of_list"], seen["connected"]), ([True], "41"))
+        self.assertEqual((seen["other"], seen["running"]), ("False", [True, True, False, False]))
+        self.assertFalse(seen["killed_by_with"])
+
+
+if __name__ == "__main__":
+    unittest.main()
