@@ -150,7 +150,7 @@ async fn load_all(
         let loading = tokio::task::spawn_blocking(move || {
             let mut batch = Batch { is_last, ..Batch::default() };
             for id in part {
-                match load(&reader, &mut environments, &id) {
+                match reader.at_one_moment(|store| load(store, &mut environments, &id)) {
                     Ok(data) => batch.apps.push((id, data.map(Box::new))),
                     // one that cannot be read must not keep all others from being loaded
                     Err(error) if error.is_of_one_document() => {

@@ -548,3 +548,31 @@ async fn an_app_that_cannot_be_read_is_left_as_it_runs_and_keeps_no_other_from_s
     assert_eq!(bench.fake.count("web--v1", ReplicaPhase::Running), 1);
     assert!(bench.fake.world().log.iter().all(|line| !line.starts_with("stop")), "{:?}", bench.fake.world().log);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_is_loaded_with_the_revisions_of_its_generation() {
+    let mut bench = Bench::new().await;
+    let before = bench.put("v1", template("sample")).await;
+    bench.ended(&before).await;
+    let (store, shutdown) = (bench.store.clone(), CancellationToken::new());
+    let (batches, mut loaded) = mpsc::channel(1);
+    let loader = tokio::spawn(crate::loader::follow(store, batches, shutdown.clone()));
+    let puts = tokio::spawn(async move {
+        for number in 2..=200 {
+            bench.put(&format!("v{number}"), template("sample")).await;
+        }
+        bench
+    });
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let mut newest = 0;
+    while newest < 200 {
+        let batch = tokio::time::timeout_at(deadline, loaded.recv()).await.expect("all are loaded in time").unwrap();
+        for app in batch.apps.into_iter().filter_map(|(_, app)| app) {
+            newest = app.revisions.iter().map(|(revision, _)| revision.number).max().unwrap();
+            assert_eq!(app.generation, newest);
+        }
+    }
+    let _bench = puts.await.unwrap();
+    shutdown.cancel();
+    loader.await.unwrap();
+}

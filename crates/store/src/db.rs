@@ -56,6 +56,8 @@ struct Migration {
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Reads go to this transaction for as long as it is open: see [`Store::at_one_moment`].
+    moment: Option<Arc<Mutex<Option<Connection>>>>,
 }
 
 #[derive(Debug)]
@@ -186,7 +188,7 @@ impl Store {
             lock: Mutex::new(lock),
             _scratch: scratch,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), moment: None })
     }
 
     /// The newest form of the database that this program knows.
@@ -225,17 +227,45 @@ impl Store {
 
     /// Runs a read; short, local, never waits for the writer.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let pooled = self.inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let db = match pooled {
-            Some(db) => db,
-            None => open_reader(&self.inner.path)?,
-        };
+        if let Some(moment) = &self.moment
+            && let Some(db) = &*moment.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            return f(db);
+        }
+        let db = self.reader()?;
         let result = f(&db);
+        self.give_back(db);
+        result
+    }
+
+    /// Runs several reads on the state of one moment: no write comes between them, so what a write left together is read
+    /// together. Reads of `f` go through the store that it gets; short, local, never waits for the writer.
+    ///
+    /// # Errors
+    /// When the database cannot be read, and those of `f`.
+    pub fn at_one_moment<T>(&self, f: impl FnOnce(&Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let db = self.reader()?;
+        db.execute_batch("BEGIN")?;
+        let moment = Arc::new(Mutex::new(Some(db)));
+        let result = f(&Self { inner: Arc::clone(&self.inner), moment: Some(Arc::clone(&moment)) });
+        let db = moment.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // one that does not end is closed with its connection
+        if let Some(db) = db.filter(|db| db.execute_batch("COMMIT").is_ok()) {
+            self.give_back(db);
+        }
+        result
+    }
+
+    fn reader(&self) -> Result<Connection, StoreError> {
+        let pooled = self.inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        pooled.map_or_else(|| open_reader(&self.inner.path), Ok)
+    }
+
+    fn give_back(&self, db: Connection) {
         let mut readers = self.inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
         if readers.len() < READERS_MAX {
             readers.push(db);
         }
-        result
     }
 
     /// Runs a write in the writer thread; the answer comes when it is on disk.

@@ -75,6 +75,37 @@ async fn a_write_survives_and_wakes_the_feed() {
     assert!(store.changes().next().await.contains(&app()), "after a restart everything counts as changed");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_one_moment_see_no_later_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.put(PutResource { revision: Some(revision("a")), ..put(Expect::Absent) }).await.unwrap();
+    let writer = (store.clone(), tokio::runtime::Handle::current());
+    let seen = |store: &Store| {
+        let generation = store.resource(&app())?.unwrap().generation;
+        Ok::<_, StoreError>((generation, store.revision_snapshots(&app())?.len()))
+    };
+    let (before, after, kept) = tokio::task::spawn_blocking(move || {
+        let (store, runtime) = writer;
+        store.at_one_moment(|at| {
+            let before = seen(at)?;
+            let later = PutResource { revision: Some(revision("b")), ..put(Expect::Anything) };
+            runtime.block_on(store.put(later))?;
+            Ok((before, seen(at)?, at.clone()))
+        })
+    })
+    .await
+    .unwrap()
+    .unwrap();
+    assert_eq!((before, after), ((1, 1), (1, 1)));
+    assert_eq!(seen(&store).unwrap(), (2, 2));
+    assert_eq!(seen(&kept).unwrap(), (2, 2), "the moment is over");
+    let refused =
+        store.at_one_moment(|at| at.snapshot::<Revision>(&app()).map(drop).and(Err::<(), _>(StoreError::Closed)));
+    assert!(matches!(refused, Err(StoreError::Closed)));
+    assert_eq!(seen(&store).unwrap(), (2, 2), "and an error leaves no moment open");
+}
+
 #[tokio::test]
 async fn a_stale_writer_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();

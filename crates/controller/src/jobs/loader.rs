@@ -135,7 +135,7 @@ fn load_part(store: &Store, part: Vec<(ResourceId, i64)>, is_last: bool) -> Resu
     let mut batch = Batch { is_last, ..Batch::default() };
     let mut read = Vec::new();
     for (id, last) in part {
-        match load(store, &id, last) {
+        match store.at_one_moment(|store| load(store, &id, last)) {
             Ok(Some((loaded, last))) => {
                 batch.jobs.push((id.clone(), Some(Box::new(loaded))));
                 read.push((id, Some(last)));

@@ -90,7 +90,7 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
 fn load_all(store: &Store, ids: &BTreeSet<ResourceId>, seen: &HashSet<ResourceId>) -> Result<Batch, StoreError> {
     let mut batch = Batch { is_last: true, ..Batch::default() };
     for id in affected(store, ids)? {
-        match load(store, &id, seen.contains(&id)) {
+        match store.at_one_moment(|store| load(store, &id, seen.contains(&id))) {
             Ok(loaded) => batch.pools.push((id, loaded.map(Box::new))),
             // one that cannot be read must not keep all others from being loaded
             Err(error) if error.is_of_one_document() => {
