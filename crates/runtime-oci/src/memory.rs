@@ -319,7 +319,10 @@ pub(crate) fn check(program: &Utf8Path) -> Result<String, String> {
         Err(error) => Err(format!("`{program} {argument}` cannot be run: {error}")),
     };
     let (_, text) = told("--version")?;
-    let version = text.lines().find_map(|line| line.strip_prefix("Version: ")).unwrap_or("unknown").trim().to_owned();
+    let Some(version) = text.lines().find_map(|line| line.strip_prefix("Version: ")) else {
+        return Err(format!("`{program}` is not CRIU: its `--version` names none"));
+    };
+    let version = version.trim().to_owned();
     match told("check")? {
         (true, _) => Ok(version),
         (false, text) => {
@@ -384,7 +387,15 @@ mod tests {
     fn a_program_that_is_not_there_is_told() {
         assert!(find("no-such-criu").unwrap_err().contains("not installed"));
         assert!(find("sh").unwrap().as_str().ends_with("/sh"));
-        let wrong = check(&find("sh").unwrap()).unwrap_err();
-        assert!(wrong.contains("does not get along"), "{wrong}");
+        let wrong = check(&find("true").unwrap()).unwrap_err();
+        assert!(wrong.contains("is not CRIU"), "{wrong}");
+        let dir = tempfile::tempdir().unwrap();
+        let old = Utf8Path::from_path(dir.path()).unwrap().join("old");
+        let says = "#!/bin/sh\n[ $1 = --version ] && { echo 'Version: 3.17'; exit; }\n\
+            echo '(00.01) Error (criu/x.c:1): no such call'; exit 1\n";
+        std::fs::write(&old, says).unwrap();
+        std::fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let wrong = check(&old).unwrap_err();
+        assert_eq!(wrong, "CRIU 3.17 does not get along with this kernel: no such call");
     }
 }
