@@ -40,7 +40,7 @@ async fn check(server: &Script, cases: &[&[(&str, &str)]], expected: Expect) {
     for case in cases {
         let source = scalers.open(&trigger("external", server.port(), case), &context()).unwrap();
         let shown: Vec<_> = case.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let read = read(&*source).await.replace(&server.port().to_string(), "PORT");
+        let read = read(&*source).await.replace(&format!(":{}", server.port()), ":PORT");
         text += &format!("{}\n  {read}\n", shown.join(" "));
     }
     expected.assert_eq(&text);
@@ -137,7 +137,7 @@ async fn who_is_no_scaler_is_told_apart() {
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     let source = scalers.open(&trigger("external", port, &[]), &context()).unwrap();
-    let read_of = async |source: &dyn Source, port: u16| read(source).await.replace(&port.to_string(), "PORT");
+    let read_of = async |source: &dyn Source, port: u16| read(source).await.replace(&format!(":{port}"), ":PORT");
     expect!["cannot connect to scaler:PORT: Connection refused (os error 111)"]
         .assert_eq(&read_of(&*source, port).await);
 
