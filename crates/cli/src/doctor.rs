@@ -53,12 +53,16 @@ impl State {
     }
 }
 
-pub(crate) fn run(data_dir: &DataDir, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(data_dir: &DataDir, config: Option<&Path>, output: &Output) -> Result<(), Failure> {
+    let sessions = cove_server::Config::load(config)?.sessions;
     let mut checks: Vec<Check> = Vec::new();
     for probe in cove_runtime_oci::probe() {
         checks.push(check(probe.name, probe.ok, probe.detail, probe.remedy));
     }
-    for probe in cove_runtime_oci::probe_isolation(cove_vm::guest::CACHE.into()) {
+    let guest = camino::Utf8Path::from_path(&sessions.vm_guest)
+        .ok_or_else(|| Failure::new("`sessions.vm_guest` must be UTF-8"))?;
+    let means = cove_runtime_oci::IsolationMeans { guest, handlers: &sessions.handlers, criu: &sessions.criu };
+    for probe in cove_runtime_oci::probe_isolation(means) {
         checks.push(check(probe.name, probe.ok, probe.detail, probe.remedy));
     }
     for probe in cove_network::probe() {

@@ -4,7 +4,7 @@
 //!
 //! **Invariant:** az's verbs know the server only through its HTTP API.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
 
@@ -140,8 +140,11 @@ enum Command {
     /// Say what this machine can do and what is missing.
     Doctor {
         /// Print which of Azure's operations a server of this build does, and what to do instead of the others.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "config")]
         coverage: bool,
+        /// Configuration file of the server (TOML), for the programs and folders that it names.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// End all replicas of a data directory and delete it.
     Purge(purge::PurgeArgs),
@@ -222,8 +225,8 @@ fn run(cove: Cove) -> Result<(), Failure> {
             Ok(())
         }
         Command::Demo(args) => demo::run(&args),
-        Command::Doctor { coverage: true } => doctor::coverage(&globals.output),
-        Command::Doctor { coverage: false } => doctor::run(&data_dir, &globals.output),
+        Command::Doctor { coverage: true, .. } => doctor::coverage(&globals.output),
+        Command::Doctor { coverage: false, config } => doctor::run(&data_dir, config.as_deref(), &globals.output),
         Command::Purge(args) => purge::run(&args, &data_dir),
         Command::Load(args) => load::run(*args, &globals),
         Command::Scale(command) => scale::run(command, &globals),

@@ -31,5 +31,5 @@ mod wait;
 pub use driver::{CA_FILE, MachinesConfig, OciConfig, OciRuntime, OpenError};
 pub use executions::{ExecutionDirs, ExecutionPart};
 pub use handlers::{Handler, HandlerConfig, find as find_handlers};
-pub use probe::{Probe, probe, probe_isolation};
+pub use probe::{IsolationMeans, Probe, probe, probe_isolation};
 pub use shares::{ShareBinding, ShareTarget, SharesConfig};

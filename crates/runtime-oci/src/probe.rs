@@ -3,7 +3,7 @@
 //! **Invariant:** leaves nothing behind and changes nothing of the host but which controllers its first control group
 //! passes on.
 
-use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use camino::Utf8Path;
 use nix::{
@@ -12,6 +12,7 @@ use nix::{
 };
 
 use crate::{
+    HandlerConfig,
     cgroup::Cgroups,
     page_out, seccomp,
     shim::{self, CGROUP_ROOT},
@@ -85,11 +86,22 @@ pub fn probe() -> Vec<Probe> {
     probes
 }
 
-/// Tries what else may stand between a session and this machine: OCI runtimes, and virtual machines of the guest in `guest`.
+/// What a server is told of the means to keep sessions in.
+#[derive(Clone, Copy, Debug)]
+pub struct IsolationMeans<'a> {
+    /// Folder of the guest of virtual machines.
+    pub guest: &'a Utf8Path,
+    /// OCI runtimes besides the well-known ones.
+    pub handlers: &'a BTreeMap<String, HandlerConfig>,
+    /// CRIU: a path, or a name on the path of programs.
+    pub criu: &'a str,
+}
+
+/// Tries what else may stand between a session and this machine: OCI runtimes, virtual machines, memory of forks.
 /// Blocks, up to a minute when a machine does not boot.
 #[must_use]
-pub fn probe_isolation(guest: &Utf8Path) -> Vec<Probe> {
-    let found = crate::handlers::find(&std::collections::BTreeMap::new(), None);
+pub fn probe_isolation(means: IsolationMeans<'_>) -> Vec<Probe> {
+    let found = crate::handlers::find(means.handlers, None);
     let words = |handler: &crate::handlers::Handler| match &handler.found {
         Ok(text) => format!("{} {text}", handler.name),
         Err(text) => format!("{} cannot be used: {text}", handler.name),
@@ -100,7 +112,7 @@ pub fn probe_isolation(guest: &Utf8Path) -> Vec<Probe> {
         (false, true) => Ok(all),
         (false, false) => Err(all),
     };
-    let machines = cove_vm::accel::probe(guest).map_err(|error| error.to_string()).and_then(|(guest, probed)| {
+    let machines = cove_vm::accel::probe(means.guest).map_err(|error| error.to_string()).and_then(|(guest, probed)| {
         cove_vm::guest::program("mkfs.erofs").ok_or("`mkfs.erofs` was not found: apt-get install -y erofs-utils")?;
         let without = probed.without_kvm.map(|why| format!(" (KVM is not used: {why})")).unwrap_or_default();
         Ok(format!("Linux {} booted in {} ms with {}{without}", guest.release, probed.boot_ms, probed.accel.as_str()))
@@ -115,15 +127,15 @@ pub fn probe_isolation(guest: &Utf8Path) -> Vec<Probe> {
         ),
         answer(
             "memory of forks",
-            criu(),
+            criu(means.criu),
             "install CRIU, 4.2 or newer for Linux 6.16 and later, or name it with `sessions.criu`; until then forks of \
              sessions have the files and begin anew",
         ),
     ]
 }
 
-fn criu() -> Result<String, String> {
-    let program = crate::memory::find("criu")?;
+fn criu(program: &str) -> Result<String, String> {
+    let program = crate::memory::find(program)?;
     let version = crate::memory::check(&program)?;
     Ok(format!("CRIU {version} keeps it"))
 }

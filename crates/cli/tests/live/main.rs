@@ -166,6 +166,28 @@ fn a_reader_that_goes_away_ends_nothing_with_a_panic() {
 }
 
 #[test]
+fn the_doctor_looks_where_the_configuration_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("cove.toml");
+    let doctor = |text: &str| {
+        std::fs::write(&config, text).unwrap();
+        server::cove(dir.path(), &format!("doctor --config {} -o json", config.display()))
+    };
+    let folder = dir.path().display();
+    let Ran { stdout, .. } = doctor(&format!("[sessions]\ncriu = \"{folder}/criu\"\nvm_guest = \"{folder}/guest\"\n"));
+    let checks: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    let found = |name: &str| {
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        (check["state"].as_str().unwrap(), check["found"].as_str().unwrap())
+    };
+    let criu = format!("CRIU is not installed: there is no program `{folder}/criu`");
+    assert_eq!(found("memory of forks"), ("limited", criu.as_str()));
+    assert!(found("virtual machines").1.contains(&format!("{folder}/guest")), "{:?}", found("virtual machines"));
+    let Ran { status, stderr, .. } = doctor("[sessions]\ncrius = 1\n");
+    assert!(status == Some(1) && stderr.contains("crius"), "{stderr}");
+}
+
+#[test]
 fn without_a_server_there_is_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let Ran { status, stderr, .. } = server::cove(dir.path(), "containerapp list");
