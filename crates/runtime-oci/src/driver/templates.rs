@@ -120,6 +120,9 @@ impl Templates {
 
     /// Drops what was not used for longest until one more of this size fits; `false`: it never will.
     fn make_room(&self, bytes: u64) -> bool {
+        if bytes > self.bytes_max {
+            return false;
+        }
         let mut all: Vec<_> = { self.whole().into_iter() }
             .map(|(name, path)| {
                 let used = fs::metadata(&path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -299,5 +302,56 @@ pub(super) fn tell(inner: &Inner, spec: &ReplicaSpec, old: &ShimState, new: &Shi
             }
         };
         inner.event(spec, Some(&now.name), kind, reason, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A template of so many bytes that was used so many seconds after the epoch.
+    fn add(templates: &Templates, name: &str, bytes: u64, used: u64) {
+        let dir = templates.dir.join(name);
+        fs::create_dir(&dir).unwrap();
+        let state = fs::File::create(dir.join(crate::shim::STATE_FILE_OF_TEMPLATE)).unwrap();
+        state.set_len(bytes).unwrap();
+        fs::File::open(&dir).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(used)).unwrap();
+    }
+
+    fn names(templates: &Templates) -> Vec<String> {
+        let mut names: Vec<_> = templates.whole().into_iter().map(|(name, _)| name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_one_that_was_not_used_for_longest_makes_room() {
+        let root = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(root.path()).unwrap();
+        let templates = Templates::open(root, 1000).unwrap();
+        add(&templates, "a-1", 400, 30);
+        add(&templates, "b-1", 300, 10);
+        add(&templates, "c-1", 300, 20);
+        fs::create_dir(templates.dir.join("d-1.web.part")).unwrap();
+        assert!(templates.make_room(300));
+        assert_eq!(names(&templates), ["a-1", "c-1"]);
+        assert!(templates.make_room(300));
+        assert_eq!(names(&templates), ["a-1", "c-1"], "there was room for it");
+        assert!(!templates.make_room(1001));
+        assert_eq!(names(&templates), ["a-1", "c-1"], "what never fits drives nothing out");
+        assert!(templates.dir.join("d-1.web.part").exists(), "it is being made");
+    }
+
+    #[test]
+    fn those_of_an_earlier_start_of_the_host_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(root.path()).unwrap();
+        fs::create_dir_all(root.join("another-start/a-1")).unwrap();
+        let templates = Templates::open(root, 1000).unwrap();
+        add(&templates, "a-1", 400, 30);
+        assert!(!root.join("another-start").exists());
+        assert_eq!(names(&Templates::open(root, 1000).unwrap()), ["a-1"]);
+        let none = Templates::open(root, 0).unwrap();
+        assert!(!none.are_on() && names(&none).is_empty());
     }
 }
