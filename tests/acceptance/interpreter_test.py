@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import re
+import socket
+import ssl
 import subprocess
 import textwrap
 import time
@@ -428,6 +430,36 @@ class Interpreters(unittest.TestCase):
         self.assertEqual((seen["of_list"], seen["connected"]), ([True], "41"))
         self.assertEqual((seen["other"], seen["running"]), ("False", [True, True, False, False]))
         self.assertFalse(seen["killed_by_with"])
+
+    def test_an_upload_to_e2b_that_is_cut_off_leaves_nothing(self):
+        key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]
+        api = self.server.api + "/e2b"
+        made = self.http.post(f"{api}/sandboxes", json={"templateID": "python"}, headers={"X-API-Key": key}, timeout=300)
+        self.assertEqual(made.status_code, 201, made.text)
+        made = made.json()
+        self.addCleanup(self.http.delete, f"{api}/sandboxes/{made['sandboxID']}", headers={"X-API-Key": key}, timeout=60)
+        headers = {
+            "E2b-Sandbox-Id": made["sandboxID"],
+            "E2b-Sandbox-Port": "49983",
+            "X-Access-Token": made["envdAccessToken"],
+        }
+
+        def names():
+            url = f"{api}/sandbox/filesystem.Filesystem/ListDir"
+            answer = self.http.post(url, json={"path": "/mnt/data"}, headers=headers, timeout=60)
+            self.assertEqual(answer.status_code, 200, answer.text)
+            return [entry["name"] for entry in answer.json().get("entries", [])]
+
+        host = self.server.api.removeprefix("https://")
+        address = (host.rsplit(":", 1)[0], int(host.rsplit(":", 1)[1]))
+        context = ssl.create_default_context(cafile=self.server.ca)
+        with context.wrap_socket(socket.create_connection(address, timeout=60), server_hostname=address[0]) as client:
+            lines = ["POST /e2b/sandbox/files?path=cut HTTP/1.1", f"Host: {host}", f"Content-Length: {MIB}"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            client.sendall("\r\n".join(lines + ["", ""]).encode() + b"x" * 1000)
+            part = cove.until("a part is there", names)
+        self.assertTrue(len(part) == 1 and part[0].startswith(".cove-"), part)
+        cove.until("it is gone", lambda: not names())
 
 
 if __name__ == "__main__":

@@ -332,3 +332,30 @@ async fn commands_run_in_a_container() {
     );
     host.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_begin_at_once_all_run() {
+    let host = Host::new().await;
+    shell_image::import(&host.images, host.dir.path()).await;
+    let mut shell = container("main", &[]);
+    shell.image = SHELL_IMAGE.to_owned();
+    shell.command = ["sleep", "1000"].map(str::to_owned).to_vec();
+    let mut order = spec("web--v1-a", vec![shell]);
+    order.target_port = None;
+    let seen = host.run(order, |seen| seen.is_ready).await;
+    let code = async |code: i32| {
+        let session = host.runtime().exec(ExecRequest {
+            replica: seen.name.clone(),
+            container: "main".to_owned(),
+            command: vec!["sh".to_owned(), "-c".to_owned(), format!("exit {code}")],
+            tty: false,
+            is_debug: false,
+        });
+        session.await.unwrap().exit.await.unwrap()
+    };
+    for _ in 0..5 {
+        let codes = timeout(LIMIT, futures_util::future::join_all((0..12).map(code))).await.unwrap();
+        assert_eq!(codes, (0..12).collect::<Vec<_>>());
+    }
+    host.finish().await;
+}

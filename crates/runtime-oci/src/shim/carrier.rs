@@ -275,13 +275,13 @@ fn make(env: &Rc<Env>, order: Order, mut fds: Vec<OwnedFd>) -> Made {
         .with_stderr(stderr);
     match &order {
         Order::Create { bundle, .. } => {
-            let container =
+            let mut container =
                 builder.as_init(bundle.as_std_path()).with_systemd(false).with_detach(true).as_sibling(true).build()?;
+            // it is written now, before any command can be asked for: libcontainer does not replace the file in one step
+            container.set_status(ContainerStatus::Running).save()?;
             Ok(container.pid().ok_or("the container has no process")?.as_raw())
         }
         Order::Exec { process, .. } => {
-            let mut container = Container::load(state.join(id).into_std_path_buf())?;
-            container.set_status(ContainerStatus::Running).save()?;
             let pid = builder
                 .as_tenant()
                 .with_process(Some(process.as_std_path()))
