@@ -15,6 +15,7 @@ mod rows;
 mod session_rows;
 
 use std::{
+    future::poll_fn,
     path::PathBuf,
     sync::{
         Arc,
@@ -177,11 +178,18 @@ impl MonitorService {
                     let now = clock.now().min(Timestamp::now());
                     days.forget_older_than(config.retention_days, now).await?;
                 }
-                received = events.recv_many(&mut batch, EVENTS_BATCH_MAX) => {
+                received = poll_fn(|context| {
+                    // said before any is taken: whoever finds none that wait finds this
+                    told.is_writing.store(true, Ordering::Release);
+                    let received = events.poll_recv_many(context, &mut batch, EVENTS_BATCH_MAX);
+                    if received.is_pending() {
+                        told.is_writing.store(false, Ordering::Release);
+                    }
+                    received
+                }) => {
                     if received == 0 {
                         break;
                     }
-                    told.is_writing.store(true, Ordering::Release);
                     write_events(&days, &told, batch).await;
                     told.is_writing.store(false, Ordering::Release);
                 }

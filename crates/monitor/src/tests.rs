@@ -181,11 +181,8 @@ async fn a_follower_sees_the_tail_and_then_what_arrives() {
     server.ended.await.unwrap().unwrap();
 }
 
-#[tokio::test]
-async fn system_events_are_kept_and_followed() {
-    let root = tempfile::tempdir().unwrap();
-    let server = start(root.path());
-    let event = |reason: &str| SystemEvent {
+fn event(reason: &str) -> SystemEvent {
+    SystemEvent {
         at: Timestamp::now(),
         kind: EventKind::Normal,
         reason: reason.into(),
@@ -196,13 +193,39 @@ async fn system_events_are_kept_and_followed() {
         replica: None,
         container: None,
         source: "test".into(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn system_events_are_kept_and_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path());
     server.monitor.events().send(event("A")).await.unwrap();
     let query = SystemQuery { app: Some(app().to_string()), tail: 10, follow: true, ..SystemQuery::default() };
     let mut rows = server.monitor.system(&query);
     assert_eq!(tokio::time::timeout(LIMIT, rows.next()).await.unwrap().unwrap().unwrap().reason, "A");
     server.monitor.events().send(event("B")).await.unwrap();
     assert_eq!(tokio::time::timeout(LIMIT, rows.next()).await.unwrap().unwrap().unwrap().reason, "B");
+    server.shutdown.cancel();
+    server.ended.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_caught_up_has_told_every_event() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path());
+    let mut heard = server.monitor.listen();
+    for number in 0..200 {
+        server.monitor.events().send(event(&number.to_string())).await.unwrap();
+        tokio::time::timeout(LIMIT, async {
+            while !server.monitor.is_caught_up() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(heard.try_recv().unwrap().reason, number.to_string());
+    }
     server.shutdown.cancel();
     server.ended.await.unwrap().unwrap();
 }

@@ -36,7 +36,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// After an instant at which something changed it must be at rest twice, this far apart.
 const LOOK_TWICE: Duration = Duration::from_millis(3);
 /// Longest wait for system events to be written down at the end.
-const EVENTS_LIMIT: Duration = Duration::from_secs(2);
+const EVENTS_LIMIT: Duration = Duration::from_secs(20);
 /// Count changes and system events in one answer; the oldest are left out, and how many is said.
 const TOLD_MAX: usize = 1000;
 
