@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 /// Longest that a server may take until it is ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Longest that a server may take to end.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(180);
 /// Longest that one resource may take to be made or removed.
 const OPERATION_LIMIT: Duration = Duration::from_secs(120);
 const SUBSCRIPTION: &str = "/subscriptions/00000000-0000-0000-0000-0000000000aa";

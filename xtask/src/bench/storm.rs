@@ -74,12 +74,15 @@ pub(crate) async fn run(binary: PathBuf, args: &StormArgs) -> anyhow::Result<Out
     }
 }
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago, below those that the kernel gives to connections.
 fn free_ports() -> anyhow::Result<[u16; 3]> {
-    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
-    let mut ports = [0; 3];
-    for (port, listener) in ports.iter_mut().zip(listeners) {
-        *port = listener.context("no port is free")?.local_addr()?.port();
+    const TRIES: usize = 1000;
+    let (mut listeners, mut ports) = (Vec::new(), [0; 3]);
+    for port in &mut ports {
+        let mut tried = (0..TRIES).map(|_| TcpListener::bind(("127.0.0.1", rand::random_range(20_000..32_000))));
+        let listener = tried.find_map(Result::ok).context("no port is free")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
     }
     Ok(ports)
 }

@@ -89,9 +89,8 @@ fn lines(folder: &Path) -> anyhow::Result<BTreeMap<u64, usize>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("failed to read `{}`", folder.display()))? {
         let path = entry?.path();
-        // `-wal` and `-shm` belong to a database beside them; requests have a folder of their own
-        let name = path.to_string_lossy();
-        if path.is_dir() || name.ends_with("-wal") || name.ends_with("-shm") {
+        // what SQLite keeps beside a database comes and goes; requests have a folder of their own
+        if path.extension().is_none_or(|extension| extension != "db") {
             continue;
         }
         let day = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;

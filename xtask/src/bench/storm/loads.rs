@@ -12,8 +12,8 @@ use crate::cove::{App, Cove, app_body, app_id, sample_template, versioned};
 
 /// Requests per second of the app that scales, as planned and a twentieth of it when it is to scale in.
 const SCALED_RPS: f64 = 400.0;
-/// Requests per second that one replica of it is asked to carry.
-const SCALED_PER_REPLICA: u32 = 100;
+/// Requests per second that one replica of it is asked to carry: few, so that a slow machine answers enough for several.
+const SCALED_PER_REPLICA: u32 = 50;
 const SCALED_REPLICAS_MAX: u32 = 5;
 /// Requests at once that one protocol may have open.
 const OPEN_MAX: usize = 500;
