@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 import threading
 
+import cove
+
 START_WITHIN_SECONDS = 60
 
 
@@ -55,9 +57,7 @@ class Authority:
         self._directory = tempfile.TemporaryDirectory(prefix="cove-acme-")
         self.folder = pathlib.Path(self._directory.name)
         self.days = days
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        (self.port,) = cove.free_ports(1)
         self.resolver = Resolver()
         self._process = None
 

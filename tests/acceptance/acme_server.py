@@ -29,7 +29,7 @@ cert_validity_days: {days}
 handler: wsgi
 dbfile: {folder}/acme.db
 [Challenge]
-challenge_validation_timeout: 5
+challenge_validation_timeout: 60
 """
 
 

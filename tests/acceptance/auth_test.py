@@ -17,7 +17,6 @@ import urllib.parse
 import cove
 import python_image
 from az_test import ServerCase
-from ingress_test import free_port
 
 IMAGE = "cove.local/python:latest"
 GROUP, ENVIRONMENT, APP = "rg", "env", "guarded"
@@ -32,7 +31,7 @@ class Provider:
     """`oidc-provider`, a certified implementation, as a process of its own."""
 
     def __init__(self, callbacks, logouts):
-        self.address = f"http://127.0.0.1:{free_port()}"
+        self.address = f"http://127.0.0.1:{cove.free_ports(1)[0]}"
         self.discovery = f"{self.address}/.well-known/openid-configuration"
         if not NODE.exists():
             raise AssertionError(f"{NODE} is missing: tests/acceptance/run installs it")

@@ -195,7 +195,7 @@ class ServiceBusExample(unittest.TestCase):
         machine = self.enterContext(Machine())
         bus = self.enterContext(machine.inside(lambda: ServiceBus(address=machine.address)))
         workers = self.enterContext(crew.Crew(machine))
-        config = cove.CONFIG + f'\n[scalers]\nca_certificates = ["{bus.ca}"]\n'
+        config = cove.CONFIG + cove.READINGS + f'\n[scalers]\nca_certificates = ["{bus.ca}"]\n'
         server = self.enterContext(cove.Server(config, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
         crew.import_into(server)
         az = Az(server)

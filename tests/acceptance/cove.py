@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import ssl
@@ -29,6 +30,11 @@ retry_after = 0
 [controller]
 provisioning_deadline = "60s"
 drain_period = "2s"
+"""
+# for tests that read sources on a virtual clock: there a reading takes no time, however long a busy machine needs for it
+READINGS = """
+[autoscaler.settings]
+read_deadline = "30s"
 """
 
 
@@ -206,6 +212,18 @@ class Server:
         with socket.create_connection((address, int(port)), timeout=30) as plain:
             with context.wrap_socket(plain, server_hostname=name) as secure:
                 return secure.getpeercert(binary_form=True)
+
+
+def free_ports(count):
+    """Ports that nobody has, below those that the kernel gives to connections: these come and go all the time."""
+    found = []
+    while len(found) < count:
+        port = random.randint(20000, 32000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("0.0.0.0", port))
+            if port not in found:
+                found.append(port)
+    return found
 
 
 def until(what, check, within_seconds=60):

@@ -18,7 +18,7 @@ import cove
 import pem
 import python_image
 from az_test import SAMPLE, ServerCase
-from tcp_test import connect, free_ports, say
+from tcp_test import connect, say
 
 IMAGE = "cove.local/python:latest"
 GROUP, ENVIRONMENT = "rg", "env"
@@ -36,7 +36,7 @@ class Case(ServerCase):
 redirect_http = true
 trusted_proxies = ["{PROXY}/32"]
 proxy_protocol_peers = ["{BALANCER}/32"]
-tcp_idle_timeout = "2s"
+tcp_idle_timeout = "5s"
 """
 
     @classmethod
@@ -119,7 +119,7 @@ class Protocols(Case):
         cove.until("HTTP/2 to the app", lambda: self.ask(host)[0] == 502)
         self.app("ingress update", "kinds", "--transport", "auto", *insecure)
         cove.until("HTTP/1.1 again", lambda: self.ask(host)[0] == 200)
-        (port,) = free_ports(1)
+        (port,) = cove.free_ports(1)
         enable = ("ingress enable", "kinds", "--type", "external", "--target-port", "8080", "--allow-insecure")
         self.app(*enable, "--transport", "tcp", "--exposed-port", str(port))
         said = say(port, "GET /raw HTTP/1.0\r\n\r\n")
@@ -410,8 +410,13 @@ class Routing(Case):
         heard = [self.led("/both")[0] for _ in range(60)]
         self.assertTrue(heard.count("v1") > 10 and heard.count("v2") > 10, heard)
         # its own domain, with the certificate that is bound to it
-        self.assertEqual(self.server.leaf("site.test"), own.der)
+        cove.until("its certificate", lambda: self.leaf("site.test") == own.der)
         self.assertEqual(self.led("/exact", "site.test"), ("v1", "/exact"))
+
+    def leaf(self, name):
+        """The certificate that the ingress serves for a name; `None` when it refuses the handshake."""
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            return self.server.leaf(name)
 
     def led(self, path, host=None):
         """Suffix of the revision that answered, and the path that it saw."""
@@ -496,13 +501,13 @@ class Policies(Case):
         cove.until("a silence of two seconds is cut", cut)
 
     def test_tcp(self):
-        (port,) = free_ports(1)
+        (port,) = cove.free_ports(1)
         self.create("line", "--transport", "tcp", "--exposed-port", str(port), serve=("tcp", "9000"), insecure=False)
         self.assertEqual(say(port, "a\n"), "A\nline heard 1 lines\n")
+        begin = time.monotonic()
         with contextlib.closing(connect(port)) as silent:
-            begin = time.monotonic()
             self.assertEqual(silent.recv(1), b"", "closed by the server, after `tcp_idle_timeout`")
-            self.assertGreater(time.monotonic() - begin, 1.5)
+            self.assertGreater(time.monotonic() - begin, 4.5)
         policy = f"{APPS}/line/resiliencyPolicies/policy"
         self.rest("put", policy, {"tcpConnectionPool": {"maxConnections": 2}}, "api-version=2024-02-02-preview")
 
@@ -521,7 +526,7 @@ class Policies(Case):
 
     def test_tcp_rule(self):
         """Five connections at two each are work for three replicas."""
-        (port,) = free_ports(1)
+        (port,) = cove.free_ports(1)
         rule = {"name": "busy", "tcp": {"metadata": {"concurrentConnections": "2"}}}
         template = {
             "containers": [

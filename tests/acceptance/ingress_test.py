@@ -22,12 +22,6 @@ IMAGE = "cove.local/python:latest"
 GROUP, ENVIRONMENT = "rg", "env"
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 class Ingress(ServerCase):
     """One environment for all tests; every test makes its own apps."""
 
@@ -90,7 +84,7 @@ class Ingress(ServerCase):
             self.assertEqual(channel.unary_unary("/cove.Test/Upper")(b"tls", timeout=60), b"TLS")
 
     def test_tcp(self):
-        port = free_port()
+        (port,) = cove.free_ports(1)
         self.create("db", ["tcp", "9000"], 9000, "--transport", "tcp", "--exposed-port", str(port))
         with contextlib.closing(cove.until("the port", lambda: self.connect(port))) as client:
             # held while it wakes, then half-closed

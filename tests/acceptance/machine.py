@@ -10,6 +10,7 @@ import ctypes
 import ipaddress
 import itertools
 import os
+import random
 import subprocess
 import threading
 
@@ -17,7 +18,6 @@ CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
 # a range for tests of networks (RFC 2544); each machine takes four addresses of it
 RANGE = ipaddress.IPv4Network("198.18.0.0/15")
-NUMBERS = itertools.count()
 WITHIN_SECONDS = 120
 
 
@@ -29,24 +29,38 @@ class Machine:
 
     def __init__(self, network=RANGE):
         network = ipaddress.IPv4Network(network)
-        place = (os.getpid() * 8 + next(NUMBERS)) % (network.num_addresses // 4)
-        first = network.network_address + 4 * place
-        self.address = str(first + 2)
-        self.link = f"far{int(first):x}"
-        self._ports = itertools.count(10001)
+        self._ports, self.link = itertools.count(10001), None
         self._keeper = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo ready; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             if self._keeper.stdout.readline() != b"ready\n":
                 raise OSError("`unshare --net` made no network namespace; the tests need root")
-            _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self._keeper.pid)
+            first = self._connect(network)
+            self.address = str(first + 2)
             _ip("address", "add", f"{first + 1}/30", "dev", self.link)
             _ip("link", "set", self.link, "up")
             self.inside(self._arrive)
         except BaseException:
             self.__exit__()
             raise
+
+    def _connect(self, network):
+        """Makes the link, at a place of the network that nobody has: other tests run beside this one."""
+        places = network.num_addresses // 4
+        begin = random.randrange(places)
+        for place in range(begin, begin + places):
+            first = network.network_address + 4 * (place % places)
+            link = f"far{int(first):x}"
+            try:
+                _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self._keeper.pid)
+            except OSError:
+                if not os.path.exists(f"/sys/class/net/{link}"):
+                    raise
+                continue
+            self.link = link
+            return first
+        raise OSError(f"every place of {network} is taken")
 
     def _arrive(self):
         _ip("address", "add", f"{self.address}/30", "dev", "eth0")
@@ -57,7 +71,8 @@ class Machine:
         return self
 
     def __exit__(self, *_):
-        subprocess.run(["ip", "link", "delete", self.link], capture_output=True, check=False)
+        if self.link:
+            subprocess.run(["ip", "link", "delete", self.link], capture_output=True, check=False)
         self._keeper.communicate()
 
     def port(self):

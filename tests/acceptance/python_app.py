@@ -145,7 +145,7 @@ def take_all(port, do, rest=lambda: None):
                 ask("HINCRBY", "done", os.environ["CONTAINER_APP_REPLICA_NAME"], "1")
         if not job:
             rest()
-            time.sleep(0.05)
+            time.sleep(0.25)
 
 
 def crunch(port):

@@ -94,7 +94,7 @@ class Scalers(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.server = cls.enterClassContext(cove.Server(cove.CONFIG, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
+        cls.server = cls.enterClassContext(cove.Server(cove.CONFIG + cove.READINGS, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
         crew.import_into(cls.server, "confluent_kafka", "confluent_kafka.libs")
         cls.machine = cls.enterClassContext(Machine())
         cls.crew = cls.enterClassContext(crew.Crew(cls.machine))

@@ -438,7 +438,7 @@ class Scalers(unittest.TestCase):
         self.assertEqual(source.left(), 0, source.kind)
 
     def test_replicas_come_for_each_drain_it_and_go(self):
-        self.server = self.enterContext(cove.Server(cove.CONFIG, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
+        self.server = self.enterContext(cove.Server(cove.CONFIG + cove.READINGS, ["--clock", "virtual=2026-03-02T00:00:00Z"]))
         crew.import_into(self.server, *CLIENTS)
         machine = self.enterContext(Machine())
         self.crew = self.enterContext(crew.Crew(machine))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import random
 import socket
 import subprocess
 import sys
@@ -32,18 +31,6 @@ properties:
       env: [{name: NAME, value: %(name)s}]
     scale: {minReplicas: 0, maxReplicas: 1}
 """
-
-
-def free_ports(count):
-    """Ports that nobody has, below those that the kernel gives to connections: many of these go from the bridge's address."""
-    found = []
-    while len(found) < count:
-        port = random.randint(20000, 32000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("0.0.0.0", port))
-            if port not in found:
-                found.append(port)
-    return found
 
 
 def connect(port):
@@ -118,7 +105,7 @@ drain_grace = "20s"
         self.fail(f"no process of {app} runs")
 
     def test_additional_ports(self):
-        outer, inner, moved = free_ports(3)
+        outer, inner, moved = cove.free_ports(3)
         ports = [
             {"targetPort": 9000, "exposedPort": outer, "external": True},
             {"targetPort": 9000, "exposedPort": inner, "external": False},
@@ -154,14 +141,14 @@ drain_grace = "20s"
         mine["external"] = False
         self.put("create", "second", ["tcp", "9000"], mine, environment=OTHER)
         self.assertEqual(say(moved, "z\n"), "Z\nmany heard 1 lines\n")
-        six = [{"targetPort": 9000, "exposedPort": port} for port in free_ports(6)]
+        six = [{"targetPort": 9000, "exposedPort": port} for port in cove.free_ports(6)]
         self.assertIn("may have 5", self.refused("six", args, {**ingress, "additionalPortMappings": six}))
         for name in ("many", "second"):
             self.az("containerapp", "delete", "-n", name, "-g", GROUP, "--yes")
         cove.until("the port is closed", lambda: connect(moved) is None)
 
     def test_proxy_protocol(self):
-        (port,) = free_ports(1)
+        (port,) = cove.free_ports(1)
         ingress = {"external": True, "targetPort": 9000, "exposedPort": port, "transport": "Tcp"}
         made = self.put("create", "told", ["tcp", "9000"], ingress)
         self.assertEqual(say(port, "hello\n"), "HELLO\ntold heard 1 lines\n")
@@ -190,7 +177,7 @@ drain_grace = "20s"
         cove.until("the change is in force", lambda: state() == "Succeeded")
 
     def test_a_new_server_takes_over(self):
-        (port,) = free_ports(1)
+        (port,) = cove.free_ports(1)
         ingress = {"external": True, "targetPort": 9000, "exposedPort": port, "transport": "Tcp"}
         self.put("create", "stays", ["tcp", "9000"], ingress)
         self.assertEqual(say(port, "one\n"), "ONE\nstays heard 1 lines\n")
