@@ -103,6 +103,7 @@ class Access(ServerCase):
         self.assertEqual((status, headers["x-cove-reason"]), (404, "unknown-host"))
         self.assertEqual(json.loads(text)["error"]["code"], "unknown-host")
         self.assertRegex(headers["x-request-id"], r"^[0-9a-f-]{36}$")
+        self.assertEqual(self.row("/nobody")["CoveReason"], "unknown-host")
         self.assertTrue((REASONS / "unknown-host.md").is_file())
         self.assertEqual(self.metric('cove_ingress_reasons_total{reason="unknown-host"}'), 1)
 

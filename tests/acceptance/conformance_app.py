@@ -196,7 +196,7 @@ def serve_websocket(port):
         return next((name for name in offered if name in ("chat", "superchat")), None)
 
     async def run():
-        async with serve(echo, "0.0.0.0", port, max_size=None, select_subprotocol=choose) as server:
+        async with serve(echo, "0.0.0.0", port, max_size=None, ping_interval=None, select_subprotocol=choose) as server:
             await server.serve_forever()
 
     asyncio.run(run())

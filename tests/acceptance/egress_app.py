@@ -1,15 +1,14 @@
 """Code in a session that tries to send something out, by every way that a program without rights has, and tells what became of it.
 
-    POST /try   {"address", "port", "name", "marker"}: a word for each way, `answered`, `sent` or the error
+    POST /try   {"address", "port", "name", "marker", "wait"}: a word for each way, `answered`, `sent` or the error
 """
 
+import concurrent.futures
 import http.server
 import json
 import os
 import socket
 import struct
-
-WAIT_SECONDS = 1.5
 
 
 def question(name):
@@ -19,15 +18,15 @@ def question(name):
 
 
 def tcp(asked):
-    with socket.create_connection((asked["address"], asked["port"]), timeout=WAIT_SECONDS) as stream:
+    with socket.create_connection((asked["address"], asked["port"]), timeout=asked["wait"]) as stream:
         stream.sendall(asked["marker"].encode())
         return "answered" if stream.recv(100) else "closed"
 
 
-def datagrams(family, kind, protocol, target, content):
-    with socket.socket(family, kind, protocol) as sender:
-        sender.settimeout(WAIT_SECONDS)
-        sender.sendto(content, target)
+def datagrams(asked, kind, protocol, port, content):
+    with socket.socket(socket.AF_INET, kind, protocol) as sender:
+        sender.settimeout(asked["wait"])
+        sender.sendto(content, (asked["address"], port))
         try:
             return "answered" if sender.recvfrom(1000) else "closed"
         except TimeoutError:
@@ -35,7 +34,7 @@ def datagrams(family, kind, protocol, target, content):
 
 
 def udp(asked):
-    return datagrams(socket.AF_INET, socket.SOCK_DGRAM, 0, (asked["address"], asked["port"]), asked["marker"].encode())
+    return datagrams(asked, socket.SOCK_DGRAM, 0, asked["port"], asked["marker"].encode())
 
 
 def icmp(asked, kind=socket.SOCK_DGRAM):
@@ -43,7 +42,7 @@ def icmp(asked, kind=socket.SOCK_DGRAM):
     # the kernel counts the sum of sockets for datagrams, not that of raw ones
     total = sum(struct.unpack(f">{(len(echo) + 1) // 2}H", echo + b"\0" * (len(echo) % 2)))
     total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    return datagrams(socket.AF_INET, kind, socket.IPPROTO_ICMP, (asked["address"], 0), echo[:2] + struct.pack(">H", total) + echo[4:])
+    return datagrams(asked, kind, socket.IPPROTO_ICMP, 0, echo[:2] + struct.pack(">H", total) + echo[4:])
 
 
 def raw_icmp(asked):
@@ -58,7 +57,7 @@ def frame(asked):
 
 
 def tcp6(asked):
-    with socket.create_connection(("2001:db8::1", asked["port"]), timeout=WAIT_SECONDS):
+    with socket.create_connection(("2001:db8::1", asked["port"]), timeout=asked["wait"]):
         return "answered"
 
 
@@ -69,10 +68,17 @@ def dns(asked):
 
 def dns_elsewhere(asked):
     """A question to a resolver of one's own choice."""
-    return datagrams(socket.AF_INET, socket.SOCK_DGRAM, 0, (asked["address"], 53), question(asked["name"]))
+    return datagrams(asked, socket.SOCK_DGRAM, 0, 53, question(asked["name"]))
 
 
 WAYS = [tcp, udp, icmp, raw_icmp, frame, tcp6, dns, dns_elsewhere]
+
+
+def became(way, asked):
+    try:
+        return way(asked)
+    except OSError as error:
+        return type(error).__name__ + f": {error}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -83,12 +89,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        told = {}
-        for way in WAYS:
-            try:
-                told[way.__name__] = way(asked)
-            except OSError as error:
-                told[way.__name__] = type(error).__name__ + f": {error}"
+        with concurrent.futures.ThreadPoolExecutor(len(WAYS)) as crowd:
+            told = dict(zip([way.__name__ for way in WAYS], crowd.map(lambda way: became(way, asked), WAYS)))
         content = json.dumps(told).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))

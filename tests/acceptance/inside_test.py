@@ -191,8 +191,8 @@ class Inside(unittest.TestCase):
         before = revisions()
         self.az("containerapp", "secret", "set", "-n", "secret", "-g", GROUP, "--secrets", "pw=new")
         self.assertEqual((revisions(), read()), (before, ["old", "old"]))
-        code, out, error = self.az.run("containerapp", "logs", "show", "-n", "secret", "-g", GROUP, "--type", "system", "--tail", "50")
-        self.assertIn("restart", out, error)
+        words = ["containerapp", "logs", "show", "-n", "secret", "-g", GROUP, "--type", "system", "--tail", "50"]
+        cove.until("an event tells of it", lambda: "restart" in self.az.run(*words)[1])
         self.az("containerapp", "revision", "restart", "-n", "secret", "-g", GROUP, "--revision", before[0])
 
         def is_new():

@@ -112,8 +112,9 @@ class Case(unittest.TestCase):
 
     def told(self, name, reason, times=1):
         """There is an event of this reason, as often as it may be told."""
-        cove.until(f"{name} has {reason}", lambda: reason in self.events(name))
-        self.assertEqual(self.events(name).count(f'"{reason}"'), times, self.events(name))
+        count = lambda: self.events(name).count(f'"{reason}"')
+        cove.until(f"{name} has {reason}", lambda: count() >= times)
+        self.assertEqual(count(), times, self.events(name))
 
     def processes(self, text):
         """Processes of containers whose environment has this text."""

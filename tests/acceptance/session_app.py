@@ -110,7 +110,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
 # the image has none
 os.makedirs("/tmp", exist_ok=True)
 print(f"listening on {PORT}", flush=True)
-http.server.ThreadingHTTPServer(("0.0.0.0", PORT), Handler).serve_forever()
+Server(("0.0.0.0", PORT), Handler).serve_forever()

@@ -137,10 +137,11 @@ class Egress(SessionCase):
         for pool in ("shut", "open", "ruled"):
             self.ask(f"{self.base(pool)}/.management/stopSession?identifier=sender", "POST")
 
-    def attempt(self, pool, address, port=7001):
-        """What became of each way out, and the frames that were seen meanwhile."""
+    def attempt(self, pool, address, port=7001, wait=1.5):
+        """What became of each way out, and the frames that were seen meanwhile; `wait` is how long each hopes for an answer."""
         marker = "m" + secrets.token_hex(12)
-        body = json.dumps({"address": address, "port": port, "name": f"{marker}.example.org", "marker": marker})
+        name = f"{marker}.example.org"
+        body = json.dumps({"address": address, "port": port, "name": name, "marker": marker, "wait": wait})
         # names stand in questions as they are, their labels in lower case
         with Capture(marker.encode(), address, self.own()) as capture:
             status, content, _ = self.ask(f"{self.base(pool)}/try?identifier=sender", "POST", body)
@@ -160,7 +161,7 @@ class Egress(SessionCase):
         self.assertEqual(frames, [], "no frame on any interface of this machine")
 
     def test_with_egress_the_capture_sees_it(self):
-        told, frames, marker = self.attempt("open", self.near.address)
+        told, frames, marker = self.attempt("open", self.near.address, wait=20)
         self.assertEqual((told["tcp"], told["udp"]), ("answered", "answered"), told)
         for way in ("raw_icmp", "frame", "tcp6"):
             self.assertNotIn(told[way], ("answered", "sent"), way)
@@ -172,14 +173,14 @@ class Egress(SessionCase):
         self.assertTrue(question, "a question for a name")
 
     def test_rules_name_all_that_is_reached(self):
-        told, frames, marker = self.attempt("ruled", self.near.address)
+        told, frames, marker = self.attempt("ruled", self.near.address, wait=20)
         self.assertEqual((told["tcp"], told["udp"]), ("answered", "answered"), told)
         self.check_refused(self.attempt("ruled", self.near.address, 7002))
         self.check_refused(self.attempt("ruled", self.far.address))
         # the next server tells the packet filter the rules of sessions that go on
         self.server.kill()
         self.server.start()
-        told, _, _ = self.attempt("ruled", self.near.address)
+        told, _, _ = self.attempt("ruled", self.near.address, wait=20)
         self.assertEqual((told["tcp"], told["udp"]), ("answered", "answered"), told)
         self.check_refused(self.attempt("ruled", self.far.address))
 

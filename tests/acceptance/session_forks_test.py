@@ -67,6 +67,10 @@ class ForkCase(SessionCase):
     def folders(self):
         return sorted(os.listdir(f"{self.server.data}/snapshots"))
 
+    def rows(self):
+        with sqlite3.connect(f"file:{self.server.data}/cove.db?mode=ro", uri=True) as db:
+            return {row for (row,) in db.execute("SELECT id FROM session_snapshots")}
+
     def nothing_is_left(self):
         cove.until("all snapshots are gone", lambda: self.folders() == [], within_seconds=60)
 
@@ -268,9 +272,7 @@ class Forks(ForkCase):
                 self.ask(f"{self.base()}/.management/stopSession?identifier={name}", "POST")
         listed = [one["name"] for one in self.manage("snapshots", "GET")["value"]]
         self.assertLessEqual(set(kept), set(listed), "what was told is kept")
-        with sqlite3.connect(f"file:{self.server.data}/cove.db?mode=ro", uri=True) as db:
-            rows = {row for (row,) in db.execute("SELECT id FROM session_snapshots")}
-        cove.until("only kept ones are there", lambda: set(self.folders()) == rows, within_seconds=60)
+        cove.until("only kept ones are there", lambda: set(self.folders()) == self.rows(), within_seconds=60)
         for name in listed:
             self.manage(f"snapshots/{name}", "DELETE", expect=204)
         self.tearDown()

@@ -158,7 +158,7 @@ class OwnAuthority(Case):
         cove.until("the name below the suffix", lambda: self.server.get("front.apps.test")[0] == 200)
         self.assertEqual(self.server.get(f"front.{self.domain}")[0], 200, "the default domain stays")
         self.assertEqual(self.server.get("back.apps.test")[0], 404, "internal apps stay inside")
-        self.assertEqual(self.server.leaf("front.apps.test"), wildcard.der)
+        cove.until("its certificate", lambda: self.leaf("front.apps.test") == wildcard.der)
         self.assertEqual(self.ask("front.apps.test", pathlib.Path(self.folder) / "apps.test.crt"), 200)
         # an update that does not name it keeps it; a certificate for other names is refused
         self.az("containerapp", "env", "update", *ENV, "--tags", "a=b")
