@@ -16,7 +16,7 @@ from cove import TENANT
 AZ = os.path.join(os.environ.get("COVE_VENV", "/var/cache/cove/venv"), "bin", "az")
 SAMPLE = "cove.local/sample:latest"
 QUICKSTART = "mcr.microsoft.com/k8se/quickstart:latest"
-COMMAND_WITHIN_SECONDS = 180
+COMMAND_WITHIN_SECONDS = 600
 
 
 class Az:

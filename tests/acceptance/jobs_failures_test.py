@@ -301,7 +301,8 @@ class Disk(Case):
         cls.disk = pathlib.Path(tempfile.mkdtemp(prefix="cove-disk-"))
         cls.addClassCleanup(cls.disk.rmdir)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "cove-disk", cls.disk], check=True)
-        cls.addClassCleanup(subprocess.run, ["umount", cls.disk], check=True)
+        # a helper that is just ending may still have a file of it open
+        cls.addClassCleanup(subprocess.run, ["umount", "--lazy", cls.disk], check=True)
         with unittest.mock.patch.object(tempfile, "tempdir", str(cls.disk)):
             server = cove.Server(cls.CONFIG)
         # what it writes there shall not end with the disk

@@ -37,7 +37,7 @@ class JavaScript(unittest.TestCase):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}\n{server.log()}")
 

@@ -116,7 +116,7 @@ def import_into(server, name, **contents):
             archive.addfile(member, io.BytesIO(content))
     done = subprocess.run(
         [cove.BINARY, "image", "import", str(path), "--data-dir", str(server.data)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     if done.returncode != 0:
         raise AssertionError(f"`cove image import` failed: {done.stderr}")

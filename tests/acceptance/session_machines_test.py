@@ -25,11 +25,11 @@ CONFIG = """
 retry_after = 0
 
 [controller]
-provisioning_deadline = "300s"
+provisioning_deadline = "900s"
 drain_period = "2s"
 
 [sessions]
-ready_deadline = "300s"
+ready_deadline = "600s"
 """
 
 
@@ -42,7 +42,7 @@ def interpreter(isolation, ready=0):
             "coveIsolation": isolation,
             "scaleConfiguration": {"maxConcurrentSessions": 2, "readySessionInstances": ready},
             "dynamicPoolConfiguration": {
-                "lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 300}
+                "lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 3600}
             },
             "sessionNetworkConfiguration": {"status": "EgressDisabled"},
         },
@@ -64,7 +64,7 @@ def custom(isolation, ready=0, containers=1):
             },
             "scaleConfiguration": {"maxConcurrentSessions": 2, "readySessionInstances": ready},
             "dynamicPoolConfiguration": {
-                "lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 300}
+                "lifecycleConfiguration": {"lifecycleType": "Timed", "cooldownPeriodInSeconds": 3600}
             },
             "sessionNetworkConfiguration": {"status": "EgressDisabled"},
         },
@@ -124,14 +124,14 @@ class Machines(unittest.TestCase):
             seen.update(self.arm("GET", f"{POOLS}/{name}")["properties"])
             return seen["provisioningState"] in ("Succeeded", "Failed")
 
-        cove.until(f"{name} is settled", has_settled, within_seconds=300)
+        cove.until(f"{name} is settled", has_settled, within_seconds=900)
         self.assertEqual(seen["provisioningState"], "Succeeded", seen)
         return seen
 
     def ask(self, method, pool, path, identifier, expect=200, **more):
         base = f"{self.server.api}/subscriptions/{SUBSCRIPTION}/resourceGroups/machines/sessionPools/{pool}"
         parameters = {"api-version": "2025-10-02-preview", "identifier": identifier}
-        answer = self.http.request(method, f"{base}/{path}", params=parameters, timeout=300, **more)
+        answer = self.http.request(method, f"{base}/{path}", params=parameters, timeout=600, **more)
         self.assertEqual(answer.status_code, expect, f"{answer.text[:1000]}\n{self.server.log(30)}")
         return answer
 
@@ -166,7 +166,7 @@ class Machines(unittest.TestCase):
         size = self.run_code("python", "os.path.getsize('/mnt/data/a.bin')")["executionResult"]
         self.assertEqual(size, len(content))
         # the one that waits now is a copy of what the first was before anybody had it
-        cove.until("another waits", lambda: len(self.copies("python")) == 1, within_seconds=300)
+        cove.until("another waits", lambda: len(self.copies("python")) == 1, within_seconds=900)
         self.assertIn("MachineSaved", [reason for reason, _ in self.events("python")])
         theirs = "import os, platform; [platform.release(), 'kept' in globals(), os.listdir('/mnt/data'), os.uname().nodename]"
         release, kept, files, node = self.run_code("python", theirs, "user-2")["executionResult"]
@@ -180,7 +180,7 @@ class Machines(unittest.TestCase):
         self.assertEqual(self.run_code("python", "os.listdir('/mnt/data')", "user-2")["executionResult"], ["b.txt"])
         # there is room for a third when the second is gone; it is a copy too, though the server is another
         self.ask("POST", "python", ".management/stopSession", "user-2")
-        cove.until("a third waits", lambda: len(self.copies("python")) == 2, within_seconds=300)
+        cove.until("a third waits", lambda: len(self.copies("python")) == 2, within_seconds=900)
         self.assertEqual(self.run_code("python", "'kept' in globals()", "user-3")["executionResult"], False)
         self.assertEqual(self.ask("GET", "python", "files/a.bin/content", "user-1").content, content)
 
