@@ -14,15 +14,16 @@ use crate::sources::RuleSources;
 
 mod rules;
 
-/// Turns the single-threaded runtime until `done`; a bound instead of a deadline, since nothing here waits for real time.
+/// Longest wait for anything, by the machine's clock.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until `done`. It sleeps in between: what runs on a blocking thread needs the processor too.
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..100_000 {
-        if done() {
-            return;
-        }
-        tokio::task::yield_now().await;
+    let deadline = std::time::Instant::now() + LIMIT;
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "never came true: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    panic!("never came true: {what}");
 }
 
 fn key(name: &str) -> RevisionKey {
@@ -85,6 +86,16 @@ impl Bench {
     }
 
     fn start_with(now: Timestamp, counts: Option<Arc<dyn CountStore>>, rules: RuleSources) -> Self {
+        Self::start_within(SignedDuration::try_from(LIMIT).unwrap(), now, counts, rules)
+    }
+
+    /// With a limit for each reading, of the machine's time.
+    fn start_within(
+        read_deadline: SignedDuration,
+        now: Timestamp,
+        counts: Option<Arc<dyn CountStore>>,
+        rules: RuleSources,
+    ) -> Self {
         let clock = cove_base::Clock::virtual_at(now);
         let world = Arc::new(Mutex::new(World::default()));
         let revisions = Board::default();
@@ -107,9 +118,7 @@ impl Bench {
             decisions: Some(decision_sender),
             events: event_sender,
         };
-        // what never answers is given up soon
-        let settings =
-            cove_scaling::ScaleSettings { read_deadline: SignedDuration::from_millis(100), ..Default::default() };
+        let settings = cove_scaling::ScaleSettings { read_deadline, ..Default::default() };
         let config = Config { settings, save_after: SignedDuration::ZERO, ..Config::default() };
         let service = Service::new(config, deps);
         let (handle, shutdown) = (service.handle(), CancellationToken::new());
@@ -165,7 +174,7 @@ impl Bench {
 
     async fn stop(self) -> Result<(), Error> {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.running).await.unwrap().unwrap()
+        tokio::time::timeout(LIMIT, self.running).await.unwrap().unwrap()
     }
 }
 
@@ -382,6 +391,6 @@ async fn a_restart_keeps_counts_and_shrinks_nothing_for_a_window() {
 async fn saved_counts_that_cannot_be_read_stop_the_start() {
     let store = Arc::new(Kept { load_fails: true, ..Kept::default() });
     let bench = Bench::start(Some(store));
-    let error = tokio::time::timeout(Duration::from_secs(20), bench.running).await.unwrap().unwrap().unwrap_err();
+    let error = tokio::time::timeout(LIMIT, bench.running).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.to_string(), "failed to load the counts saved before the start");
 }

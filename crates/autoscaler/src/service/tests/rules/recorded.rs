@@ -86,6 +86,6 @@ async fn a_recorded_hour_is_decided_again_to_the_number() {
     }
     assert_eq!(highest, 20, "the worker reached its maximum");
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(10), recording).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, recording).await.unwrap().unwrap();
     bench.stop().await.unwrap();
 }
