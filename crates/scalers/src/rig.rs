@@ -1,14 +1,17 @@
 //! What tests share: real servers of their own on free ports, rules made of text, readings as text.
 //!
 //! **Invariant:** a server ends with its test, by its own process id, and its folder goes with it.
+//! **Invariant:** a server that was stopped has no process left, of those that it started neither.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cove_base::Clock;
@@ -17,17 +20,28 @@ use tempfile::TempDir;
 
 use crate::{Context, Scalers, Source, Trigger};
 
-/// As the autoscaler's default.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
+/// Of a reading that must succeed: the machine may be busy with other tests.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// Within which a server of a test must be up.
-const START_MAX: Duration = Duration::from_secs(90);
+const START_MAX: Duration = Duration::from_secs(240);
 /// `nobody`: who runs servers that refuse to run as root.
 const NOBODY: u32 = 65534;
 
-/// A port that was free a moment ago.
+/// First port of tests, below those that the kernel gives to whoever names none, and how many there are.
+const PORTS: (u16, u16) = (20_000, 12_000);
+/// How many a process has for itself, next to processes that were started at about the same time.
+const PORTS_OWN: u32 = 16;
+
+/// A port that nobody has, and that no other test of this moment is given.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
-    listener.local_addr().expect("it is bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (first, count) = PORTS;
+    let one = |_| {
+        let number = std::process::id().wrapping_mul(PORTS_OWN) + NEXT.fetch_add(1, Ordering::Relaxed);
+        first + u16::try_from(number % u32::from(count)).expect("it is below the count")
+    };
+    let mut ports = (0..count).map(one);
+    ports.find(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok()).expect("tests have free ports")
 }
 
 /// Asks `is_true` again and again until it says yes.
@@ -102,10 +116,13 @@ impl Server {
     /// Starts it again on the same port.
     pub(crate) async fn restart(&mut self) {
         self.stop();
-        let log = self.dir.path().join("log");
-        let file = std::fs::File::options().create(true).append(true).open(&log).expect("the server's log");
+        let log = self.log();
+        let file = File::options().create(true).append(true).open(&log).expect("the server's log");
+        // every process of the server has the file open, and with it the lock
+        file.lock().expect("nobody else writes it");
         self.command.stdout(file.try_clone().expect("one more handle")).stderr(file);
         let mut child = self.command.spawn().expect("the server starts");
+        self.command.stdout(Stdio::null()).stderr(Stdio::null());
         let port = self.port;
         until("the server listens", || {
             if let Ok(Some(status)) = child.try_wait() {
@@ -118,12 +135,17 @@ impl Server {
         self.child = Some(child);
     }
 
-    /// Ends it at once, as a crash does.
+    /// Ends it at once, as a crash does, and waits until the processes that it started have ended too.
     pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("it is our child");
             child.wait().expect("it is our child");
+            File::open(self.log()).and_then(|log| log.lock()).expect("its log is there");
         }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
     }
 
     /// Stops it in the middle of whatever it does; its connections stay open.
@@ -189,6 +211,11 @@ impl Silent {
 /// All scalers by the real clock.
 pub(crate) fn scalers() -> Scalers {
     Scalers::new(Clock::real())
+}
+
+/// All scalers by a clock that stands still: a host that failed rests for as long as the test lasts.
+pub(crate) fn scalers_at_rest() -> Scalers {
+    Scalers::new(Clock::virtual_at(jiff::Timestamp::UNIX_EPOCH))
 }
 
 /// An environment in which the name `inside` leads to loopback.

@@ -148,10 +148,9 @@ pub(crate) async fn read(trigger: &Trigger) -> Result<Answer, String> {
     once(source.as_ref()).await.map_err(|error| error.to_string())
 }
 
-/// Reads once, within the deadline that the autoscaler sets.
+/// Reads once.
 pub(crate) async fn once(source: &dyn Source) -> Result<Answer, ReadError> {
-    let late = |_| Err(ReadError::new("the read deadline passed"));
-    tokio::time::timeout(std::time::Duration::from_secs(3), source.read()).await.unwrap_or_else(late)
+    tokio::time::timeout(crate::rig::DEADLINE, source.read()).await.expect("an answer or an error")
 }
 
 /// What a rule's reading comes to: value and activity, or the error.

@@ -119,7 +119,7 @@ async fn no_error_shows_a_secret() {
         refused,
         format!("http://127.0.0.1:{}/v answered 403 Forbidden; look at the rule's credentials", stub.port)
     );
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = crate::rig::free_port();
     let dead = measured(&api(&format!("http://u:hidden@127.0.0.1:{nobody}/?key=hidden"), &more)).await.unwrap_err();
     assert_eq!(dead, format!("http://127.0.0.1:{nobody}/: no connection: Connection refused (os error 111)"));
     let source = scalers().open(&api(&url, &more), &context()).unwrap();

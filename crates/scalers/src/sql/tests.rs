@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::rig::{self, Server, Silent, as_nobody, program, read, read_source, scalers, trigger, until, wrong};
+use crate::rig::{self, Server, Silent, as_nobody, program, read, read_source, trigger, until, wrong};
 use crate::{Roots, Scalers};
 
 fn run(command: &mut Command) -> String {
@@ -142,9 +142,11 @@ async fn postgresql_slow(server: &Server, scalers: &Scalers) {
     let metadata = parts(server, "query=select pg_sleep(600)::text");
     let (rule, source) = (trigger("postgresql", &metadata), rig::open(scalers, "postgresql", &metadata));
     assert_eq!(read_source(&source, &rule, Duration::from_millis(300)).await, "late");
-    let running = "select count(*) from pg_stat_activity where query like '%pg_sleep%' and state = 'active' \
-                   and pid <> pg_backend_pid()";
-    until("the slow query is cancelled", || async { psql(server, running).as_deref() == Some("0") }).await;
+    let running = "select count(*) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()";
+    until("the slow query is cancelled and its connection closed", || async {
+        psql(server, running).as_deref() == Some("0")
+    })
+    .await;
     let many = (0..40).map(|number| {
         let metadata = parts(server, &format!("query=select {number}+1"));
         async move { read(scalers, "postgresql", &metadata).await }
@@ -260,7 +262,7 @@ async fn mysql_logins(port: u16, scalers: &Scalers) {
 #[tokio::test]
 async fn a_host_that_hangs_costs_a_deadline_and_then_nothing() {
     let silent = Silent::start();
-    let scalers = scalers();
+    let scalers = rig::scalers_at_rest();
     let port = silent.port();
     for (scaler, metadata) in [
         ("postgresql", format!("connection=host=127.0.0.1 port={port} user=u\ntargetQueryValue=5\nquery=select 1")),
@@ -268,7 +270,7 @@ async fn a_host_that_hangs_costs_a_deadline_and_then_nothing() {
     ] {
         let (rule, source) = (trigger(scaler, &metadata), rig::open(&scalers, scaler, &metadata));
         assert_eq!(read_source(&source, &rule, Duration::from_millis(200)).await, "late");
-        let again = read_source(&source, &rule, Duration::from_millis(200)).await;
+        let again = read_source(&source, &rule, rig::DEADLINE).await;
         assert_eq!(again, "failed: the source did not answer in time");
     }
 }
