@@ -313,7 +313,8 @@ impl Sender {
                         run.recorder.refused();
                     }
                     tokio::time::sleep(REFUSED_PAUSE).await;
-                    if run.cut.is_cancelled() {
+                    // with less time than a pause left, a try would only hide that it was refused until now
+                    if run.cut.is_cancelled() || begun.elapsed() + REFUSED_PAUSE > timeout {
                         return Err(failure);
                     }
                 }
