@@ -135,8 +135,17 @@ async fn in_replica<T: Send + 'static>(lease: &NetnsLease, body: impl FnOnce() -
 
 /// What a resolver answers in the calling thread's namespace: the code and the addresses.
 fn ask_at(server: Ipv4Addr, name: &str, kind: RecordType) -> Option<(ResponseCode, Vec<Ipv4Addr>)> {
+    ask_within(DEADLINE, server, name, kind)
+}
+
+fn ask_within(
+    limit: Duration,
+    server: Ipv4Addr,
+    name: &str,
+    kind: RecordType,
+) -> Option<(ResponseCode, Vec<Ipv4Addr>)> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket.set_read_timeout(Some(limit)).unwrap();
     let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Question::query(Name::from_ascii(name).unwrap(), kind));
@@ -149,11 +158,11 @@ fn ask_at(server: Ipv4Addr, name: &str, kind: RecordType) -> Option<(ResponseCod
 }
 
 /// An echo by ICMP from the calling thread's namespace.
-fn ping(to: Ipv4Addr) -> io::Result<()> {
+fn ping(to: Ipv4Addr, limit: Duration) -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), SockProtocol::Icmp)?;
     let socket = UdpSocket::from(socket);
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.set_read_timeout(Some(limit))?;
     socket.send_to(&[8, 0, 0, 0, 0, 0, 0, 1], (to, 0))?;
     socket.recv(&mut [0; 64]).map(drop)
 }
@@ -208,39 +217,38 @@ fn a_limited_replica_reaches_what_its_rules_name() {
         in_replica(&free, || {
             fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
             reaches(PYPI, 443).expect("one without rules reaches all of the internet");
-            ping(PYPI).expect("by ICMP too");
+            ping(PYPI, DEADLINE).expect("by ICMP too");
         })
         .await;
         in_replica(&one, move || {
-            let begun = Instant::now();
-            reaches(PYPI, 80).expect_err("an address that no name was answered with");
-            assert!(begun.elapsed() < Duration::from_millis(300), "it is told at once");
+            let refused = reaches(PYPI, 80).expect_err("an address that no name was answered with");
+            assert_ne!(refused.kind(), io::ErrorKind::TimedOut, "it is told at once");
             for kind in [RecordType::AAAA, RecordType::TXT, RecordType::HTTPS] {
                 assert_eq!(ask_at(gateway, "pypi.test.", kind), Some((ResponseCode::NoError, vec![])), "{kind}");
             }
-            reaches(PYPI, 80).expect_err("a name that was asked for something else");
+            tries(PYPI, 80).expect_err("a name that was asked for something else");
             assert_eq!(ask_at(gateway, "PyPI.tEst.", RecordType::A), Some((ResponseCode::NoError, vec![PYPI])));
             reaches(PYPI, 80).expect("its own name's address");
-            reaches(PYPI, 443).expect_err("at another port");
-            reaches(ALIAS, 80).expect_err("another name's address");
+            tries(PYPI, 443).expect_err("at another port");
+            tries(ALIAS, 80).expect_err("another name's address");
             assert_eq!(ask_at(gateway, "alias.test.", RecordType::A), Some((ResponseCode::NoError, vec![ALIAS])));
             reaches(ALIAS, 80).expect("through an alias");
             reaches(ALIAS, 443).expect("at any port");
             assert_eq!(ask_at(gateway, "a.b.below.test.", RecordType::A), Some((ResponseCode::NoError, vec![BELOW])));
             reaches(BELOW, 443).expect("below a name");
-            reaches(BELOW, 80).expect_err("at another port");
+            tries(BELOW, 80).expect_err("at another port");
             reaches(Ipv4Addr::new(203, 0, 113, 70), 80).expect("in a range");
-            reaches(Ipv4Addr::new(203, 0, 113, 70), 443).expect_err("at another port");
-            reaches(Ipv4Addr::new(203, 0, 113, 60), 80).expect_err("beside the range");
+            tries(Ipv4Addr::new(203, 0, 113, 70), 443).expect_err("at another port");
+            tries(Ipv4Addr::new(203, 0, 113, 60), 80).expect_err("beside the range");
             reaches(Ipv4Addr::new(10, 98, 0, 2), 443).expect("a private range that a rule names");
-            reaches(PRIVATE, 443).expect_err("another one");
-            reaches(gateway, 80).expect_err("this machine");
+            tries(PRIVATE, 443).expect_err("another one");
+            tries(gateway, 80).expect_err("this machine");
         })
         .await;
         assert_eq!(internet.asked(), ["pypi.test. A", "alias.test. A", "a.b.below.test. A"], "and nothing else left");
         in_replica(&other, || {
-            reaches(PYPI, 80).expect_err("what another one was told is not its own");
-            reaches(ALIAS, 80).expect_err("nor is that of a name of both, before it asked itself");
+            tries(PYPI, 80).expect_err("what another one was told is not its own");
+            tries(ALIAS, 80).expect_err("nor is that of a name of both, before it asked itself");
         })
         .await;
         network.release(one.id);
@@ -269,7 +277,8 @@ fn ways_around_the_rules_lead_nowhere() {
                     assert_eq!(ask_at(gateway, name, kind), Some((ResponseCode::NXDomain, vec![])), "{name} {kind}");
                 }
             }
-            assert_eq!(ask_at(resolver, "c2VjcmV0.evil.test.", RecordType::TXT), None, "the resolver itself");
+            let asked = ask_within(SILENCE, resolver, "c2VjcmV0.evil.test.", RecordType::TXT);
+            assert_eq!(asked, None, "the resolver itself");
         })
         .await;
         assert_eq!(internet.asked(), Vec::<String>::new(), "a name that no rule covers leaves by no way");
@@ -279,10 +288,10 @@ fn ways_around_the_rules_lead_nowhere() {
             }
             assert_eq!(ask_at(gateway, "mixed.test.", RecordType::A), Some((ResponseCode::NoError, vec![MIXED])));
             reaches(MIXED, 80).expect("what of it is of the internet");
-            reaches(METADATA, 80).expect_err("a name that leads to the machine's metadata");
-            reaches(PRIVATE, 80).expect_err("a name that leads into a private network, or a range around it");
+            tries(METADATA, 80).expect_err("a name that leads to the machine's metadata");
+            tries(PRIVATE, 80).expect_err("a name that leads into a private network, or a range around it");
             fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
-            ping(MIXED).expect_err("what is neither TCP nor UDP");
+            ping(MIXED, SILENCE).expect_err("what is neither TCP nor UDP");
         })
         .await;
         // An answer with a thousand addresses under a name of one's own does not fill the kernel.
@@ -323,8 +332,8 @@ fn the_rules_hold_over_a_restart() {
         // as after `kill -9`: the table is made anew, and nobody has told the rules yet
         let again = Network::open(config(folder.path(), "res")).await.unwrap();
         in_replica(&lease, || {
-            reaches(PYPI, 80).expect_err("what was allowed before");
-            reaches(Ipv4Addr::new(203, 0, 113, 70), 80).expect_err("nor a range");
+            tries(PYPI, 80).expect_err("what was allowed before");
+            tries(Ipv4Addr::new(203, 0, 113, 70), 80).expect_err("nor a range");
         })
         .await;
         assert_eq!(again.adopt(&[lease.id].into()).kept, std::slice::from_ref(&lease));
@@ -332,7 +341,7 @@ fn the_rules_hold_over_a_restart() {
         assert_eq!(&says(b"two!").unwrap(), b"two!", "a connection that stood goes on");
         in_replica(&lease, || {
             reaches(Ipv4Addr::new(203, 0, 113, 70), 80).expect("the range is back");
-            reaches(PYPI, 80).expect_err("the name was not asked for again");
+            tries(PYPI, 80).expect_err("the name was not asked for again");
         })
         .await;
         internet.shutdown.cancel();

@@ -14,13 +14,11 @@ fn a_replica_answers_the_host_at_once() {
         for _ in 0..8 {
             let lease = network.acquire().await.unwrap();
             let server = serve_one(&lease);
-            let (text, took) = fetch(lease.address, 80).unwrap();
-            assert_eq!(text, "ok");
-            // A lost first ARP or SYN would cost a second.
-            assert!(took < Duration::from_millis(900), "{took:?}");
+            assert_eq!(fetch(lease.address, 80).unwrap(), "ok");
             server.join().unwrap();
             network.release(lease.id);
         }
+        assert_eq!(connections_begun_anew(), 0, "a lost first ARP or SYN would cost a second");
         until(&network, |status| status.leaving == 0 && status.ready == 3).await;
         network.purge().await.unwrap();
     });
@@ -42,26 +40,25 @@ fn replicas_do_not_reach_each_other_nor_the_machine_but_the_allowed_ports() {
         let to = b.address;
         run_inside(&a, move || {
             reaches(gateway, 80).expect("the ingress is reached");
-            reaches(gateway, 8080).expect_err("another port of the gateway is not");
-            reaches(elsewhere, 8080).expect_err("another address of the machine is not");
-            let started = Instant::now();
-            reaches(to, 80).expect_err("another replica is not reached");
-            assert!(started.elapsed() < Duration::from_millis(200), "and says so at once");
+            tries(gateway, 8080).expect_err("another port of the gateway is not");
+            tries(elsewhere, 8080).expect_err("another address of the machine is not");
+            let refused = reaches(to, 80).expect_err("another replica is not reached");
+            assert_ne!(refused.kind(), io::ErrorKind::TimedOut, "and says so at once");
             // Even a replica that rewires itself gets nowhere: first straight over the bridge, then by the gateway.
             add_route("eth0", to, 32, None);
-            reaches(to, 80).expect_err("the port is isolated");
+            tries(to, 80).expect_err("the port is isolated");
         });
         network.open_gateway_ports(&[8080].into()).await.unwrap();
         run_inside(&a, move || reaches(gateway, 8080).expect("a port that was opened is reached"));
         network.open_gateway_ports(&[].into()).await.unwrap();
         run_inside(&a, move || {
-            reaches(gateway, 8080).expect_err("and not when it was closed again");
+            tries(gateway, 8080).expect_err("and not when it was closed again");
             reaches(gateway, 80).expect("what the configuration names stays open");
         });
         let c = network.acquire().await.unwrap();
         run_inside(&c, move || {
             add_route("eth0", to, 32, Some(gateway));
-            reaches(to, 80).expect_err("the gateway does not forward between replicas");
+            tries(to, 80).expect_err("the gateway does not forward between replicas");
         });
         network.purge().await.unwrap();
     });
@@ -147,7 +144,7 @@ fn replicas_reach_the_world_as_the_machine_and_the_world_not_them() {
         assert_eq!(seen.join().unwrap(), IpAddr::from(world.lease.gateway));
         let _server = inside(&lease, || TcpListener::bind("0.0.0.0:80").map(|l| l.accept().map(drop))).thread();
         let to = lease.address;
-        run_inside(&world.lease, move || reaches(to, 80).expect_err("replicas are not reached from outside"));
+        run_inside(&world.lease, move || tries(to, 80).expect_err("replicas are not reached from outside"));
         network.purge().await.unwrap();
     });
 }
