@@ -201,7 +201,7 @@ async fn bad_answers_are_told_apart() {
         let _until_it_closes = stream.read_to_end(&mut sink).await;
     })
     .await;
-    let config = IngressConfig { request_timeout: Duration::from_millis(200), ..IngressConfig::default() };
+    let config = IngressConfig { request_timeout: Duration::from_secs(2), ..IngressConfig::default() };
     let world = world_with(config, &app).await;
     let got = raw(world.http, "GET / HTTP/1.1\r\nhost: web.env.localhost\r\nconnection: close\r\n\r\n").await;
     assert_eq!(reason(&got), "upstream-timeout");

@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::world::{Backend, World, environment, get, revision, route, soon, until};
+use crate::world::{Backend, World, environment, free_port, get, revision, route, soon, until};
 
 const HOST: &str = "web.env.localhost";
 const GRACE: Duration = Duration::from_secs(60);
@@ -138,7 +138,7 @@ async fn an_exposed_port_stays_open_and_its_connections_go_on() {
         let _gone = tokio::io::copy(&mut reader, &mut writer).await;
     })
     .await;
-    let port = bind("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let expose = |world: &World| {
         let route = AppRoute { transport: Transport::Tcp, ..route("db") };
         let tcp = TcpRoute { route: route.into(), external: true, target_port: None };

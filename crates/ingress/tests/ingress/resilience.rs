@@ -23,7 +23,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::world::{Backend, World, get, parts, raw, reason, replica, revision, route, soon, text, until};
+use crate::world::{Backend, World, free_port, get, parts, raw, reason, replica, revision, route, soon, text, until};
 
 const HOST: &str = "web.env.localhost";
 
@@ -261,7 +261,7 @@ async fn a_slow_upload_does_not_use_up_the_time_of_its_answer() {
 async fn a_failing_replica_is_left_out_and_comes_back() {
     let bad = failing(3, StatusCode::INTERNAL_SERVER_ERROR).await;
     let good = Backend::named("good").await;
-    let breaker = BreakerPolicy { consecutive_errors: 3, interval_secs: 1, ejection_percent_max: 50 };
+    let breaker = BreakerPolicy { consecutive_errors: 3, interval_secs: 3, ejection_percent_max: 50 };
     let world = world(Resiliency { breaker: Some(breaker), ..Resiliency::default() }, &[&bad, &good]).await;
     let mut ejections = world.handle.ejections().unwrap();
     for _ in 0..3 {
@@ -271,7 +271,7 @@ async fn a_failing_replica_is_left_out_and_comes_back() {
     let counts = world.handle.resilience(&key);
     assert_eq!((counts.ejections, counts.ejected), (1, 1));
     let told = soon("the ejection is told", ejections.recv()).await.unwrap();
-    assert_eq!((told.replica, told.errors, told.span), (replica(&key, 0), 3, Duration::from_secs(1)));
+    assert_eq!((told.replica, told.errors, told.span), (replica(&key, 0), 3, Duration::from_secs(3)));
     assert_eq!(get(world.http, HOST).await, (200, "good".to_owned()));
     until("it is let in again", || world.handle.resilience(&key).ejected == 0).await;
     assert_eq!(get(world.http, HOST).await, (200, "4 ".to_owned()), "and well");
@@ -396,7 +396,7 @@ async fn an_answer_that_stops_is_cut_after_the_apps_time() {
 
 /// A world with a TCP app at a free port.
 async fn tcp_world(policy: Resiliency, addresses: &[SocketAddr]) -> (World, u16) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config = IngressConfig { tcp_external: Some("127.0.0.1".parse().unwrap()), ..IngressConfig::default() };
     let world = World::with(config).await;
     let route = Arc::new(AppRoute { transport: Transport::Tcp, ..with(policy, RequestLimits::default()) });
@@ -453,7 +453,10 @@ async fn connections_of_a_tcp_app_have_a_number() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tcp_client_gets_so_many_tries() {
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // taken, and nobody listens
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let dead = bound.local_addr().unwrap();
     let app = echo().await;
     for (tries, expected) in [(1, false), (2, true)] {
         let policy = Resiliency { connect_attempts: Some(tries), ..Resiliency::default() };

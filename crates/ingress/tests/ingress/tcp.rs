@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use cove_ingress::{IngressConfig, bind};
+use cove_ingress::IngressConfig;
 use cove_model::{IngressPolicies, IpRestriction, ProxyProtocol, Transport};
 use cove_traffic::{AppRoute, TcpRoute};
 use tokio::{
@@ -10,7 +10,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::world::{Backend, World, endpoints, environment, parts, raw, reason, revision, route, soon, until};
+use crate::world::{
+    Backend, World, endpoints, environment, free_port, parts, raw, reason, revision, route, soon, until,
+};
 
 /// Outside and inside of the world's ports.
 const OUTSIDE: [u8; 4] = [127, 0, 0, 1];
@@ -24,11 +26,6 @@ async fn world(idle: Duration) -> World {
         ..IngressConfig::default()
     };
     World::with(config).await
-}
-
-/// A port that nobody has.
-fn free_port() -> u16 {
-    bind("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap().port()
 }
 
 fn expose(world: &World, port: u16, route: AppRoute, target_port: Option<u16>) {
@@ -120,7 +117,7 @@ async fn internal_ports_answer_inside_only_and_lead_to_their_own_port() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_clients_silent_ones_and_closed_ports() {
-    let world = world(Duration::from_millis(300)).await;
+    let world = world(Duration::from_secs(3)).await;
     let key = revision("db", "v1");
     let app = Backend::tcp(|mut stream| async move {
         let mut byte = [0];

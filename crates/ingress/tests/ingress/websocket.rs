@@ -23,6 +23,9 @@ use tokio_tungstenite::{
 
 use crate::world::{Backend, Body, World, endpoints, replica, revision, route, soon, text, until};
 
+/// Long enough to say something within it, on a busy machine too.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// Says everything back; `shout` is answered with a large message in many fragments of bytes.
 async fn echo() -> Backend {
     Backend::tcp(|stream| async move {
@@ -87,9 +90,7 @@ async fn messages_go_both_ways_and_count_as_open() {
 async fn a_draining_replica_keeps_its_websocket_until_its_time_is_over() {
     let app = echo().await;
     let v1 = revision("web", "v1");
-    let world =
-        world(IngressConfig { websocket_drain_after: Duration::from_millis(300), ..IngressConfig::default() }, &app)
-            .await;
+    let world = world(IngressConfig { websocket_drain_after: GRACE, ..IngressConfig::default() }, &app).await;
     let mut socket = connect(&world).await;
     say(&mut socket, Message::text("before")).await;
     let drained = world.handle.drained();
@@ -132,7 +133,7 @@ async fn a_server_that_stops_closes_websockets_after_the_grace() {
     let mut socket = connect(&world).await;
     say(&mut socket, Message::text("before")).await;
     let handle = world.handle.clone();
-    let stopping = tokio::spawn(async move { handle.shutdown(Duration::from_millis(300)).await });
+    let stopping = tokio::spawn(async move { handle.shutdown(GRACE).await });
     until("the listener to be closed", || std::net::TcpStream::connect(world.http).is_err()).await;
     say(&mut socket, Message::text("within the grace period")).await;
     expect_going_away(&mut socket).await;
@@ -221,7 +222,7 @@ async fn a_server_that_stops_closes_websockets_of_http2_too() {
     let mut sender = http2_client(&world).await;
     let mut socket = tunnel(bootstrap(&mut sender, Some("websocket")).await).await;
     let handle = world.handle.clone();
-    let stopping = tokio::spawn(async move { handle.shutdown(Duration::from_millis(300)).await });
+    let stopping = tokio::spawn(async move { handle.shutdown(GRACE).await });
     until("the listener to be closed", || std::net::TcpStream::connect(world.http).is_err()).await;
     say(&mut socket, Message::text("within the grace period")).await;
     expect_going_away(&mut socket).await;

@@ -192,7 +192,8 @@ async fn a_client_that_opens_no_window_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_something_now_and_then_is_kept() {
     let app = endless().await;
-    let world = World::with(impatient()).await;
+    let config = IngressConfig { write_stall_timeout: Duration::from_secs(4), ..impatient() };
+    let world = World::with(config).await;
     world.route("web", route("web"));
     world.ready(&revision("web", "v1"), &[app.address]);
     let mut wire = Wire::open(world.http, &[(4, 1000)]).await;
