@@ -278,6 +278,8 @@ async fn a_pool_that_cannot_work_says_why() {
 
     bench.fake.world().deaf.insert("deaf".to_owned());
     bench.put_pool(&pool("deaf", 10, 1)).await;
+    let is_tried = || bench.fake.world().log.iter().any(|line| line.starts_with("start"));
+    bench.until("the new image is tried, before time passes", is_tried).await;
     bench.run_for(500).await;
     bench.settled(Provisioning::Failed).await;
     let failure = bench.store.resource(&pool_id()).unwrap().unwrap().failure.unwrap();
