@@ -72,7 +72,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn of_host() -> Self {
         Self {
-            files: FILES.map(|path| fs::read_to_string(path).ok()).to_vec(),
+            files: FILES.map(|path| fs::read_to_string(path).ok().map(|text| lasting(path, &text))).to_vec(),
             clock: (Instant::now(), SystemTime::now()),
         }
     }
@@ -92,6 +92,16 @@ impl Machine {
         }
         if *tier == SandboxTier::Vm { is_in_jail(host, name) } else { Ok(()) }
     }
+}
+
+/// What of a file stays as it is unless somebody changes it. How much of a swap is used changes by itself, and another test
+/// has compressed memory for swap for a while.
+fn lasting(path: &str, text: &str) -> String {
+    if path != "/proc/swaps" {
+        return text.to_owned();
+    }
+    let names = text.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| !name.starts_with("/dev/zram")).collect::<Vec<_>>().join("\n")
 }
 
 /// QEMU has no more than it began with.
@@ -124,11 +134,19 @@ fn is_in_jail(host: &Host, name: &ReplicaName) -> Result<(), String> {
 
 /// Frames that an attempt sent: to 203.0.113.0/24, which is nobody's, or with the name that is to be smuggled out.
 pub(crate) fn leaks(frames: &[Vec<u8>]) -> usize {
-    let is_attempt = |frame: &&Vec<u8>| {
-        let has = |part: &[u8]| frame.windows(part.len()).any(|found| found == part);
-        has(&[203, 0, 113]) || has(b"secret-value")
-    };
-    frames.iter().filter(is_attempt).count()
+    let has_name = |frame: &[u8]| frame.windows(12).any(|part| part == b"secret-value");
+    frames.iter().filter(|frame| is_of_nobody(frame) || has_name(frame)).count()
+}
+
+/// Whether the head of a frame, of IPv4 or ARP, names 203.0.113.0/24. Three bytes of anything else that the machine sends
+/// meanwhile may be these by chance.
+fn is_of_nobody(frame: &[u8]) -> bool {
+    let is_at = |place: usize| frame.get(place..place + 3) == Some(&[203, 0, 113][..]);
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => is_at(26) || is_at(30),
+        Some([0x08, 0x06]) => is_at(28) || is_at(38),
+        _ => false,
+    }
 }
 
 /// Judges the answers of attempts in a machine; each was looked at from outside when it was made.

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -146,6 +146,20 @@ impl Host {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(fd.as_raw_fd(), &UnixAddr::new(&dir.join("shim.sock")).unwrap()).unwrap();
         nix::unistd::Pid::from_raw(getsockopt(&fd, sockopt::PeerCredentials).unwrap().pid())
+    }
+
+    /// The first process of its container: the helper's only child, once who made it has ended.
+    pub(crate) fn first_process(&self, replica: &ReplicaName) -> nix::unistd::Pid {
+        let helper = self.helper_pid(replica);
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let children = std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
+            if let [one] = children.split_whitespace().collect::<Vec<_>>()[..] {
+                return nix::unistd::Pid::from_raw(one.parse().unwrap());
+            }
+            assert!(Instant::now() < deadline, "not one child but these: {children}");
+            std::thread::yield_now();
+        }
     }
 
     /// What a container wrote, line by line; nothing when it wrote nothing yet.

@@ -11,10 +11,7 @@ use std::{
 
 use cove_model::{ReplicaName, ReplicaObservation, ReplicaPhase};
 use cove_runtime::{ExecError, ExecRequest, Runtime as _, RuntimeError};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use tokio::time::timeout;
 
 use crate::fixture::{Host, LIMIT, container, get, spec};
@@ -49,20 +46,6 @@ async fn served(seen: &ReplicaObservation) -> u64 {
     count.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// The first process of its container: the helper's only child, once who made it has ended.
-fn first_process(host: &Host, name: &ReplicaName) -> Pid {
-    let helper = host.helper_pid(name);
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
-        if let [one] = children.split_whitespace().collect::<Vec<_>>()[..] {
-            return Pid::from_raw(one.parse().unwrap());
-        }
-        assert!(Instant::now() < deadline, "not one child but these: {children}");
-        std::thread::yield_now();
-    }
-}
-
 /// Waits for an event; others are passed over.
 async fn event(host: &mut Host, reason: &str) -> String {
     let wait = async {
@@ -80,7 +63,7 @@ async fn event(host: &mut Host, reason: &str) -> String {
 async fn what_it_knows_is_there_when_it_is_thawed() {
     let mut host = Host::new().await;
     let (name, seen) = ready(&host, "web--v1-frozen").await;
-    let process = first_process(&host, &name);
+    let process = host.first_process(&name);
     let before = served(&seen).await;
     for round in 1..=2 {
         freeze(&host, &name).await;
@@ -89,7 +72,7 @@ async fn what_it_knows_is_there_when_it_is_thawed() {
         thaw(&host, &name).await;
         let after = served(&seen).await;
         assert!(after > before && after <= before + 3 * round, "{before}, then {after}");
-        assert_eq!(first_process(&host, &name), process);
+        assert_eq!(host.first_process(&name), process);
     }
     let phases = host.runtime().phases(&name).unwrap();
     assert!(phases.asked_at.is_some() && phases.asked_at <= phases.thawed_at, "{phases:?}");
@@ -123,7 +106,7 @@ async fn one_whose_process_dies_frozen_ends_as_a_whole() {
     let host = Host::new().await;
     let (name, _) = ready(&host, "web--v1-killed").await;
     freeze(&host, &name).await;
-    let process = first_process(&host, &name);
+    let process = host.first_process(&name);
     kill(process, Signal::SIGKILL).unwrap();
     let seen = host.wait(&name, |seen| seen.phase == ReplicaPhase::Stopped).await;
     assert_eq!(seen.containers[0].last_exit.as_ref().unwrap().code, 137);
@@ -136,7 +119,7 @@ async fn one_whose_process_dies_frozen_ends_as_a_whole() {
 async fn a_driver_that_comes_back_finds_it_frozen() {
     let mut host = Host::new().await;
     let (name, seen) = ready(&host, "web--v1-adopted").await;
-    let process = first_process(&host, &name);
+    let process = host.first_process(&name);
     let before = served(&seen).await;
     freeze(&host, &name).await;
     host.forget();
@@ -147,7 +130,7 @@ async fn a_driver_that_comes_back_finds_it_frozen() {
     thaw(&host, &name).await;
     let after = served(&seen).await;
     assert!(after > before && after <= before + 3, "{before}, then {after}");
-    assert_eq!(first_process(&host, &name), process);
+    assert_eq!(host.first_process(&name), process);
     host.finish().await;
 }
 
@@ -176,7 +159,7 @@ async fn its_memory_goes_to_swap_where_there_is_some() {
     let mut host = Host::new().await;
     let (name, seen) = ready(&host, "web--v1-heavy").await;
     assert!(get(&seen, 80, "/alloc?mb=64&keep=1").await.contains("touched 16384 pages"));
-    let process = first_process(&host, &name);
+    let process = host.first_process(&name);
     let swapped_kib = || {
         let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("VmSwap:")).unwrap();

@@ -131,8 +131,7 @@ async fn exits_failures_and_the_end_of_a_helper_are_told() {
     let name = order.name.clone();
     host.run(order, |seen| seen.is_ready).await;
     let helper = host.helper_pid(&name);
-    let children = std::fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
-    let child = children.split_whitespace().next().unwrap().to_owned();
+    let child = host.first_process(&name);
     nix::sys::signal::kill(helper, nix::sys::signal::Signal::SIGKILL).unwrap();
     host.wait(&name, |seen| seen.phase == ReplicaPhase::Stopped).await;
     host.runtime().remove(&name);

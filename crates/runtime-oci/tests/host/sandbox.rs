@@ -158,13 +158,11 @@ async fn nothing_of_a_sandboxed_replica_is_left_and_ids_are_its_own() {
         };
         host.run(order, |seen| seen.is_ready).await;
         assert!(get(&host, name, "/healthz").await.starts_with("HTTP/1.1 200"));
-        let helper = host.helper_pid(name);
-        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children")).unwrap();
-        let child = children.split_whitespace().next().unwrap();
+        let child = host.first_process(name);
         let map = fs::read_to_string(format!("/proc/{child}/uid_map")).unwrap();
         let words: Vec<u32> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
         assert_eq!((words[0], words[2]), (0, 65536));
-        first_ids.push((words[1], child.to_owned()));
+        first_ids.push((words[1], child));
     }
     assert_ne!(first_ids[0].0, first_ids[1].0);
     for name in &names {
