@@ -24,7 +24,7 @@ drain_grace = "20s"
 [controller]
 drain_period = "1s"
 fresh_hold = "1s"
-provisioning_deadline = "10s"
+provisioning_deadline = "30s"
 [autoscaler]
 save_after = "0s"
 "#;
