@@ -468,11 +468,14 @@ fn subtree(folder: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    /// Longest wait for a process; the machine may be busy with other tests.
+    const LIMIT: Duration = Duration::from_secs(60);
+
     /// Removes its group also when the test fails.
     struct Group<'a>(&'a Cgroups, String);
     impl Drop for Group<'_> {
         fn drop(&mut self) {
-            let _ = self.0.remove(&self.1, Duration::from_secs(5));
+            let _ = self.0.remove(&self.1, LIMIT);
         }
     }
 
@@ -485,11 +488,11 @@ mod tests {
         cgroups.create(&leaf).unwrap();
         cgroups.limit_memory(&leaf, 64 << 20).unwrap();
         cgroups.limit_cpu(&leaf, 250).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         cgroups.attach(&leaf, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
         assert_eq!(cgroups.children(&group.1), ["h1"]);
         let waiter = std::thread::spawn(move || child.wait().unwrap());
-        cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
+        cgroups.remove(&group.1, LIMIT).unwrap();
         assert!(!waiter.join().unwrap().success());
         assert!(cgroups.all_mounts().iter().all(|mount| !mount.join(&group.1).exists()));
     }
@@ -503,7 +506,7 @@ mod tests {
         cgroups.create(&taken).unwrap();
         let Kind::V2(root) = &cgroups.kind else {
             // Version 1 has no such rule: groups with processes have limited groups below them.
-            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
             cgroups.attach(&taken, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
             cgroups.create(&format!("{taken}/c0")).unwrap();
             cgroups.limit_memory(&format!("{taken}/c0"), 64 << 20).unwrap();
@@ -514,7 +517,7 @@ mod tests {
         assert_eq!(missing_v2(&root.join(&taken)).unwrap(), []);
         let inner = format!("{taken}/inner");
         cgroups.create(&inner).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         cgroups.attach(&inner, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
         let missing = missing_v2(&root.join(&inner)).unwrap();
         assert_eq!(missing.iter().map(|missing| missing.controller).collect::<Vec<_>>(), V2_CONTROLLERS);
@@ -549,7 +552,7 @@ mod tests {
             cgroups.attach(&leaf, Pid::from_raw(child.id().try_into().unwrap())).unwrap();
             let length = || file.as_file().metadata().unwrap().len();
             let grows_from = |from: u64| {
-                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                let deadline = std::time::Instant::now() + LIMIT;
                 while length() <= from {
                     assert!(std::time::Instant::now() < deadline, "it does not run");
                     std::thread::yield_now();
@@ -570,7 +573,7 @@ mod tests {
                     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
                     before == (length(), ticks(&stat))
                 };
-                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                let deadline = std::time::Instant::now() + LIMIT;
                 while !stands_still() {
                     assert!(std::time::Instant::now() < deadline, "it still runs");
                 }
@@ -579,7 +582,7 @@ mod tests {
                 grows_from(before);
             }
             cgroups.freeze(&group.1).unwrap();
-            cgroups.remove(&group.1, Duration::from_secs(5)).unwrap();
+            cgroups.remove(&group.1, LIMIT).unwrap();
             assert!(!child.wait().unwrap().success());
         }
     }

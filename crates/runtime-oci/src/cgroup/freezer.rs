@@ -203,6 +203,9 @@ mod tests {
 
     use super::*;
 
+    /// Longest wait for a process; the machine may be busy with other tests.
+    const LIMIT: Duration = Duration::from_secs(60);
+
     fn pid(child: &Child) -> i32 {
         i32::try_from(child.id()).unwrap()
     }
@@ -212,12 +215,12 @@ mod tests {
         let cgroups = Cgroups::detect(Path::new("/sys/fs/cgroup")).unwrap();
         let group = format!("cove-test-freezer-{}", std::process::id());
         cgroups.create(&group).unwrap();
-        let mut sleeps = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut sleeps = Command::new("sleep").arg("600").spawn().unwrap();
         let mut ended = Command::new("true").spawn().unwrap();
         cgroups.attach(&group, Pid::from_raw(pid(&sleeps))).unwrap();
         // nobody asks for its end before the group is frozen
         let _ended_already = cgroups.attach(&group, Pid::from_raw(pid(&ended)));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         while !is_ending(pid(&ended)) {
             assert!(Instant::now() < deadline, "`true` does not end");
             std::thread::yield_now();
@@ -228,7 +231,7 @@ mod tests {
         let thawed = cgroups.thaw(&group);
         cgroups.kill(&group);
         sleeps.wait().unwrap();
-        cgroups.remove(&group, Duration::from_secs(5)).unwrap();
+        cgroups.remove(&group, LIMIT).unwrap();
         frozen.unwrap();
         thawed.unwrap();
     }
