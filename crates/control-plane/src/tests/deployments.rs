@@ -82,7 +82,7 @@ impl World {
                 changes.next().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the deployment ends")
+        tokio::time::timeout(Duration::from_secs(240), wait).await.expect("the deployment ends")
     }
 
     pub(super) async fn post_json(&self, path: &str, body: &Value) -> Answered {
@@ -97,7 +97,7 @@ impl World {
                 changes.next().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("{path}: not {exists}"));
+        tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("{path}: not {exists}"));
     }
 
     fn exists(&self, path: &str) -> bool {

@@ -86,7 +86,7 @@ async fn deleting_a_group_deletes_what_is_inside() {
             changes.next().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), gone).await.unwrap();
     assert_eq!(world.follow(&link).await.status, 204);
     assert_eq!(world.get(RG).await.code(), "ResourceGroupNotFound");
     world.shutdown.cancel();
