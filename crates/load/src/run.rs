@@ -129,7 +129,8 @@ impl Load {
             let paced = Arc::clone(&run);
             // ends within a blink of the stop
             thread::Builder::new().name("cove-load-pacer".to_owned()).spawn(move || {
-                let unsent = paced.schedule.pace(begun);
+                let end = paced.plan.duration.map(|duration| begun + duration);
+                let unsent = paced.schedule.pace(begun, end);
                 paced.recorder.lock().unsent = unsent;
             })?;
         }

@@ -138,16 +138,18 @@ impl Schedule {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Puts due times into the queue until the end; how many were due and not taken. Blocks its thread.
-    pub(crate) fn pace(&self, begun: Instant) -> u64 {
+    /// Puts due times into the queue until the stop; how many were due and not taken. At `end` and after it nothing is due,
+    /// however late the stop is. Blocks its thread.
+    pub(crate) fn pace(&self, begun: Instant, end: Option<Instant>) -> u64 {
         let Kind::Open(queue) = &self.kind else { return 0 };
         // 50 microseconds of slack by default; without the right to change it, it is only less exact
         let _less_exact = nix::sys::prctl::set_timerslack(1);
         let mut due = begun;
         while !self.stop.is_cancelled() {
             let now = Instant::now();
-            if due > now {
-                thread::park_timeout((due - now).min(SLEEP_MAX));
+            let is_over = end.is_some_and(|end| due >= end);
+            if is_over || due > now {
+                thread::park_timeout(if is_over { SLEEP_MAX } else { (due - now).min(SLEEP_MAX) });
                 continue;
             }
             let mut waiting = queue.lock();
@@ -169,7 +171,8 @@ impl Schedule {
             thread::park_timeout(QUEUE_PAUSE);
         }
         queue.ready.close();
-        let behind = Instant::now().saturating_duration_since(due).as_secs_f64() / queue.interval.as_secs_f64();
+        let last = end.map_or_else(Instant::now, |end| end.min(Instant::now()));
+        let behind = last.saturating_duration_since(due).as_secs_f64() / queue.interval.as_secs_f64();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates")]
         let behind = if self.stop.is_cancelled() { behind as u64 } else { 0 };
         behind.min(self.left.load(Ordering::Relaxed)) + queue.lock().drain(..).count() as u64
@@ -186,7 +189,7 @@ mod tests {
         let begun = Instant::now();
         let pacer = thread::spawn({
             let schedule = std::sync::Arc::clone(&schedule);
-            move || schedule.pace(begun)
+            move || schedule.pace(begun, None)
         });
         let mut due = Vec::new();
         while let Some(at) = schedule.next().await {
@@ -209,7 +212,7 @@ mod tests {
         let begun = Instant::now();
         let pacer = thread::spawn({
             let schedule = std::sync::Arc::clone(&schedule);
-            move || schedule.pace(begun)
+            move || schedule.pace(begun, None)
         });
         while begun.elapsed() < Duration::from_millis(50) {
             assert!(schedule.next().await.is_some());
