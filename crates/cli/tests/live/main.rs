@@ -122,7 +122,8 @@ fn a_sleeping_app_wakes_and_says_how_long_it_took() {
 
 #[test]
 fn mistakes_have_their_exit_codes_and_say_what_would_be_right() {
-    let server = Server::start();
+    // none of its apps can come up
+    let server = Server::start_impatient();
     let check = |line: &str, code: i32, says: &str| {
         let Ran { status, stderr, .. } = server.run(line);
         assert_eq!(status, Some(code), "{line}: {stderr}");

@@ -64,8 +64,17 @@ pub(crate) fn spawn(line: &str) -> Child {
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::start_with(CONFIG)
+    }
+
+    /// One that soon gives up apps that do not come up.
+    pub(crate) fn start_impatient() -> Self {
+        Self::start_with(&CONFIG.replace("provisioning_deadline = \"30s\"", "provisioning_deadline = \"5s\""))
+    }
+
+    fn start_with(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("cove.toml"), CONFIG).unwrap();
+        std::fs::write(dir.path().join("cove.toml"), config).unwrap();
         let (child, http) = launch(dir.path(), &[]);
         Self { dir, child, http }
     }
