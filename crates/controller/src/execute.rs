@@ -80,7 +80,10 @@ impl Brain {
         }
         entry.is_complete = true;
         self.note_capacity(&mut entry, &plan);
-        self.order(&mut entry, &plan, now);
+        if self.order(&mut entry, &plan, now) {
+            // what was refused is planned otherwise now, not at the next notice: that may be a minute away
+            self.dirty.insert(id.clone());
+        }
         self.publish_app(&mut entry, &mut plan);
         self.write_down(&mut entry, &looked, plan, now);
         self.entries.insert(id.clone(), entry);
@@ -126,14 +129,16 @@ impl Brain {
             .collect()
     }
 
-    /// Gives the orders of a plan to the driver; none of them waits.
-    fn order(&self, entry: &mut Entry, plan: &Plan, now: Timestamp) {
+    /// Gives the orders of a plan to the driver; none of them waits. Says whether one was refused.
+    fn order(&self, entry: &mut Entry, plan: &Plan, now: Timestamp) -> bool {
         let runtime = &self.deps.runtime;
         let mut refused: Vec<ReplicaName> = Vec::new();
+        let mut is_refused = false;
         for step in &plan.steps {
             match &step.action {
                 Action::Start { revision, replica } if !refused.contains(replica) => {
                     if let Err(error) = runtime.start(replica) {
+                        is_refused = true;
                         entry.memory.order_refused(revision, replica, error.to_string(), now);
                         tracing::warn!(%replica, %error, "failed to start a replica");
                     }
@@ -142,6 +147,7 @@ impl Brain {
                     let Some(known) = entry.known(revision) else { continue };
                     let spec = replica_spec(entry, known, replica.clone(), *target_port);
                     if let Err(error) = runtime.prepare(spec) {
+                        is_refused = true;
                         entry.memory.order_refused(revision, replica, error.to_string(), now);
                         tracing::warn!(%replica, %error, "failed to prepare a replica");
                         refused.push(replica.clone());
@@ -153,12 +159,14 @@ impl Brain {
                 }
                 Action::Freeze { revision, replica } => {
                     if let Err(error) = runtime.freeze(replica) {
+                        is_refused = true;
                         entry.memory.freeze_refused(revision, replica);
                         tracing::warn!(%replica, %error, "failed to freeze a replica; it is ended instead");
                     }
                 }
                 Action::Thaw { revision, replica } => {
                     if let Err(error) = runtime.thaw(replica) {
+                        is_refused = true;
                         entry.memory.order_refused(revision, replica, error.to_string(), now);
                         tracing::warn!(%replica, %error, "failed to thaw a replica");
                     }
@@ -172,6 +180,7 @@ impl Brain {
                 | Action::DeleteRevision { .. } => {}
             }
         }
+        is_refused
     }
 
     /// Endpoints, then hosts.

@@ -315,6 +315,16 @@ async fn an_app_comes_up_sleeps_and_wakes_from_a_slot() {
 }
 
 #[tokio::test]
+async fn an_order_that_is_refused_is_given_again() {
+    let mut bench = Bench::new().await;
+    bench.fake.world().has_no_slots = true;
+    bench.fake.world().refusals = 1;
+    let operation = bench.put("v1", template("sample")).await;
+    assert_eq!(bench.ended(&operation).await, OperationStatus::Succeeded, "the clock stood still");
+    assert_eq!(bench.ready("v1"), 1);
+}
+
+#[tokio::test]
 async fn a_new_revision_takes_over_and_the_old_one_drains() {
     let mut bench = Bench::new().await;
     let operation = bench.put("v1", template("sample")).await;

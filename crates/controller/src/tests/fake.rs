@@ -38,6 +38,10 @@ pub(crate) struct World {
     pub(crate) deaf: BTreeSet<String>,
     /// Orders to freeze are refused.
     pub(crate) cannot_freeze: bool,
+    /// So many orders to make a replica are refused.
+    pub(crate) refusals: u32,
+    /// Replicas are only made when they are started.
+    pub(crate) has_no_slots: bool,
     /// Every order for a replica, in order.
     pub(crate) log: Vec<String>,
     starts: BTreeMap<ReplicaName, u32>,
@@ -111,7 +115,7 @@ impl Runtime for Fake {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             driver: "fake".into(),
-            slots: true,
+            slots: !self.world().has_no_slots,
             slot_bytes: 4 << 20,
             limits: true,
             egress: false,
@@ -149,6 +153,10 @@ impl Runtime for Fake {
 
     fn prepare(&self, spec: ReplicaSpec) -> Result<(), RuntimeError> {
         let mut world = self.world();
+        if let Some(left) = world.refusals.checked_sub(1) {
+            world.refusals = left;
+            return Err(RuntimeError::Full { limit: 1, what: "replicas" });
+        }
         assert!(!world.replicas.contains_key(&spec.name), "a name is used once");
         if let Some(snapshot) = spec.sandbox.as_ref().and_then(|sandbox| sandbox.snapshot.as_ref()) {
             assert!(world.snapshots.contains_key(snapshot), "what it begins with is there");

@@ -13,13 +13,26 @@ fn frozen_template() -> Template {
 impl Bench {
     /// Brings `v1` up and lets it become idle.
     async fn idle(&mut self) {
+        self.drain().await;
+        self.drained().await;
+    }
+
+    async fn drain(&mut self) {
         self.until("it serves", || self.ready("v1") == 1).await;
         self.want("v1", 0);
         self.advance(SignedDuration::from_secs(30)).await;
         self.until("it drains", || self.endpoints.get(&key("v1")).unwrap().draining.len() == 1).await;
+    }
+
+    async fn drained(&mut self) {
         let name = self.endpoints.get(&key("v1")).unwrap().draining[0].clone();
         self.drained.set(name, 0);
         self.advance(SignedDuration::from_secs(1)).await;
+    }
+
+    /// The controller has heard of an app, and of all that was written before it.
+    async fn told_of(&mut self, app: &ResourceId) {
+        while self.events.recv().await.unwrap().app != Some(app.to_string()) {}
     }
 
     async fn told(&mut self, reason: &str) -> String {
@@ -52,9 +65,16 @@ async fn the_last_replica_is_frozen_and_thawed_by_a_wanted_count() {
 #[tokio::test]
 async fn one_that_cannot_be_frozen_ends() {
     let mut bench = Bench::new().await;
+    bench.fake.world().has_no_slots = true;
     bench.fake.world().cannot_freeze = true;
     bench.put("v1", frozen_template()).await;
-    bench.idle().await;
+    bench.drain().await;
+    // nothing else is to be seen to after the refusal: what was written is read again before
+    bench.clock.rested().await;
+    let other = ResourceId::resource("s", "g", "Microsoft.App/containerApps", "other").unwrap();
+    bench.put_app(ContainerApp { id: other.clone(), ..app(template("sample")) }, None).await;
+    bench.told_of(&other).await;
+    bench.drained().await;
     bench.until("it ends", || bench.fake.world().log.contains(&"stop web--v1".to_owned())).await;
 }
 
