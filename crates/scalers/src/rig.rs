@@ -11,11 +11,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cove_base::Clock;
 use cove_scaling::source::Scaler;
+pub(crate) use cove_testing::free_port;
 use tempfile::TempDir;
 
 use crate::{Context, Scalers, Source, Trigger};
@@ -26,23 +26,6 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const START_MAX: Duration = Duration::from_secs(240);
 /// `nobody`: who runs servers that refuse to run as root.
 const NOBODY: u32 = 65534;
-
-/// First port of tests, below those that the kernel gives to whoever names none, and how many there are.
-const PORTS: (u16, u16) = (20_000, 12_000);
-/// How many a process has for itself, next to processes that were started at about the same time.
-const PORTS_OWN: u32 = 16;
-
-/// A port that nobody has, and that no other test of this moment is given.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let (first, count) = PORTS;
-    let one = |_| {
-        let number = std::process::id().wrapping_mul(PORTS_OWN) + NEXT.fetch_add(1, Ordering::Relaxed);
-        first + u16::try_from(number % u32::from(count)).expect("it is below the count")
-    };
-    let mut ports = (0..count).map(one);
-    ports.find(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok()).expect("tests have free ports")
-}
 
 /// Asks `is_true` again and again until it says yes.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_true: impl FnMut() -> F) {

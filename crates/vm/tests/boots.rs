@@ -15,13 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cove_testing::free_port;
 use cove_vm::{
     Backing, LinkEvent, OVERHEAD_BYTES,
     local::{Local, LocalError},
     monitor::{Monitor, copy_memory, memory_of},
     wire::{PROGRAM, Process, Stream, Terminal, WINDOW_BYTES},
 };
-use fixture::{Fixture, LIMIT, Said, ask, free_port, run, sh, shell, unix_ns};
+use fixture::{Fixture, LIMIT, Said, ask, run, sh, shell, unix_ns};
 
 const MEMORY: u64 = 192 << 20;
 

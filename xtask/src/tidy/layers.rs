@@ -1,7 +1,8 @@
 //! Which crate may depend on which, and what makes a crate pure.
 //!
 //! A manifest says its layer in `[package.metadata] layer = "…"`. A dependency may point down or stay within core, adapters
-//! and programs; services never see each other, since they meet in the server. Development dependencies follow the same rule.
+//! and programs; services never see each other, since they meet in the server. Development dependencies follow the same rule. What only tests need (layer `test`) uses
+//! nothing of the product, and everyone's tests may use it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,6 +32,7 @@ enum Layer {
     Adapter,
     Service,
     Program,
+    Test,
 }
 
 impl Layer {
@@ -40,12 +42,17 @@ impl Layer {
             "adapter" => Some(Self::Adapter),
             "service" => Some(Self::Service),
             "program" => Some(Self::Program),
+            "test" => Some(Self::Test),
             _ => None,
         }
     }
 
-    fn may_depend_on(self, other: Self) -> bool {
-        other < self || (other == self && self != Self::Service)
+    fn may_depend_on(self, other: Self, section: &str) -> bool {
+        match (self, other) {
+            (_, Self::Test) => section == "dev-dependencies",
+            (Self::Test, _) => false,
+            _ => other < self || (other == self && self != Self::Service),
+        }
     }
 }
 
@@ -71,7 +78,7 @@ pub(super) fn check<'a>(
             }
             // the tools of the repository stand outside the product
             None if path.starts_with("xtask") => {}
-            None => found.error(path, "no `[package.metadata] layer`; write core, adapter, service or program"),
+            None => found.error(path, "no `[package.metadata] layer`; write core, adapter, service, program or test"),
         }
     }
     for (path, manifest) in &crates {
@@ -81,7 +88,7 @@ pub(super) fn check<'a>(
         let Some(&layer) = at(manifest, &["package", "name"]).and_then(|name| layers.get(name)) else { continue };
         for (section, dependency) in dependencies(manifest) {
             if let Some(&other) = layers.get(dependency)
-                && !layer.may_depend_on(other)
+                && !layer.may_depend_on(other, section)
             {
                 found.error(path, format!("`{dependency}` ({other:?}) must not be used by a crate of layer {layer:?}"));
             }
@@ -158,14 +165,19 @@ mod tests {
                 ("cli", "metadata.layer = \"program\""),
                 ("bare", "metadata.layer = \"core\""),
                 ("lost", ""),
+                ("testing", "metadata.layer = \"test\"\n[dependencies]\ncove-model = {}"),
+                ("traffic", "metadata.layer = \"core\"\n[dev-dependencies]\ncove-testing = {}"),
+                ("scaling", "metadata.layer = \"core\"\n[dependencies]\ncove-testing = {}"),
             ],
             &expect![[r#"
-                error: crates/lost/Cargo.toml: no `[package.metadata] layer`; write core, adapter, service or program
+                error: crates/lost/Cargo.toml: no `[package.metadata] layer`; write core, adapter, service, program or test
                 error: crates/bare/clippy.toml: missing: a pure crate bans clocks, environment and hash maps in a `clippy.toml` of its own
                 error: crates/ingress/Cargo.toml: `cove-monitor` (Service) must not be used by a crate of layer Service
                 error: crates/model/Cargo.toml: `cove-store` (Adapter) must not be used by a crate of layer Core
                 error: crates/model/Cargo.toml: `tokio` is not on the list of what a pure crate may use
                 error: crates/monitor/Cargo.toml: `cove-server` (Program) must not be used by a crate of layer Service
+                error: crates/scaling/Cargo.toml: `cove-testing` (Test) must not be used by a crate of layer Core
+                error: crates/testing/Cargo.toml: `cove-model` (Core) must not be used by a crate of layer Test
             "#]],
         );
     }

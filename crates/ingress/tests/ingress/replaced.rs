@@ -4,6 +4,7 @@ use std::{os::fd::AsFd, time::Duration};
 
 use cove_ingress::{IngressConfig, bind};
 use cove_model::Transport;
+use cove_testing::free_port;
 use cove_traffic::{AppRoute, TcpRoute};
 use http::Request;
 use http_body_util::{BodyExt, Empty};
@@ -14,7 +15,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::world::{Backend, World, environment, free_port, get, revision, route, soon, until};
+use crate::world::{Backend, World, environment, get, revision, route, soon, until};
 
 const HOST: &str = "web.env.localhost";
 const GRACE: Duration = Duration::from_secs(60);

@@ -14,6 +14,7 @@ use cove_model::{
     BreakerPolicy, HeaderMatch, IngressPolicies, RequestLimits, Resiliency, RetryOn, RetryPolicy, TextMatch, Transport,
     TryTimeouts,
 };
+use cove_testing::free_port;
 use cove_traffic::AppRoute;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
@@ -23,7 +24,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::world::{Backend, World, free_port, get, parts, raw, reason, replica, revision, route, soon, text, until};
+use crate::world::{Backend, World, get, parts, raw, reason, replica, revision, route, soon, text, until};
 
 const HOST: &str = "web.env.localhost";
 

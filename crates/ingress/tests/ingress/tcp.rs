@@ -4,15 +4,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use cove_ingress::IngressConfig;
 use cove_model::{IngressPolicies, IpRestriction, ProxyProtocol, Transport};
+use cove_testing::free_port;
 use cove_traffic::{AppRoute, TcpRoute};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::world::{
-    Backend, World, endpoints, environment, free_port, parts, raw, reason, revision, route, soon, until,
-};
+use crate::world::{Backend, World, endpoints, environment, parts, raw, reason, revision, route, soon, until};
 
 /// Outside and inside of the world's ports.
 const OUTSIDE: [u8; 4] = [127, 0, 0, 1];

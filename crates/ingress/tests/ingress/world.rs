@@ -139,23 +139,6 @@ pub(crate) fn bound() -> (tokio::net::TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// First port of tests, below those that the kernel gives to whoever names none, and how many there are.
-const PORTS: (u16, u16) = (20_000, 12_000);
-/// How many a process has for itself, next to processes that were started at about the same time.
-const PORTS_OWN: u32 = 16;
-
-/// A port that nobody has, and that no other test of this moment is given.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let (first, count) = PORTS;
-    let one = |_| {
-        let number = std::process::id().wrapping_mul(PORTS_OWN) + NEXT.fetch_add(1, Ordering::Relaxed);
-        first + u16::try_from(number % u32::from(count)).unwrap()
-    };
-    let mut ports = (0..count).map(one);
-    ports.find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("tests have free ports")
-}
-
 impl World {
     pub(crate) async fn start() -> Self {
         Self::with(IngressConfig::default()).await

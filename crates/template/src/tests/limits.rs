@@ -3,15 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::*;
+use cove_testing::processor_time;
 
-/// Processor time of this thread: whatever else the machine does meanwhile is not in it.
-fn processor_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("the kernel tells it");
-    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses comes before");
-    let hundredths: u64 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-    Duration::from_millis(10 * hundredths)
-}
+use super::*;
 
 fn within(limit: Duration, run: impl FnOnce()) {
     let begun = processor_time();

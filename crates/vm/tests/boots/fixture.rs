@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     os::unix::fs::symlink,
     time::{Duration, SystemTime},
 };
@@ -71,11 +70,6 @@ impl Fixture {
             ..bare(&self.guest, &self.qemu, Accel::Tcg, tsc_khz())
         }
     }
-}
-
-/// A port that nobody listens at.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub(crate) fn unix_ns() -> u64 {
