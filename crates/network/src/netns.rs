@@ -33,7 +33,7 @@ use crate::kernel::{Kernel, disable_ipv6, ignore, link_by_name};
 use crate::layout::{INSIDE, Layout, Mac, NetnsId, NetnsLease};
 
 /// Longest wait for an interface to be up after it has a carrier.
-const UP_TIMEOUT: Duration = Duration::from_secs(2);
+const UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Index of `lo` in every network namespace.
 pub(crate) const LO_INDEX: u32 = 1;
