@@ -231,11 +231,29 @@ class Interpreters(unittest.TestCase):
             self.run_code("1", timeoutInSeconds=wrong, expect=400)
 
     def test_endless_output_is_cut(self):
+        peak = "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024"
+        before = self.result(peak)["executionResult"]
         ran = self.run_code("while True: print('x' * 10000)", timeoutInSeconds=3)
         self.assertEqual(ran["status"], "Failed")
         self.assertLess(len(ran["result"]["stdout"]), 2 * MIB)
         self.assertIn("stdout was cut", ran["result"]["stdout"][-100:])
-        self.assertEqual(self.result("1")["executionResult"], 1)
+        # what is dropped takes no memory: a loop prints hundreds of MiB before they could be sent
+        self.assertLess(self.result(peak)["executionResult"] - before, 100)
+        ran = self.run_code("import os\nwhile True: os.write(1, b'x' * 10000)", timeoutInSeconds=3)
+        self.assertIn("stdout was cut", ran["result"]["stdout"][-100:])
+        self.assertEqual(self.result("print('whole'); 1")["stdout"], "whole\n")
+
+    def test_code_that_takes_all_memory_ends_alone(self):
+        hungry = {
+            "python": "kept = [b'x' * (1 << 20) for _ in range(1 << 16)]",
+            "node": "const kept = []; while (true) kept.push(Buffer.alloc(1 << 20, 1))",
+        }
+        for pool, code in hungry.items():
+            self.ask("POST", pool, "files", files={"file": ("kept.txt", b"kept")})
+            ran = self.run_code(code, pool=pool)
+            self.assertIn("InterpreterDied", ran["error"]["message"], pool)
+            self.assertEqual(self.result("2", pool=pool)["executionResult"], 2)
+            self.assertEqual(self.ask("GET", pool, "files/kept.txt/content").content, b"kept")
 
     def test_an_interpreter_that_ends_is_started_anew(self):
         ran = self.run_code("import os; os._exit(3)")

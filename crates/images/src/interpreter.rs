@@ -120,8 +120,9 @@ impl Interpreter {
 }
 
 /// Files of the server in the image.
-const GUEST: [(&str, &[u8]); 5] = [
+const GUEST: [(&str, &[u8]); 6] = [
     ("files.py", include_bytes!("interpreter/guest/files.py")),
+    ("kernel.py", include_bytes!("interpreter/guest/kernel.py")),
     ("kernels.py", include_bytes!("interpreter/guest/kernels.py")),
     ("node.js", include_bytes!("interpreter/guest/node.js")),
     ("output.py", include_bytes!("interpreter/guest/output.py")),

@@ -12,6 +12,7 @@ import queue
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,10 +24,18 @@ START_WITHIN_SECONDS = 100
 INTERRUPT_WITHIN_SECONDS = 10
 HEARD_MAX_BYTES = 16 << 20
 HOME = "/mnt/data"
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def environment():
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def expendable(pid):
+    """When the session's memory is full, this one ends and what it started, never the server: code is told, the session lives."""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("1000")
 
 
 class TimedOut(Exception):
@@ -56,12 +65,14 @@ class Python:
             transport="ipc", ip=os.path.join(folder, "k"), connection_file=os.path.join(folder, "kernel.json")
         )
         self._manager.shutdown_wait_time = 1
+        self._manager.kernel_spec.argv = [sys.executable, os.path.join(HERE, "kernel.py"), "-f", "{connection_file}"]
         self._manager.start_kernel(cwd=HOME, env=environment())
         self._open()
         # what the first code would wait for otherwise
         self.run("import numpy, pandas, matplotlib; import matplotlib.pyplot; del numpy, pandas, matplotlib", Outputs(), 90)
 
     def _open(self):
+        expendable(self._manager.provisioner.pid)
         self._client = self._manager.blocking_client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=START_WITHIN_SECONDS)
@@ -149,6 +160,7 @@ class Child:
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=HOME,
             env=environment(), start_new_session=True, pass_fds=(told, said),
         )  # fmt: skip
+        expendable(self._process.pid)
         for one in (inside_read, inside_write, told, said):
             os.close(one)
         self._tell, self._hear = tell, hear
@@ -252,7 +264,7 @@ class Node(Child):
     """JavaScript in one context of Node's `vm`."""
 
     def __init__(self):
-        super().__init__(["node", "--no-warnings", os.path.join(os.path.dirname(os.path.abspath(__file__)), "node.js")])
+        super().__init__(["node", "--no-warnings", os.path.join(HERE, "node.js")])
         super().run("undefined", Outputs(), START_WITHIN_SECONDS)
 
     def run(self, code, outputs, seconds):

@@ -87,6 +87,7 @@ class Session:
             except (OSError, ValueError) as error:
                 outputs.stderr.add(f"{arguments[0]}: {error}\n")
                 return 127
+            kernels.expendable(done.pid)
             readers = [
                 threading.Thread(target=self._read, args=(stream, text), daemon=True)
                 for stream, text in ((done.stdout, outputs.stdout), (done.stderr, outputs.stderr))
@@ -219,6 +220,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._refuse(500, "SessionFailed", f"the session failed: {error.strerror}")
         except (ValueError, KeyError, TypeError) as error:
             self._refuse(400, "InvalidRequest", f"the request cannot be read: {error}")
+        except RuntimeError as error:
+            # an interpreter that ended and does not start again
+            self._refuse(500, "SessionFailed", f"the session failed: {error}")
 
     def _act(self, method, route, path):
         match method, route:
