@@ -41,6 +41,20 @@ class Input(SessionCase):
             self.assertEqual(self.raw(b"/echo?identifier=" + separated), 400, separated)
         self.assertEqual(self.told(f"{self.base()}/echo?identifier=good-one")[0]["calls"], 1, "others go on")
 
+    def test_a_refused_body_leaves_the_connection(self):
+        """The answer comes before the body was sent, and the next request finds the connection as it was."""
+        connection, parts = self.connect(self.base())
+        connection.connect()
+        for length in (10, 5 * MIB, 1):
+            head = f"POST {parts.path}/echo?identifier=refused HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            connection.sock.sendall(head.encode())
+            answer = http.client.HTTPResponse(connection.sock, method="POST")
+            answer.begin()
+            answer.read()
+            self.assertEqual(answer.status, 401)
+            connection.sock.sendall(bytes(length))
+        connection.close()
+
     def test_a_session_that_dies_in_a_call(self):
         base = self.base()
         _, first = self.told(f"{base}/echo?identifier=mortal")

@@ -36,6 +36,7 @@ mod sessions;
 mod sockets;
 mod tcp_ports;
 mod tls;
+mod unread;
 mod virtual_clock;
 mod wakes;
 
