@@ -149,8 +149,16 @@ async fn each_container_has_its_own_limits_and_those_of_cpu_come_with_readiness(
     assert_eq!(counts, [1, 1], "writes to {cpu_file}");
     see(1);
     for (group, which) in groups.iter().zip(["first", "second"]) {
-        let environment = fs::read_to_string(format!("/proc/{}/environ", pids(group)[0])).unwrap();
-        assert!(environment.split('\0').any(|entry| entry == format!("WHICH={which}")), "{group}: {environment}");
+        // who made the container was in its group too, and is about to end
+        let (deadline, wanted) = (Instant::now() + LIMIT, format!("WHICH={which}"));
+        let environments = || {
+            let of = |pid: &_| fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
+            pids(group).iter().map(of).collect::<Vec<String>>()
+        };
+        while !environments().iter().any(|environment| environment.split('\0').any(|entry| entry == wanted)) {
+            assert!(Instant::now() < deadline, "{group}: {wanted} is not in {:?}", environments());
+            tokio::task::yield_now().await;
+        }
     }
     host.runtime().stop(&name, Duration::from_secs(1));
     host.wait(&name, |seen| seen.phase == ReplicaPhase::Stopped).await;
