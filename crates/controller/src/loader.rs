@@ -108,7 +108,10 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
                 dirty = changes.next() => todo.extend(dirty),
             }
         }
-        match load_all(&store, &todo, is_first, &batches).await {
+        // whoever takes the batches may have ended before
+        let loading = shutdown.run_until_cancelled(load_all(&store, &todo, is_first, &batches));
+        let Some(loaded) = loading.await else { return };
+        match loaded {
             Ok(true) => {
                 backoff.reset();
                 todo.clear();

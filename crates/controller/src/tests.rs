@@ -586,3 +586,24 @@ async fn an_app_is_loaded_with_the_revisions_of_its_generation() {
     shutdown.cancel();
     loader.await.unwrap();
 }
+
+#[tokio::test]
+async fn loaders_end_at_shutdown_though_nobody_takes_what_they_read() {
+    async fn ends<B: Default>(follow: impl AsyncFnOnce(mpsc::Sender<B>, CancellationToken)) {
+        let (batches, _nobody_takes) = mpsc::channel(1);
+        batches.try_send(B::default()).ok().expect("there is room for one");
+        let shutdown = CancellationToken::new();
+        let following = follow(batches, shutdown.clone());
+        let shut = async {
+            tokio::task::yield_now().await;
+            shutdown.cancel();
+        };
+        let both = async { tokio::join!(following, shut) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("it ends");
+    }
+    let bench = Bench::new().await;
+    let store = || bench.store.clone();
+    ends(async |batches, shutdown| crate::loader::follow(store(), batches, shutdown).await).await;
+    ends(async |batches, shutdown| crate::jobs::follow(store(), batches, shutdown).await).await;
+    ends(async |batches, shutdown| crate::sessions::follow(store(), batches, shutdown).await).await;
+}

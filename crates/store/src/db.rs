@@ -284,18 +284,22 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(Queued { outlives, f: Some(f), result: None, answer });
-        let jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
-        match jobs.try_send(job) {
-            Ok(()) => {}
-            Err(mpsc::TrySendError::Full(job)) => {
-                let sent = tokio::task::spawn_blocking(move || jobs.send(job).is_ok()).await.unwrap_or(false);
-                if !sent {
-                    return Err(StoreError::Closed);
-                }
-            }
-            Err(mpsc::TrySendError::Disconnected(_)) => return Err(StoreError::Closed),
-        }
+        self.hand_over(job).await?;
         answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Hands a write to the writer. Its own function: a sender that stays while the answer is awaited keeps
+    /// [`Store::close`] from its end.
+    async fn hand_over(&self, job: Job) -> Result<(), StoreError> {
+        let jobs = self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
+        let is_sent = match jobs.try_send(job) {
+            Ok(()) => true,
+            Err(mpsc::TrySendError::Full(job)) => {
+                tokio::task::spawn_blocking(move || jobs.send(job).is_ok()).await.unwrap_or(false)
+            }
+            Err(mpsc::TrySendError::Disconnected(_)) => false,
+        };
+        if is_sent { Ok(()) } else { Err(StoreError::Closed) }
     }
 }
 

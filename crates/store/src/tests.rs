@@ -235,3 +235,22 @@ async fn resources_are_found_by_page_name_and_environment() {
     let one = ResourceId::resource("s", "g", "Microsoft.App/managedEnvironments", "ONE").unwrap();
     assert_eq!(names(store.resources_in(kind, &one).unwrap()), ["a", "ab", "b"]);
 }
+
+#[tokio::test]
+async fn a_store_closes_while_a_write_is_awaited() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut write = Box::pin(store.put(put(Expect::Anything)));
+    let first = std::future::poll_fn(|context| std::task::Poll::Ready(write.as_mut().poll(context))).await;
+    let (ended, closed) = std::sync::mpsc::channel();
+    let closing = store.clone();
+    std::thread::spawn(move || {
+        closing.close();
+        let _test_left = ended.send(());
+    });
+    closed.recv_timeout(std::time::Duration::from_secs(20)).expect("it closes though nobody takes the answer");
+    if let std::task::Poll::Pending = first {
+        write.await.expect("what was handed over before is committed");
+    }
+    assert!(matches!(store.put(put(Expect::Anything)).await, Err(StoreError::Closed)));
+}

@@ -1,6 +1,6 @@
 //! The state of a virtual clock: its time, who sleeps until when, and who is at work.
 //!
-//! **Invariant:** wakers are called without the lock held.
+//! **Invariant:** wakers are called and dropped without the lock held: what they wake may sleep here too.
 
 use std::{
     collections::BTreeMap,
@@ -124,7 +124,7 @@ impl Virtual {
         let mut state = self.state();
         if at <= state.now {
             if let Some(id) = id {
-                state.sleepers.remove(&(at, id));
+                let _woken = state.sleepers.remove(&(at, id));
                 drop(state);
                 self.rested.notify_one();
             }
@@ -134,14 +134,15 @@ impl Virtual {
             state.next_sleeper += 1;
             state.next_sleeper
         });
-        state.sleepers.insert((at, id), waker.clone());
+        let _older = state.sleepers.insert((at, id), waker.clone());
+        drop(state);
         Some(id)
     }
 
     fn forget(&self, at: Timestamp, id: u64) {
         let mut state = self.state();
         let was_due = at <= state.now;
-        state.sleepers.remove(&(at, id));
+        let _waker = state.sleepers.remove(&(at, id));
         drop(state);
         if was_due {
             self.rested.notify_one();

@@ -72,7 +72,8 @@ pub(crate) async fn follow(store: Store, batches: mpsc::Sender<Batch>, shutdown:
                 }
                 let is_news = !batch.pools.is_empty() || !batch.unreadable.is_empty() || is_first;
                 is_first = false;
-                if is_news && batches.send(batch).await.is_err() {
+                // whoever takes the batches may have ended before
+                if is_news && !matches!(shutdown.run_until_cancelled(batches.send(batch)).await, Some(Ok(()))) {
                     return;
                 }
             }
