@@ -589,9 +589,9 @@ async fn an_app_is_loaded_with_the_revisions_of_its_generation() {
 
 #[tokio::test]
 async fn loaders_end_at_shutdown_though_nobody_takes_what_they_read() {
-    async fn ends<B: Default>(follow: impl AsyncFnOnce(mpsc::Sender<B>, CancellationToken)) {
+    async fn ends<B: Default + std::fmt::Debug>(follow: impl AsyncFnOnce(mpsc::Sender<B>, CancellationToken)) {
         let (batches, _nobody_takes) = mpsc::channel(1);
-        batches.try_send(B::default()).ok().expect("there is room for one");
+        batches.try_send(B::default()).expect("there is room for one");
         let shutdown = CancellationToken::new();
         let following = follow(batches, shutdown.clone());
         let shut = async {

@@ -30,7 +30,6 @@ use cove_model::{AuthOrigin, AuthPolicy, AuthProvider, EventKind, ResourceId, Sy
 use cove_traffic::AppRoute;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use ring::digest;
 use rustls::pki_types::CertificateDer;
@@ -50,6 +49,7 @@ use crate::{
     answer::{self, Refusal},
     proxy::{Client, Proxy, Side},
     target::Found,
+    unread::ClientBody,
 };
 
 /// Tells an event of an app.
@@ -171,7 +171,7 @@ impl Auth {
         &self,
         shared: &AuthShared,
         arrival: Arrival<'_>,
-        request: &mut Request<Incoming>,
+        request: &mut Request<ClientBody>,
     ) -> Result<Verdict, Refusal> {
         claims::remove_ours(request.headers_mut());
         let Arrival { client, host, route, app_path } = arrival;
@@ -217,7 +217,7 @@ impl Proxy {
         client: &Client,
         host: &str,
         found: &Found,
-        request: &mut Request<Incoming>,
+        request: &mut Request<ClientBody>,
     ) -> Result<Verdict, Refusal> {
         let Some(auth) = &found.app.policy.auth else { return Ok(Verdict::Pass) };
         let is_plain = client.side == Side::Http && auth.policy.origin == AuthOrigin::Request;
@@ -327,7 +327,7 @@ impl Visit<'_> {
     }
 
     /// What a client without a login gets.
-    fn without_login(&self, request: &Request<Incoming>, why: Option<AuthRefusal>) -> Result<Verdict, Refusal> {
+    fn without_login(&self, request: &Request<ClientBody>, why: Option<AuthRefusal>) -> Result<Verdict, Refusal> {
         let policy = self.policy();
         if place::is_excluded(&self.path, &policy.excluded_paths) {
             return Ok(Verdict::Pass);

@@ -26,6 +26,7 @@ use crate::{
     proxy::Client,
     quiet::Activity,
     stall::{Counted, Progress, Watched},
+    unread::{ClientBody, ReadOut},
     unreadable::{self, Answered},
 };
 
@@ -67,6 +68,7 @@ where
             upgrading.send_replace(true);
         }
         async move {
+            let request = ReadOut::of(request, &doors.drain);
             let response = answer(&doors, &client, request, upgrading).await;
             answered.set();
             Ok::<_, Infallible>(response.map(|body| body.keep(answering)))
@@ -108,7 +110,7 @@ where
 async fn answer(
     doors: &Doors,
     client: &Client,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
     upgrading: Option<watch::Sender<bool>>,
 ) -> Response<ResponseBody> {
     // in its one place from the beginning: it is large, and each move would be a copy
@@ -139,6 +141,7 @@ where
     let service = service_fn(|request: Request<Incoming>| {
         let (doors, client, progress) = (Arc::clone(doors), Arc::clone(&client), Arc::clone(&progress));
         async move {
+            let request = ReadOut::of(request, &doors.drain);
             let response = doors.proxy.serve(&client, request).await;
             Ok::<_, Infallible>(response.map(|body| Watched::new(body, Some(progress))))
         }

@@ -8,7 +8,6 @@ use cove_model::{ReplicaName, ResourceId, Transport};
 use cove_traffic::{RouteTable, WakeObservation};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
@@ -31,6 +30,7 @@ use crate::{
     routes::{AppGates, Gates, Snapshot},
     sticky::Affinity,
     target::{self, Admission, Found},
+    unread::ClientBody,
     upgrade::{self, Wish},
     upstream::{self, Answered, Call},
 };
@@ -123,7 +123,7 @@ impl Proxy {
     pub(crate) async fn serve(
         self: &Arc<Self>,
         client: &Client,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
     ) -> Response<ResponseBody> {
         let seen = self.observer.begin(client, &mut request, &self.shared.config);
         let response = self.answer(client, request, &seen).await;
@@ -133,12 +133,12 @@ impl Proxy {
     async fn answer(
         self: &Arc<Self>,
         client: &Client,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
         seen: &Arc<Seen>,
     ) -> Response<ResponseBody> {
         let host = match self.check(&request) {
             Ok(host) => host,
-            Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
+            Err(refusal) => return self.refuse(&refusal, &mut request).map(ResponseBody::from),
         };
         if request.method() == Method::CONNECT {
             // a WebSocket is asked for with GET, whatever HTTP/2 calls it
@@ -149,7 +149,7 @@ impl Proxy {
         }
         let found = match self.find(client, &host, request.uri()) {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(&refusal, &request).map(ResponseBody::from),
+            Err(refusal) => return self.refuse(&refusal, &mut request).map(ResponseBody::from),
         };
         let app = Arc::clone(&found.app);
         seen.found(&app);
@@ -160,9 +160,9 @@ impl Proxy {
             Ok(Admission::In) => match self.authenticate(client, &host, &found, &mut request).await {
                 Ok(Verdict::Pass) => self.serve_app(client, &host, found, request, seen).await,
                 Ok(Verdict::Answer(answer)) => answer.map(ResponseBody::from),
-                Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
+                Err(refusal) => self.refuse(&refusal, &mut request).map(ResponseBody::from),
             },
-            Err(refusal) => self.refuse(&refusal, &request).map(ResponseBody::from),
+            Err(refusal) => self.refuse(&refusal, &mut request).map(ResponseBody::from),
         };
         if let (Some(cors), Some(origin)) = (&app.policy.cors, origin) {
             cors.decorate(&origin, response.headers_mut());
@@ -176,14 +176,14 @@ impl Proxy {
         client: &Client,
         host: &str,
         found: Found,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
         seen: &Arc<Seen>,
     ) -> Response<ResponseBody> {
         let Found { app, path, .. } = found;
         let affinity = if app.policy.is_sticky { Affinity::read(request.headers()) } else { None };
         let known = affinity.and_then(|affinity| app.with_share().find(|gate| gate.affinity() == affinity.revision));
         let Some(gate) = known.or_else(|| app.choose((self.random)())) else {
-            return self.refuse(&Refusal::NoRevision, &request).map(ResponseBody::from);
+            return self.refuse(&Refusal::NoRevision, &mut request).map(ResponseBody::from);
         };
         let mut ticket = gate.admit(seen.started_at());
         ticket.observed_by(seen);
@@ -194,7 +194,7 @@ impl Proxy {
         let is_http1 = exchange.app.route.transport != Transport::Http2;
         let wish = Wish::of(&mut request);
         if wish.as_ref().is_some_and(Wish::is_stream) && !is_http1 {
-            return self.refuse(&Refusal::ConnectMethod, &request).map(ResponseBody::from);
+            return self.refuse(&Refusal::ConnectMethod, &mut request).map(ResponseBody::from);
         }
         let wish = wish.filter(|_| is_http1);
         let (accept, method) = (request.headers().get(header::ACCEPT).cloned(), request.method().clone());
@@ -220,18 +220,19 @@ impl Proxy {
         response
     }
 
-    fn refuse(&self, refusal: &Refusal, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn refuse(&self, refusal: &Refusal, request: &mut Request<ClientBody>) -> Response<Full<Bytes>> {
         tracing::debug!(reason = refusal.status().1, "request refused");
         let mut response = refusal.response(request.method(), request.headers());
         if response.status() == StatusCode::BAD_REQUEST && request.version() != Version::HTTP_2 {
             // who sends this may mean the next bytes differently than we do
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            request.body_mut().leave();
         }
         response
     }
 
     /// Refuses what must not be passed on; gives the host that the request names.
-    fn check(&self, request: &Request<Incoming>) -> Result<String, Refusal> {
+    fn check(&self, request: &Request<ClientBody>) -> Result<String, Refusal> {
         if request.method() == Method::CONNECT && !upgrade::is_websocket_stream(request) {
             return Err(Refusal::ConnectMethod);
         }
@@ -272,7 +273,7 @@ impl Proxy {
         self: &Arc<Self>,
         exchange: Exchange<'_>,
         (ticket, lease): (Ticket, Lease),
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
         wish: Option<Wish>,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let Exchange { client, deadline, .. } = exchange;

@@ -17,10 +17,9 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 
-use crate::observe::Seen;
+use crate::{observe::Seen, unread::ClientBody};
 
 /// A client's body; its clones are the same try's.
 #[derive(Clone)]
@@ -43,7 +42,7 @@ struct Shared {
 }
 
 struct State {
-    incoming: Incoming,
+    incoming: ClientBody,
     /// The newest try.
     generation: u32,
     kept: Option<Kept>,
@@ -140,7 +139,7 @@ pub(crate) enum RequestBodyError {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, limits: &BodyLimits) -> Self {
+    pub(crate) fn new(incoming: ClientBody, limits: &BodyLimits) -> Self {
         if incoming.is_end_stream() {
             return Self { shared: None, generation: 0, at: 0 };
         }

@@ -14,7 +14,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use cove_base::{OnCancel, OnError, Rare, TaskKind};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::{
-    body::Incoming,
     ext::Protocol,
     upgrade::{OnUpgrade, Upgraded, on},
 };
@@ -31,6 +30,7 @@ use crate::{
     headers,
     observe::Seen,
     proxy::{Client, Proxy},
+    unread::ClientBody,
     upstream::Answered,
     websocket::{Frames, GOING_AWAY},
 };
@@ -69,7 +69,7 @@ pub(crate) fn is_websocket_stream<B>(request: &Request<B>) -> bool {
 
 impl Wish {
     /// What a request asks for, if anything. One in a stream of HTTP/2 has become a `GET` already, which is what it means.
-    pub(crate) fn of(request: &mut Request<Incoming>) -> Option<Self> {
+    pub(crate) fn of(request: &mut Request<ClientBody>) -> Option<Self> {
         if request.extensions().get::<Protocol>().is_some() {
             let key = BASE64.encode(rand::random::<[u8; 16]>());
             let key = HeaderValue::try_from(key).expect("Base64 is a header value");

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use http::{Request, header::EXPECT};
+use cove_ingress::ReadOut;
+use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -14,8 +15,6 @@ use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
-
-use crate::unread::ReadOut;
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 2048;
@@ -50,10 +49,12 @@ pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, router: Route
         };
         let _only_slower = stream.set_nodelay(true);
         let (tls, router, builder, watcher) = (tls.clone(), router.clone(), builder.clone(), graceful.watcher());
+        let until = shutdown.clone();
         tokio::spawn(async move {
             let _slot = slot;
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await else { return };
-            let service = TowerToHyperService::new(router.map_request(read_out));
+            let router = router.map_request(move |request: Request<Incoming>| ReadOut::of(request, &until));
+            let service = TowerToHyperService::new(router);
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(error = %error, "a connection to the API ended early");
@@ -63,10 +64,4 @@ pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, router: Route
     if timeout(DRAIN_LIMIT, graceful.shutdown()).await.is_err() {
         tracing::info!("open requests of the API were cut after the grace period");
     }
-}
-
-/// A request whose body is read to its end though it be refused.
-fn read_out(request: Request<Incoming>) -> Request<ReadOut<Incoming>> {
-    let waits = request.headers().contains_key(EXPECT);
-    request.map(|body| ReadOut::new(body, waits))
 }

@@ -36,7 +36,6 @@ mod sessions;
 mod sockets;
 mod tcp_ports;
 mod tls;
-mod unread;
 mod virtual_clock;
 mod wakes;
 

@@ -249,7 +249,7 @@ async fn a_store_closes_while_a_write_is_awaited() {
         let _test_left = ended.send(());
     });
     closed.recv_timeout(std::time::Duration::from_secs(20)).expect("it closes though nobody takes the answer");
-    if let std::task::Poll::Pending = first {
+    if first.is_pending() {
         write.await.expect("what was handed over before is committed");
     }
     assert!(matches!(store.put(put(Expect::Anything)).await, Err(StoreError::Closed)));

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use cove_model::{AuthProtocol, AuthProvider};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -28,7 +27,10 @@ use super::{
     session::{BINDING_COOKIE, LoginState, LogoutState, SESSION_COOKIE, Session, binding, hash, set_cookie},
     tokens::{Record, TokenStore, Tokens},
 };
-use crate::answer::{REASON_HEADER, Refusal};
+use crate::{
+    answer::{REASON_HEADER, Refusal},
+    unread::ClientBody,
+};
 
 /// Bytes of a body that one of these paths reads.
 const BODY_MAX: usize = 64 << 10;
@@ -47,7 +49,7 @@ struct Told {
 
 impl Visit<'_> {
     /// Answers a path below the prefix.
-    pub(super) async fn answer(&self, place: &str, request: &mut Request<Incoming>) -> Result<Answer, Refusal> {
+    pub(super) async fn answer(&self, place: &str, request: &mut Request<ClientBody>) -> Result<Answer, Refusal> {
         let method = request.method().clone();
         let reads = method == Method::GET || method == Method::HEAD;
         let parts: Vec<&str> = place.trim_start_matches('/').split('/').collect();
@@ -168,7 +170,7 @@ impl Visit<'_> {
     }
 
     /// Logs in a client that has a token of the provider already (`POST`), as mobile apps do.
-    async fn login_with_token(&self, name: &str, request: &mut Request<Incoming>) -> Result<Answer, AuthRefusal> {
+    async fn login_with_token(&self, name: &str, request: &mut Request<ClientBody>) -> Result<Answer, AuthRefusal> {
         let (provider, fingerprint) = self.named(name)?;
         if provider.protocol != AuthProtocol::OpenId {
             // an access token does not say whom it was given to

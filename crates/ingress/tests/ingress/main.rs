@@ -21,5 +21,6 @@ mod split;
 mod stress;
 mod tcp;
 mod tls;
+mod unread;
 mod websocket;
 mod world;

@@ -254,7 +254,8 @@ async fn bodies_without_end_wait_for_the_app_or_are_refused() {
             drop(reader);
             let sent = soon("the end of the body", writing).await.unwrap();
             println!("{expected}: {} KiB were taken", sent >> 10);
-            assert!(sent < 64 << 20, "{sent}");
+            // what the limit lets through, what is read behind the answer, and buffers
+            assert!(sent < (8 + 192 + 56) << 20, "{sent}");
             // a reset may take the answer away that was sent before it
             assert!(
                 answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {code} ")) && reason(&answer) == expected,
