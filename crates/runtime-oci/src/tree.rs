@@ -18,9 +18,10 @@ use std::{
 };
 
 use camino::Utf8Path;
+use cove_base::open_confined;
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, open},
     libc,
     mount::{MntFlags, umount2},
     sys::stat::{Mode, fstat, mkdirat, stat},
@@ -54,14 +55,14 @@ pub(crate) fn make_beneath(root: &Utf8Path, path: &Utf8Path) -> io::Result<(Owne
     let how = OpenHow::new().flags(PATH_ONLY | OFlag::O_DIRECTORY).resolve(resolve);
     let mut is_new = false;
     for part in path.as_str().split('/') {
-        dir = match openat2(&dir, part, how) {
+        dir = match open_confined(&dir, part, how) {
             Err(Errno::ENOENT) => {
                 is_new = match mkdirat(&dir, part, Mode::from_bits_truncate(0o755)) {
                     Ok(()) => true,
                     Err(Errno::EEXIST) => false,
                     Err(error) => return Err(error.into()),
                 };
-                openat2(&dir, part, how)?
+                open_confined(&dir, part, how)?
             }
             found => {
                 is_new = false;
@@ -139,7 +140,11 @@ pub(crate) fn make_dir_inside(root: &Path, path: &str, mode: u32) -> io::Result<
 
 fn find(root: &OwnedFd, path: &str, flags: OFlag) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(root, if path.is_empty() { "." } else { path }, OpenHow::new().flags(PATH_ONLY | flags).resolve(resolve))
+    open_confined(
+        root,
+        if path.is_empty() { "." } else { path },
+        OpenHow::new().flags(PATH_ONLY | flags).resolve(resolve),
+    )
 }
 
 /// Attaches a part of the directory `root` at `target`, which is made as a file or directory as the part is.

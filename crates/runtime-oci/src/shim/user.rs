@@ -2,10 +2,12 @@
 //!
 //! **Invariant:** the files are opened with the container's root as the root, so a link in the image leads nowhere else.
 
-use std::{fs::File, io::Read as _, os::fd::AsRawFd as _, path::Path};
+use std::{fs::File, io::Read as _, path::Path};
 
+use cove_base::open_confined;
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open},
     sys::stat::Mode,
 };
 
@@ -24,21 +26,24 @@ pub(crate) struct User {
 
 /// Resolves `text` in the root file system at `root`.
 pub(crate) fn resolve(text: &str, root: &Path) -> Result<User, String> {
-    resolve_in(text, &read(root, "etc/passwd"), &read(root, "etc/group"))
+    resolve_in(text, &read(root, "etc/passwd")?, &read(root, "etc/group")?)
 }
 
-fn read(root: &Path, path: &str) -> String {
-    let mut text = String::new();
-    let file = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).and_then(|root| {
-        let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        openat2(&root, path, how)
+/// The text of a file, empty where there is none.
+fn read(root: &Path, path: &str) -> Result<String, String> {
+    let opened = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).and_then(|root| {
+        // an image may have a pipe there, which nobody writes
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        open_confined(&root, path, OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT))
     });
-    if let Ok(file) = file {
-        debug_assert!(file.as_raw_fd() >= 0);
-        // A file that is not text has no users.
-        let _ = File::from(file).take(FILE_BYTES_MAX).read_to_string(&mut text);
+    let mut text = String::new();
+    match opened {
+        // what is not text has no users
+        Ok(file) => drop(File::from(file).take(FILE_BYTES_MAX).read_to_string(&mut text)),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+        Err(error) => return Err(format!("the image's /{path} cannot be opened: {error}")),
     }
-    text
+    Ok(text)
 }
 
 fn resolve_in(text: &str, passwd: &str, group: &str) -> Result<User, String> {
@@ -108,5 +113,18 @@ mod tests {
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("etc/passwd")).unwrap();
         assert!(resolve("root", root.path()).is_err());
+    }
+
+    #[test]
+    fn what_is_no_file_of_users_has_none() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        std::fs::create_dir_all(etc.join("group")).unwrap();
+        nix::unistd::mkfifo(&etc.join("passwd"), Mode::S_IRWXU).unwrap();
+        assert_eq!(resolve("7", root.path()).map(|user| (user.uid, user.gid)), Ok((7, 0)));
+        std::fs::remove_file(etc.join("passwd")).unwrap();
+        std::fs::write(root.path().join("users"), "app:x:1000:1001::/home/app:/bin/sh\n").unwrap();
+        std::os::unix::fs::symlink("../etc/../users", etc.join("passwd")).unwrap();
+        assert_eq!(resolve("app", root.path()).map(|user| user.uid), Ok(1000), "a link may go up inside");
     }
 }

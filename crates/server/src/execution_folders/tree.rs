@@ -10,12 +10,13 @@ use std::{
 };
 
 use camino::Utf8Path;
+use cove_base::open_confined;
 use cove_control_plane::{ARTIFACT_DEPTH_MAX, Artifact};
 use jiff::Timestamp;
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open as open_at, openat, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open as open_at, openat},
     sys::stat::{Mode, SFlag, fstatat},
 };
 
@@ -56,7 +57,7 @@ pub(super) fn open(root: &Utf8Path, path: &str) -> io::Result<(File, u64)> {
     let root = root_of(root)?;
     let find = |flags: OFlag| {
         let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
-        openat2(&root, path, how).map_err(|error| match error {
+        open_confined(&root, path, how).map_err(|error| match error {
             Errno::ELOOP => refused("it is a link, or behind one"),
             Errno::EXDEV => refused("it leads out of the artifacts"),
             Errno::ENOTDIR => io::ErrorKind::NotFound.into(),

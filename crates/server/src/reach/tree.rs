@@ -15,10 +15,11 @@ use std::{
     },
 };
 
+use cove_base::open_confined;
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, readlinkat},
     sys::{
         stat::{FileStat, Mode, SFlag, fchmod, fstatat, mkdirat},
         statfs::{self, fstatfs},
@@ -44,7 +45,7 @@ fn in_root(root: &OwnedFd, path: &str, flags: OFlag, mode: Mode) -> io::Result<O
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let path = path.trim_start_matches('/');
     let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(resolve);
-    Ok(openat2(root, if path.is_empty() { "." } else { path }, how)?)
+    Ok(open_confined(root, if path.is_empty() { "." } else { path }, how)?)
 }
 
 /// What is at a path, links followed.
