@@ -90,7 +90,15 @@ async fn one_moves_it_at_a_time_and_waits_for_what_is_under_way() {
     let busy = bench.clock.busy("a read");
     let first = tokio::spawn({
         let bench = Arc::clone(&bench);
-        async move { bench.mover.advance(SignedDuration::from_secs(5)).await }
+        async move {
+            loop {
+                match bench.mover.advance(SignedDuration::from_secs(5)).await {
+                    // a look at the lock, below, takes it for a moment
+                    Err(MoveError::Moving) => tokio::task::yield_now().await,
+                    moved => return moved,
+                }
+            }
+        }
     });
     let state = bench.mover.state.as_ref().unwrap();
     let begun = async {
