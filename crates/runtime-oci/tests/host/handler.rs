@@ -80,7 +80,9 @@ async fn its_containers_have_what_hardened_ones_have() {
     let status =
         |name: &str| all.iter().find(|line| line.starts_with(name)).unwrap().split_whitespace().nth(1).unwrap();
     assert_eq!((status("NoNewPrivs:"), status("Seccomp:"), status("CapBnd:")), ("1", "2", "0000000000000000"));
-    let map: Vec<u32> = all[0].split_whitespace().map(|word| word.parse().unwrap()).collect();
+    // what is said to stderr may come before it
+    let numbers = |line: &String| line.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>().ok();
+    let map = all.iter().filter_map(numbers).find(|numbers| numbers.len() == 3).expect("the user map is told");
     assert!(map[0] == 0 && map[1] >= 0x7000_0000 && map[2] == 65536, "{map:?}");
     let exec = |command: &str, tty| {
         host.runtime().exec(ExecRequest {
