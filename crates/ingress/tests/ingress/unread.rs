@@ -35,7 +35,7 @@ async fn hasty(answer: &'static str) -> Backend {
     .await
 }
 
-/// Sends the begin of a body, reads the answer's head and body of `body` bytes, and gives what is left to be sent.
+/// Sends the begin of a body, reads the whole answer, and gives what is left to be sent.
 async fn refused(world: &World, host: &str, status: &str) -> (TcpStream, usize) {
     let mut stream = TcpStream::connect(world.http).await.unwrap();
     let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: {BODY_BYTES}\r\n\r\n");
