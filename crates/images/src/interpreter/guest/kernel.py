@@ -1,14 +1,17 @@
 """The IPython kernel of a session, which drops what nobody would be told of what is printed.
 
-ipykernel gathers what is printed for a moment and sends it as one message. Of code that prints without end these messages
-grow, and on a busy machine faster than they are read, until the session has no memory left.
+Twice it would be kept, and a session that prints without end has no memory left. ipykernel gathers what is printed for a
+moment and sends it as one message, which grows when it is not read fast enough. IPython keeps whatever was printed since it
+began, in case it is asked for a notebook.
 
 Usage: kernel.py -f CONNECTION_FILE
 """
 
+import contextlib
 import sys
 
 from ipykernel import iostream, kernelapp
+from IPython.core.interactiveshell import InteractiveShell
 
 from output import STREAM_MAX_BYTES
 
@@ -37,9 +40,16 @@ class Stream(iostream.OutStream):
         return len(string)
 
 
+def keep_nothing_printed(_shell, channel):
+    """Instead of what puts each piece of text that goes to `channel` into the history of the session."""
+    return contextlib.nullcontext(channel)
+
+
 if __name__ == "__main__":
     # code finds its own modules, not the server's; the kernel itself puts the working folder here
     del sys.path[0], sys.modules["output"]
     # what the kernel looks up when it redirects the streams
     iostream.OutStream = Stream
+    # it has no setting; were it renamed, the test of endless output would fail
+    InteractiveShell._tee = keep_nothing_printed
     kernelapp.launch_new_instance()

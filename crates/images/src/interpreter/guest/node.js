@@ -71,11 +71,33 @@ function compiled(code) {
   }
 }
 
+// More than the server keeps of each stream, so that it sees that something is missing; what comes beyond is dropped, since
+// code that prints without end never lets go of the thread that would send it. Code need not know.
+const PRINTED_MAX = 2 << 20;
+const streams = [process.stdout, process.stderr];
+const room = new Map();
+
+for (const stream of streams) {
+  const write = stream.write;
+  stream.write = function (chunk, encoding, callback) {
+    const left = room.get(stream) ?? PRINTED_MAX;
+    const size = typeof chunk === "string" ? Buffer.byteLength(chunk) : (chunk?.length ?? 0);
+    if (size > 0 && left <= 0) {
+      const done = typeof encoding === "function" ? encoding : callback;
+      if (done) process.nextTick(done);
+      return true;
+    }
+    room.set(stream, left - size);
+    return write.call(stream, chunk, encoding, callback);
+  };
+}
+
 let interrupted = () => {};
 process.on("SIGINT", () => interrupted());
 
 async function run(code) {
   outputs = [];
+  room.clear();
   try {
     const stop = new Promise((_, reject) => {
       interrupted = () => reject(new Error("the execution was interrupted"));
