@@ -27,9 +27,11 @@ mod tree;
 mod usage;
 mod vm_root;
 mod wait;
+mod watches;
 
 pub use driver::{CA_FILE, MachinesConfig, OciConfig, OciRuntime, OpenError};
 pub use executions::{ExecutionDirs, ExecutionPart};
 pub use handlers::{Handler, HandlerConfig, find as find_handlers};
 pub use probe::{IsolationMeans, Probe, probe, probe_isolation};
 pub use shares::{ShareBinding, ShareTarget, SharesConfig};
+pub use watches::make_room_for_watches;

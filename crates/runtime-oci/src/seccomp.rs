@@ -38,8 +38,16 @@ const PERSONALITIES: [u64; 4] = [0x0, 0x0008, 0x2_0000, 0xffff_ffff];
 /// Kinds of sockets that a sandboxed container may make: streams, datagrams, sequenced packets; never raw ones.
 const SOCKET_KINDS: [u64; 3] = [1, 2, 5];
 
-/// `AF_UNIX`, `AF_INET`, `AF_INET6`.
-const SOCKET_FAMILIES: [u64; 3] = [1, 2, 10];
+/// `AF_UNIX`: the only family that pairs are made of. The kernel makes both sockets of any family, and loads its module,
+/// before it finds that there are no pairs of it.
+const AF_UNIX: u64 = 1;
+
+/// `AF_INET`, `AF_INET6`.
+const INET_FAMILIES: [u64; 2] = [2, 10];
+
+/// What they may speak: the family's own choice, ICMP (echoes only), TCP, UDP, ICMPv6; not SCTP, DCCP, L2TP, MPTCP, which
+/// hardly a program uses and which may be modules that the kernel loads for whoever asks.
+const INET_PROTOCOLS: [u64; 5] = [0, 1, 6, 17, 58];
 
 /// `AF_NETLINK`, for its first protocol alone: programs ask it for their addresses.
 const AF_NETLINK: u64 = 16;
@@ -59,14 +67,13 @@ impl Filters {
     /// Compiles the filters for this machine.
     pub(crate) fn compile() -> Result<Self, FilterError> {
         let app = Filter::compile()?;
-        let strict = compile(sandboxed().map(|(_, call)| call), sandbox_sockets()?)?;
+        let pairs = vec![SeccompRule::new(vec![equal(0, AF_UNIX)?])?];
+        let strict = compile(sandboxed().map(|(_, call)| call), sandbox_sockets()?, pairs)?;
+        let answered = |is_root| table::answered(is_root).map(|(_, call)| call).collect::<Vec<_>>();
         Ok(Self {
             app,
-            sandboxed: Filter::of(&strict, &[])?,
-            sandboxed_root: Filter::of(
-                &strict,
-                &table::ROOT_ANSWERED.iter().map(|(_, call)| *call).collect::<Vec<_>>(),
-            )?,
+            sandboxed: Filter::of(&strict, &answered(false))?,
+            sandboxed_root: Filter::of(&strict, &answered(true))?,
         })
     }
 }
@@ -84,24 +91,37 @@ fn equal(index: u8, value: u64) -> Result<SeccompCondition, seccompiler::Backend
     SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
 }
 
+/// Family, kind and protocol of what a sandboxed container may make of the internet's: streams and datagrams.
+fn inet_sockets() -> impl Iterator<Item = (u64, u64, u64)> {
+    let with =
+        |family| [1, 2].into_iter().flat_map(move |kind| INET_PROTOCOLS.map(|protocol| (family, kind, protocol)));
+    INET_FAMILIES.into_iter().flat_map(with)
+}
+
 fn sandbox_sockets() -> Result<Vec<SeccompRule>, FilterError> {
     let mut rules = Vec::new();
-    for family in SOCKET_FAMILIES {
-        for kind in SOCKET_KINDS {
-            let kind = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(0xf), kind)?;
-            rules.push(SeccompRule::new(vec![equal(0, family)?, kind])?);
-        }
+    let is_kind = |kind| SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(0xf), kind);
+    for kind in SOCKET_KINDS {
+        rules.push(SeccompRule::new(vec![equal(0, AF_UNIX)?, is_kind(kind)?])?);
+    }
+    for (family, kind, protocol) in inet_sockets() {
+        rules.push(SeccompRule::new(vec![equal(0, family)?, is_kind(kind)?, equal(2, protocol)?])?);
     }
     rules.push(SeccompRule::new(vec![equal(0, AF_NETLINK)?, equal(2, 0)?])?);
     Ok(rules)
 }
 
-/// The list of calls as a program; `sockets` says which sockets may be made.
-fn compile(calls: impl Iterator<Item = libc::c_long>, sockets: Vec<SeccompRule>) -> Result<BpfProgram, FilterError> {
+/// The list of calls as a program; `sockets` says which sockets may be made, `pairs` which pairs of them (none: any).
+fn compile(
+    calls: impl Iterator<Item = libc::c_long>,
+    sockets: Vec<SeccompRule>,
+    pairs: Vec<SeccompRule>,
+) -> Result<BpfProgram, FilterError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (call, Vec::new())).collect();
     let no_namespaces = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_namespaces])?]);
     rules.insert(libc::SYS_socket, sockets);
+    rules.insert(libc::SYS_socketpair, pairs);
     let personalities = PERSONALITIES.map(|value| SeccompRule::new(vec![equal(0, value)?]));
     rules.insert(libc::SYS_personality, personalities.into_iter().collect::<Result<_, _>>()?);
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
@@ -131,7 +151,7 @@ impl Filter {
     /// Compiles the filter for this machine.
     pub(crate) fn compile() -> Result<Self, FilterError> {
         let no_vsock = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, AF_VSOCK)?;
-        Self::of(&compile(allowed().map(|(_, call)| call), vec![SeccompRule::new(vec![no_vsock])?])?, &[])
+        Self::of(&compile(allowed().map(|(_, call)| call), vec![SeccompRule::new(vec![no_vsock])?], Vec::new())?, &[])
     }
 
     /// Puts in front of a list what it cannot say: calls that are `answered` as done, and those that are told of.
@@ -253,8 +273,8 @@ mod tests {
     #[test]
     fn what_is_denied_or_answered_was_allowed_before() {
         let all: Vec<_> = allowed().collect();
-        for call in table::SANDBOX_DENIED.iter().chain(table::ROOT_ANSWERED) {
-            assert!(all.contains(call), "{call:?}");
+        for call in table::SANDBOX_DENIED.iter().copied().chain(table::answered(true)) {
+            assert!(all.contains(&call), "{call:?}");
         }
     }
 }

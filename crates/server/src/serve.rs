@@ -21,7 +21,7 @@ use cove_model::{DesiredCount, ReplicaName, RevisionKey};
 use cove_monitor::{HttpLog, HttpLogService, Monitor, MonitorConfig};
 use cove_network::{Network, NetworkConfig, dns::DnsConfig};
 use cove_runtime::Runtime;
-use cove_runtime_oci::{ExecutionDirs, MachinesConfig, OciConfig, OciRuntime};
+use cove_runtime_oci::{ExecutionDirs, MachinesConfig, OciConfig, OciRuntime, make_room_for_watches};
 use cove_scaling::ScaledRevision;
 use cove_store::Store;
 use cove_traffic::{HostCertificate, RouteTable, WakeObservation};
@@ -344,6 +344,8 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let store = handover::open_store(data_dir, options.take_over).await.map_err(with_causes)?;
     let (clock, kept_time) = virtual_clock::open(options.clock, data_dir)?;
     let authority = Arc::new(Authority::open(data_dir)?);
+    // first of all, as what follows needs some itself
+    make_room_for_watches();
     let monitor_config = MonitorConfig {
         dir: data_dir.join("logs"),
         source_dir: data_dir.join("console"),

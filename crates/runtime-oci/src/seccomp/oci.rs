@@ -5,10 +5,11 @@
 use nix::libc;
 use serde_json::{Value, json};
 
-use super::{AF_NETLINK, CLONE_NAMESPACES, PERSONALITIES, SOCKET_FAMILIES, SOCKET_KINDS, sandboxed, table};
+use super::{AF_NETLINK, AF_UNIX, CLONE_NAMESPACES, PERSONALITIES, SOCKET_KINDS, inet_sockets, sandboxed, table};
 
 /// Calls that are allowed by their arguments, below.
-const BY_ARGUMENTS: [libc::c_long; 4] = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_socket, libc::SYS_personality];
+const BY_ARGUMENTS: [libc::c_long; 5] =
+    [libc::SYS_clone, libc::SYS_clone3, libc::SYS_socket, libc::SYS_socketpair, libc::SYS_personality];
 
 fn name(call: &table::Call) -> &'static str {
     call.0.trim_start_matches("SYS_")
@@ -16,7 +17,7 @@ fn name(call: &table::Call) -> &'static str {
 
 /// `linux.seccomp` of a configuration; of a program that runs as root some calls are answered as done.
 pub(crate) fn profile(is_root: bool) -> Value {
-    let answered: Vec<_> = table::ROOT_ANSWERED.iter().filter(|_| is_root).map(name).collect();
+    let answered: Vec<_> = table::answered(is_root).map(|call| name(&call)).collect();
     let is_plain = |call: &table::Call| !BY_ARGUMENTS.contains(&call.1) && !answered.contains(&name(call));
     let plain: Vec<_> = sandboxed().filter(is_plain).map(|call| name(&call)).collect();
     let equal = |index: u8, value: u64| json!({ "index": index, "value": value, "op": "SCMP_CMP_EQ" });
@@ -28,13 +29,13 @@ pub(crate) fn profile(is_root: bool) -> Value {
         allow("clone", vec![masked(0, CLONE_NAMESPACES, 0)]),
         allow("socket", vec![equal(0, AF_NETLINK), equal(2, 0)]),
     ];
-    for family in SOCKET_FAMILIES {
-        calls.extend(SOCKET_KINDS.map(|kind| allow("socket", vec![equal(0, family), masked(1, 0xf, kind)])));
-    }
+    calls.push(allow("socketpair", vec![equal(0, AF_UNIX)]));
+    calls.extend(SOCKET_KINDS.map(|kind| allow("socket", vec![equal(0, AF_UNIX), masked(1, 0xf, kind)])));
+    calls.extend(inet_sockets().map(|(family, kind, protocol)| {
+        allow("socket", vec![equal(0, family), masked(1, 0xf, kind), equal(2, protocol)])
+    }));
     calls.extend(PERSONALITIES.map(|value| allow("personality", vec![equal(0, value)])));
-    if !answered.is_empty() {
-        calls.push(json!({ "names": answered, "action": "SCMP_ACT_ERRNO", "errnoRet": 0 }));
-    }
+    calls.push(json!({ "names": answered, "action": "SCMP_ACT_ERRNO", "errnoRet": 0 }));
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": libc::EPERM,
@@ -55,6 +56,11 @@ fn architecture() -> &'static str {
 mod tests {
     use super::*;
 
+    fn calls_answered(profile: &Value) -> Vec<String> {
+        let of = profile["syscalls"].as_array().unwrap().iter().find(|calls| calls["errnoRet"] == 0).unwrap();
+        of["names"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    }
+
     #[test]
     fn what_a_sandbox_denies_is_not_in_it() {
         for is_root in [false, true] {
@@ -63,7 +69,9 @@ mod tests {
                 assert!(!text.contains(&format!("\"{}\"", name(denied))), "{denied:?}");
             }
             assert!(text.contains("\"openat\"") && !text.contains("\"mount\"") && !text.contains("SYS_"));
-            assert_eq!(text.contains("\"errnoRet\":0"), is_root);
+            let answered = calls_answered(&profile(is_root));
+            assert!(answered.contains(&"sync".to_owned()), "{answered:?}");
+            assert_eq!(answered.contains(&"setuid".to_owned()), is_root, "{answered:?}");
         }
     }
 }

@@ -370,12 +370,15 @@ fn harden(config: &mut Value, first_id: u32, mounts: Vec<Value>) {
     let limit = |resource, most: u64| most.min(getrlimit(resource).map_or(1024, |(_, hard)| hard));
     let files = limit(Resource::RLIMIT_NOFILE, 1 << 16);
     let locked = limit(Resource::RLIMIT_MEMLOCK, 8 << 20);
+    // signals that wait, and timers: both count to the machine's root too, who made the namespace
+    let signals = limit(Resource::RLIMIT_SIGPENDING, 256);
     config["process"]["rlimits"] = json!([
         { "type": "RLIMIT_NOFILE", "hard": files, "soft": files },
         { "type": "RLIMIT_CORE", "hard": 0, "soft": 0 },
         { "type": "RLIMIT_MEMLOCK", "hard": locked, "soft": locked },
         { "type": "RLIMIT_NICE", "hard": 0, "soft": 0 },
         { "type": "RLIMIT_RTPRIO", "hard": 0, "soft": 0 },
+        { "type": "RLIMIT_SIGPENDING", "hard": signals, "soft": signals },
     ]);
     let ids = json!([{ "containerID": 0, "hostID": first_id, "size": IDS_PER_REPLICA }]);
     let linux = &mut config["linux"];

@@ -162,11 +162,19 @@ fn run(env: &Rc<Env>, socket: &OwnedFd, cgroup: &str) -> io::Result<()> {
     }
     answer(&Answer::Attached)?;
     let Some((order, fds)) = receive::<Order>(socket.as_raw_fd(), MsgFlags::empty())? else { return Ok(()) };
-    let order = match hand_over(order, fds, answer) {
+    let is_sandbox = matches!(order, Order::Create { is_sandboxed: true, .. });
+    let made = match hand_over(order, fds, answer) {
         Ok((order, fds)) => make(env, order, fds),
         Err(made) => made,
     };
-    answer(&match order {
+    let made = made.and_then(|pid| {
+        if is_sandbox {
+            // before it is told of: nothing of the image runs yet
+            user_ns::limit(pid).map_err(|error| format!("failed to bound the sandbox: {error}"))?;
+        }
+        Ok(pid)
+    });
+    answer(&match made {
         Ok(pid) => Answer::Made { pid },
         Err(error) => Answer::Failed { message: words(error.as_ref()) },
     })

@@ -368,9 +368,10 @@ impl Container {
 
     /// Output goes to the log, and counts.
     pub(super) fn log_output(&mut self, stream: usize, bytes: &[u8], now: Instant) {
-        self.log.take(STREAMS[stream], bytes, Timestamp::now());
+        let made = self.log.take(STREAMS[stream], bytes, Timestamp::now());
         if let Some(budget) = &mut self.budget {
-            budget.take(bytes.len(), now);
+            // an empty line costs its writer a byte and the log forty
+            budget.take(bytes.len().max(made), now);
         }
     }
 

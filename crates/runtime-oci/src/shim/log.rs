@@ -38,19 +38,20 @@ impl LogWriter {
         Self { path, file: None, bytes: 0, bytes_max, pending: Default::default(), lost_lines: 0, out: Vec::new() }
     }
 
-    /// Takes what was read from a stream.
-    pub(crate) fn take(&mut self, stream: LogStream, bytes: &[u8], now: Timestamp) {
+    /// Takes what was read from a stream; gives how many bytes of whole lines it made of it: each has a head.
+    pub(crate) fn take(&mut self, stream: LogStream, bytes: &[u8], now: Timestamp) -> usize {
+        let mut made = 0;
         let mut pending = std::mem::take(&mut self.pending[index(stream)]);
         for (number, piece) in bytes.split(|byte| *byte == b'\n').enumerate() {
             if number > 0 {
-                self.line(stream, &pending, false, now);
+                made += self.line(stream, &pending, false, now);
                 pending.clear();
             }
             let mut piece = piece;
             while pending.len() + piece.len() > LINE_BYTES_MAX {
                 let (head, tail) = piece.split_at(LINE_BYTES_MAX - pending.len());
                 pending.extend_from_slice(head);
-                self.line(stream, &pending, true, now);
+                made += self.line(stream, &pending, true, now);
                 pending.clear();
                 piece = tail;
             }
@@ -58,6 +59,7 @@ impl LogWriter {
         }
         self.pending[index(stream)] = pending;
         self.flush();
+        made
     }
 
     /// Writes what is left of a stream's last line; call it when the stream has ended.
@@ -75,11 +77,14 @@ impl LogWriter {
         self.flush();
     }
 
-    fn line(&mut self, stream: LogStream, text: &[u8], is_partial: bool, at: Timestamp) {
+    fn line(&mut self, stream: LogStream, text: &[u8], is_partial: bool, at: Timestamp) -> usize {
+        let before = self.out.len();
         write_cri_line(&CriLine { at, stream, is_partial, text }, &mut self.out);
+        let made = self.out.len() - before;
         if self.out.len() >= 256 * 1024 {
             self.flush();
         }
+        made
     }
 
     /// Whole lines only, by one write as long as the disk is not full.

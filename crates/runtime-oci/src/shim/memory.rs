@@ -37,6 +37,7 @@ use super::{
     carrier::{Answer, Carrier, Order, kill},
     container::{Container, Run, output_pipes, state_dir, waiting},
     supervisor::Supervisor,
+    user_ns,
 };
 use crate::{
     memory::{self, FACTS_FILE, MEMORY_DIR, MemoryFacts, PID_FILE, RUN_DIR},
@@ -323,6 +324,10 @@ impl Supervisor {
             _ if was_late => Err(format!("CRIU did not bring it back within {} s", RESTORE_LIMIT.as_secs())),
             _ => Err(memory::why_not(&work, code)),
         };
+        let found = found.and_then(|pid| {
+            let bounded = user_ns::limit(pid.as_raw());
+            bounded.map(|()| pid).map_err(|error| format!("failed to bound the sandbox: {error}"))
+        });
         container.restored = Some(found.clone().map(drop));
         match found {
             Ok(pid) => {

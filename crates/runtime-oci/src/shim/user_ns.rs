@@ -9,17 +9,23 @@
 #![expect(unsafe_code, reason = "capset and dropping from the bounding set have no safe wrapper")]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::{BorrowedFd, OwnedFd, RawFd},
+    os::{
+        fd::{BorrowedFd, OwnedFd, RawFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
 use nix::{
     libc,
     sched::{CloneFlags, setns},
-    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::watches;
 
 /// Who a command is inside the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +50,49 @@ pub(super) fn enter(namespace: RawFd, who: &Inside) -> io::Result<()> {
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     drop_capabilities()
+}
+
+/// Bounds what the users of the namespace of `pid` take of what is counted to the machine's root. The process has one thread.
+pub(super) fn limit(pid: i32) -> io::Result<()> {
+    let namespace = of(pid)?;
+    let who = |path: String| fs::metadata(path).map(|file| file.ino());
+    if who(format!("/proc/{pid}/ns/user"))? == who("/proc/self/ns/user".to_owned())? {
+        // a runtime that isolates in another way; the bounds of this namespace are the machine's
+        return Ok(());
+    }
+    // SAFETY: this process has one thread, so the child may do anything.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => loop {
+            match waitpid(child, None) {
+                Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+                Ok(WaitStatus::Exited(_, code)) => return Err(io::Error::from_raw_os_error(code)),
+                Ok(_) => return Err(io::Error::other("the process that bounds a sandbox was killed")),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        },
+        ForkResult::Child => {
+            let code = match write_limits(&namespace) {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            // SAFETY: ends this process without running destructors of what belongs to the parent.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// The files show the limits of whoever opens them.
+fn write_limits(namespace: &OwnedFd) -> io::Result<()> {
+    setns(namespace, CloneFlags::CLONE_NEWUSER)?;
+    for (what, most) in watches::OF_A_USER_MAX {
+        match fs::write(format!("/proc/sys/user/max_inotify_{what}"), most.to_string()) {
+            // a kernel without inotify has none to give away
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3` and the process itself.

@@ -79,6 +79,13 @@ fn socket(family: c_int, kind: c_int, protocol: c_int) -> Verdict {
     refused(unsafe { syscall(libc::SYS_socket, family, kind, protocol) })
 }
 
+/// The kernel makes both ends of any family before it says that there are no pairs of it.
+fn pair(family: c_int, kind: c_int, protocol: c_int) -> Verdict {
+    let mut ends = [0_i32; 2];
+    // SAFETY: the kernel writes two numbers.
+    refused(unsafe { syscall(libc::SYS_socketpair, family, kind, protocol, ends.as_mut_ptr()) })
+}
+
 fn ping(to: Ipv4Addr) -> Verdict {
     // SAFETY: numbers only.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP) };
@@ -157,6 +164,13 @@ pub(super) const ALL: &[Attempt] = &[
     ("bluetooth", |_| socket(libc::AF_BLUETOOTH, libc::SOCK_RAW, 1)),
     ("can-bus", |_| socket(libc::AF_CAN, libc::SOCK_RAW, 1)),
     ("tipc", |_| socket(libc::AF_TIPC, libc::SOCK_STREAM, 0)),
+    ("tipc-pair", |_| pair(libc::AF_TIPC, libc::SOCK_STREAM, 0)),
+    ("vsock-pair", |_| pair(libc::AF_VSOCK, libc::SOCK_STREAM, 0)),
+    ("packet-filter-pair", |_| pair(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)),
+    ("sctp", |_| socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
+    ("sctp-packets", |_| socket(libc::AF_INET6, libc::SOCK_SEQPACKET, libc::IPPROTO_SCTP)),
+    ("udp-lite", |_| socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE)),
+    ("multipath-tcp", |_| socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)),
     ("xdp", |_| socket(libc::AF_XDP, libc::SOCK_RAW, 0)),
     ("arp-spoof", |_| changes(libc::SIOCSARP)),
     ("take-address", |_| changes(libc::SIOCSIFADDR)),

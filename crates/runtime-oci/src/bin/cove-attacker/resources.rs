@@ -228,18 +228,39 @@ fn listens() -> Verdict {
     Ok(format!("{count} times; the platform is told of a few"))
 }
 
+/// Takes what the kernel counts to the machine's root, until there is none: the machine has 128 or more.
 fn watches() -> Verdict {
     let mut count = 0_u32;
     loop {
         // SAFETY: numbers only.
         if unsafe { libc::inotify_init1(0) } < 0 {
-            return Ok(format!("{count} watchers, then {}", io::Error::last_os_error()));
+            let said = format!("{count} watchers, then {}", io::Error::last_os_error());
+            return if count <= 64 { Ok(said) } else { Err(said) };
         }
         count += 1;
         if count > 1 << 20 {
             return Err(format!("{count} watchers"));
         }
     }
+}
+
+/// Signals that wait for ever, counted to the machine's root too.
+fn queues_signals() -> Verdict {
+    // SAFETY: blocks a signal of this process, and sends it to itself.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGRTMIN());
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        for count in 0..1_u32 << 20 {
+            let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+            if libc::sigqueue(libc::getpid(), libc::SIGRTMIN(), value) != 0 {
+                let said = format!("{count} signals, then {}", io::Error::last_os_error());
+                return if count <= 1024 { Ok(said) } else { Err(said) };
+            }
+        }
+    }
+    Err("a million signals wait".to_owned())
 }
 
 pub(super) const ALL: &[Attempt] = &[
@@ -254,6 +275,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("descriptor-bomb", |_| opens_files()),
     ("pipe-bomb", |_| pipes()),
     ("watch-bomb", |_| watches()),
+    ("signal-queue", |_| queues_signals()),
     ("console-flood", |_| floods(4, &[b'x'; 4096])),
     ("console-endless-lines", |_| floods(3, b"y\n")),
     ("processor-hog", |_| spins()),
