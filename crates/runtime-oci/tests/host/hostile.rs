@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::linux::net::SocketAddrExt as _,
     sync::{
         Arc,
@@ -76,6 +76,8 @@ struct Told {
     file: String,
     /// Those of the machine when the attempts began.
     machine: BTreeSet<Ipv4Addr>,
+    /// Whoever gets through to the machine is answered.
+    _listener: TcpListener,
     addresses: String,
     socket: String,
 }
@@ -170,14 +172,19 @@ fn of_machine() -> BTreeSet<Ipv4Addr> {
 
 async fn outside(host: &Host, attacker: &ReplicaName, neighbour: &ReplicaObservation) -> Told {
     let machine = of_machine();
-    let mut addresses: BTreeSet<SocketAddr> = machine.iter().map(|address| (*address, 22).into()).collect();
-    addresses.extend([80, 443, 8080].map(|port| SocketAddr::from((host.network.gateway(), port))));
-    addresses.insert((neighbour.address.unwrap(), 80).into());
-    let addresses: Vec<_> = addresses.iter().take(12).map(ToString::to_string).collect();
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let own = machine.iter().map(|address| SocketAddr::from((*address, port)));
+    let own: Vec<_> = own.filter(|address| TcpStream::connect_timeout(address, LIMIT).is_ok()).take(8).collect();
+    assert!(!own.is_empty(), "the machine itself reaches its addresses");
+    let gateway = [80, 443, 8080].map(|port| SocketAddr::from((host.network.gateway(), port)));
+    let others = gateway.into_iter().chain([(neighbour.address.unwrap(), 80).into()]);
+    let addresses: Vec<_> = others.chain(own).map(|address| address.to_string()).collect();
     Told {
         helper: host.helper_pid(attacker).to_string(),
         file: host.dir.path().join("runtime/replicas").display().to_string(),
         machine,
+        _listener: listener,
         addresses: addresses.join(" "),
         socket: format!("cove-test-{}", host.name()),
     }
