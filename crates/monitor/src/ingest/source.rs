@@ -20,6 +20,8 @@ use crate::{
 const LINE_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of its output that are kept of each container of a session: its code is nobody's friend and may print for ever.
 const SESSION_BYTES_MAX: u64 = 16 << 20;
+/// What each of its lines weighs besides: a row and its place in the indexes, also for an empty one.
+const ROW_BYTES: u64 = 256;
 /// Where the places are kept, in the replica's own directory: it goes with it.
 const PLACES: &str = ".ingested.json";
 
@@ -39,6 +41,17 @@ pub(crate) struct Replica {
 struct SavedPlace {
     file: u64,
     offset: u64,
+    /// Of its first file.
+    #[serde(default)]
+    rows: u64,
+}
+
+const FIRST: SavedPlace = SavedPlace::begin_of(1);
+
+impl SavedPlace {
+    const fn begin_of(file: u64) -> Self {
+        Self { file, offset: 0, rows: 0 }
+    }
 }
 
 impl Replica {
@@ -65,20 +78,20 @@ impl Replica {
         let Some(meta) = self.meta.clone() else { return Ok(Vec::new()) };
         let mut rows = Vec::new();
         for container in meta.containers.iter().map(|container| &container.name) {
-            let mut place = self.places.get(container).copied().unwrap_or(SavedPlace { file: 1, offset: 0 });
+            let mut place = self.places.get(container).copied().unwrap_or(FIRST);
             while rows.len() < rows_max {
                 let Some((file, number, is_active)) = self.open(container, place.file)? else { break };
                 if number != place.file {
                     tracing::warn!(replica = %meta.replica, container, "log files were removed before they were copied");
-                    place = SavedPlace { file: number, offset: 0 };
+                    place = SavedPlace::begin_of(number);
                 }
                 let before = place.offset;
-                place.offset = read_lines(file, &meta, container, place, rows_max, &mut rows)?;
+                place = read_lines(file, &meta, container, place, rows_max, &mut rows)?;
                 if is_active {
                     break;
                 }
                 if place.offset == before || rows.len() < rows_max {
-                    place = SavedPlace { file: place.file + 1, offset: 0 };
+                    place = SavedPlace::begin_of(place.file + 1);
                 }
             }
             if self.places.get(container) != Some(&place) {
@@ -161,15 +174,15 @@ struct Part {
     text: Vec<u8>,
 }
 
-/// Reads whole lines from `place` on; returns the offset behind the last line that is complete.
+/// Reads whole lines from `place` on; returns the place behind the last line that is complete.
 fn read_lines(
     mut file: File,
     meta: &LogMeta,
     container: &str,
-    place: SavedPlace,
+    mut place: SavedPlace,
     rows_max: usize,
     rows: &mut Vec<ConsoleRow>,
-) -> Result<u64, MonitorError> {
+) -> Result<SavedPlace, MonitorError> {
     let io = |source| MonitorError::Io { what: format!("read the log of `{}`", meta.replica), source };
     file.seek(SeekFrom::Start(place.offset)).map_err(io)?;
     let mut reader = BufReader::with_capacity(64 * 1024, file);
@@ -196,12 +209,14 @@ fn read_lines(
             continue;
         }
         if let Some(mut part) = parts.remove(stream) {
-            if is_session && (place.file > 1 || offset > SESSION_BYTES_MAX) {
-                if place.file > 1 || part.offset >= SESSION_BYTES_MAX {
+            let weighed = |offset: u64, rows: u64| offset + ROW_BYTES * rows;
+            if is_session && (place.file > 1 || weighed(offset, place.rows + 1) > SESSION_BYTES_MAX) {
+                if place.file > 1 || weighed(part.offset, place.rows) > SESSION_BYTES_MAX {
                     continue;
                 }
                 part.text = format!("cove: what it printed beyond {} MiB is not kept", SESSION_BYTES_MAX >> 20).into();
             }
+            place.rows += 1;
             rows.push(ConsoleRow {
                 at: part.at,
                 environment: meta.environment.clone(),
@@ -215,5 +230,6 @@ fn read_lines(
             });
         }
     }
-    Ok(parts.values().map(|part| part.offset).min().unwrap_or(offset))
+    place.offset = parts.values().map(|part| part.offset).min().unwrap_or(offset);
+    Ok(place)
 }
