@@ -288,7 +288,7 @@ mod tests {
             add set inet cove_3fa90c s0f000000beee_port { type ipv4_addr . inet_service; flags timeout; size 256; }
             add rule inet cove_3fa90c s0f000000beee ct state established ct mark 0xbeef accept
             add rule inet cove_3fa90c s0f000000beee meta l4proto { tcp, udp } ip daddr 10.1.0.0/16 ct mark set 0xbeef accept
-            add rule inet cove_3fa90c s0f000000beee ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 } reject with icmpx type admin-prohibited
+            add rule inet cove_3fa90c s0f000000beee ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16/32, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 } reject with icmpx type admin-prohibited
             add rule inet cove_3fa90c s0f000000beee meta l4proto { tcp, udp } ip daddr 0.0.0.0/0 th dport { 443 } ct mark set 0xbeef accept
             add rule inet cove_3fa90c s0f000000beee meta l4proto { tcp, udp } ip daddr @s0f000000beee_any ct mark set 0xbeef accept
             add rule inet cove_3fa90c s0f000000beee meta l4proto { tcp, udp } ip daddr . th dport @s0f000000beee_port ct mark set 0xbeef accept
@@ -306,6 +306,8 @@ mod tests {
             ([10, 1, 2, 3], true),
             ([10, 2, 2, 3], false),
             ([169, 254, 169, 254], false),
+            ([168, 63, 129, 16], false),
+            ([168, 63, 129, 17], true),
             ([127, 0, 0, 1], false),
             ([100, 64, 0, 1], false),
             ([0, 0, 0, 0], false),

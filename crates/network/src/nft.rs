@@ -18,13 +18,14 @@ use crate::layout::Layout;
 /// Longest run of `nft`.
 const RUN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers of the link-local range are credentials of the machine itself on every cloud.
-const LINK_LOCAL: &str = "169.254.0.0/16";
+/// Answers of the link-local range are credentials of the machine itself on every cloud; Azure's host of the machine answers at
+/// one more address, which looks like the internet.
+const METADATA: &str = "169.254.0.0/16, 168.63.129.16/32";
 
-/// What is no internet: this network, private ranges (RFC 1918), shared (CGNAT), loopback, link-local, protocol assignments,
-/// benchmarks, multicast, reserved and broadcast.
-pub(crate) const NO_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-    192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+/// What is no internet: this network, private ranges (RFC 1918), shared (CGNAT), loopback, Azure's host of the machine, link-local,
+/// protocol assignments, benchmarks, multicast, reserved and broadcast.
+pub(crate) const NO_INTERNET: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16/32, 169.254.0.0/16, \
+    172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
 /// The map from addresses of limited replicas to the chains of their rules.
 pub(crate) const LIMITED: &str = "limited";
@@ -76,7 +77,7 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     iifname "{bridge}" oifname "{bridge}" drop
     iifname "{bridge}" ip saddr != {subnet} drop
     iifname "{bridge}" ip saddr {limited} goto limits
-    iifname "{bridge}" ip daddr {LINK_LOCAL} drop
+    iifname "{bridge}" ip daddr {{ {METADATA} }} drop
     iifname "{bridge}" meta nfproto ipv6 drop
     iifname "{bridge}" ip saddr {confined} ip daddr {{ {NO_INTERNET} }} drop
     oifname "{bridge}" ct state established,related accept
@@ -203,9 +204,9 @@ mod tests {
                 iifname "cv3fa90c" oifname "cv3fa90c" drop
                 iifname "cv3fa90c" ip saddr != 10.70.16.0/20 drop
                 iifname "cv3fa90c" ip saddr 10.70.31.0/24 goto limits
-                iifname "cv3fa90c" ip daddr 169.254.0.0/16 drop
+                iifname "cv3fa90c" ip daddr { 169.254.0.0/16, 168.63.129.16/32 } drop
                 iifname "cv3fa90c" meta nfproto ipv6 drop
-                iifname "cv3fa90c" ip saddr 10.70.28.0/22 ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 } drop
+                iifname "cv3fa90c" ip saddr 10.70.28.0/22 ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16/32, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 } drop
                 oifname "cv3fa90c" ct state established,related accept
                 oifname "cv3fa90c" drop
               }

@@ -7,6 +7,10 @@ use super::traffic::World;
 use super::*;
 use crate::dns;
 
+/// Where Azure's host answers its machines, and an address beside it.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const BESIDE_AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 17);
+
 #[test]
 fn a_confined_replica_reaches_the_internet_and_nothing_else() {
     on_own_machine(|| async {
@@ -76,6 +80,32 @@ fn a_confined_replica_reaches_the_internet_and_nothing_else() {
         // Its last octets say what it is, so that the rules know it after a restart too.
         assert!(crate::layout::confined(network.subnet()).contains(&one.address));
         assert!(!crate::layout::confined(network.subnet()).contains(&app.address));
+        network.purge().await.unwrap();
+    });
+}
+
+#[test]
+fn azures_host_of_the_machine_is_reached_by_no_replica() {
+    on_own_machine(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let network = Network::open(config(folder.path(), "azure")).await.unwrap();
+        let world = World::new(&network, folder.path());
+        let (listening, ready) = std::sync::mpsc::channel();
+        let _host = inside(&world.lease, move || {
+            give_address("lo", AZURE);
+            let listener = TcpListener::bind("0.0.0.0:80").unwrap();
+            listening.send(()).unwrap();
+            while listener.accept().is_ok() {}
+        });
+        ready.recv_timeout(DEADLINE).unwrap();
+        add_route("out", Ipv4Addr::new(168, 63, 129, 0), 24, Some(world.lease.address));
+        reaches(AZURE, 80).expect("the machine itself reaches it");
+        for replica in [network.acquire().await.unwrap(), network.acquire_confined().await.unwrap()] {
+            run_inside(&replica, || {
+                reaches(BESIDE_AZURE, 80).expect("the address beside it is reached");
+                tries(AZURE, 80).expect_err("it is not");
+            });
+        }
         network.purge().await.unwrap();
     });
 }

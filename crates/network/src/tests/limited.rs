@@ -15,7 +15,7 @@ use super::*;
 use crate::dns;
 
 /// What the names of this internet lead to: addresses, or another name.
-const NAMES: [(&str, &[&str]); 7] = [
+const NAMES: [(&str, &[&str]); 8] = [
     ("pypi.test.", &["203.0.113.5"]),
     ("alias.test.", &["web.other.test."]),
     ("web.other.test.", &["203.0.113.6"]),
@@ -23,6 +23,7 @@ const NAMES: [(&str, &[&str]); 7] = [
     ("private.test.", &["db.corp.test."]),
     ("db.corp.test.", &["10.99.0.2"]),
     ("rebind.test.", &["169.254.169.254"]),
+    ("azure.test.", &["168.63.129.16"]),
     ("mixed.test.", &["169.254.169.254", "203.0.113.7", "10.99.0.2"]),
 ];
 
@@ -45,7 +46,7 @@ impl Internet {
         let (listening, ready) = std::sync::mpsc::channel();
         let log = Arc::clone(&asked);
         let _servers = inside(&world.lease, move || {
-            for address in ["203.0.113.5", "10.99.0.2", "10.98.0.2", "169.254.169.254"] {
+            for address in ["203.0.113.5", "10.99.0.2", "10.98.0.2", "169.254.169.254", "168.63.129.16"] {
                 give_address("lo", address.parse().unwrap());
             }
             for port in [80, 443] {
@@ -59,7 +60,7 @@ impl Internet {
             resolve(&socket, &log);
         });
         ready.recv_timeout(DEADLINE).unwrap();
-        for net in [[203, 0, 113, 0], [10, 99, 0, 0], [10, 98, 0, 0], [169, 254, 169, 0]] {
+        for net in [[203, 0, 113, 0], [10, 99, 0, 0], [10, 98, 0, 0], [169, 254, 169, 0], [168, 63, 129, 0]] {
             add_route("out", net.into(), 24, Some(world.lease.address));
         }
         let internet = Self { world, asked, shutdown: CancellationToken::new() };
@@ -178,6 +179,7 @@ const ALIAS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 6);
 const MIXED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const BELOW: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
 /// Every address of 203.0.113.0/24 is a server's.
@@ -269,7 +271,8 @@ fn ways_around_the_rules_lead_nowhere() {
         all_of_203(&internet.world.lease);
         let gateway = network.gateway();
         let resolver = internet.world.lease.address;
-        let names = ["pypi.test", "private.test", "rebind.test", "mixed.test", "0.0.0.0/1"];
+        let names =
+            ["pypi.test", "private.test", "rebind.test", "azure.test", "mixed.test", "0.0.0.0/1", "168.0.0.0/6"];
         let one = network.acquire_limited(&names.map(|name| rule(name, &[80]))).await.unwrap();
         in_replica(&one, move || {
             for name in ["c2VjcmV0.evil.test.", "secret.pypi.test.", "xpypi.test.", "test.", "."] {
@@ -283,17 +286,21 @@ fn ways_around_the_rules_lead_nowhere() {
         .await;
         assert_eq!(internet.asked(), Vec::<String>::new(), "a name that no rule covers leaves by no way");
         in_replica(&one, move || {
-            for name in ["private.test.", "rebind.test."] {
+            for name in ["private.test.", "rebind.test.", "azure.test."] {
                 assert_eq!(ask_at(gateway, name, RecordType::A), Some((ResponseCode::NoError, vec![])), "{name}");
             }
             assert_eq!(ask_at(gateway, "mixed.test.", RecordType::A), Some((ResponseCode::NoError, vec![MIXED])));
             reaches(MIXED, 80).expect("what of it is of the internet");
             tries(METADATA, 80).expect_err("a name that leads to the machine's metadata");
+            reaches(Ipv4Addr::new(168, 63, 129, 17), 80).expect("what a range around Azure's host has");
+            tries(AZURE, 80).expect_err("that host, by a name or a range around it");
             tries(PRIVATE, 80).expect_err("a name that leads into a private network, or a range around it");
             fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
             ping(MIXED, SILENCE).expect_err("what is neither TCP nor UDP");
         })
         .await;
+        let named = network.acquire_limited(&[rule("168.63.129.16", &[80])]).await.unwrap();
+        in_replica(&named, || reaches(AZURE, 80).expect("a rule that names it")).await;
         // An answer with a thousand addresses under a name of one's own does not fill the kernel.
         let flood = network.acquire_limited(&[rule("*.below.test", &[])]).await.unwrap();
         let limits = network.limits();
