@@ -23,8 +23,11 @@ use crate::kernel::Kernel;
 use crate::layout::{self, Layout, NetnsClass, NetnsId, NetnsLease, check_name, check_subnet, choose_subnet, overlap};
 use crate::limits::Limits;
 use crate::netns::{self, Uplink};
-use crate::nft;
+use crate::nft::{self, Counting, NftError};
 use crate::pool::{Pool, PoolStatus};
+
+/// Why no replica is confined on kernels that are rarely seen.
+const UNCOUNTED: &str = "the kernel cannot count connections; use one with nf_conncount (CONFIG_NFT_CONNLIMIT)";
 
 /// How to open a network.
 #[derive(Clone, Debug)]
@@ -64,6 +67,8 @@ pub struct Capabilities {
     pub nat: bool,
     /// Replicas reach nothing of this machine but the allowed gateway ports.
     pub filter: bool,
+    /// The connections of confined and limited replicas are bounded; without it there are no such replicas.
+    pub bounds_connections: bool,
     /// What is missing and what to do about it, for people.
     pub warnings: Vec<String>,
 }
@@ -130,20 +135,16 @@ impl Network {
     }
 
     /// A namespace of one's own for code that nobody vouches for: see [`NetnsClass::Confined`]. It is made now. Give it
-    /// back with [`Network::release`]. Where the packet filter is missing it is refused, as nothing would confine it.
+    /// back with [`Network::release`]. Where the packet filter is missing, or cannot count, it is refused, as nothing would confine it.
     pub async fn acquire_confined(&self) -> Result<NetnsLease, NetworkError> {
-        if !self.capabilities.filter {
-            return Err(missing_filter());
-        }
+        self.check_confines()?;
         self.pool.acquire(NetnsClass::Confined).await
     }
 
     /// A namespace of one's own for code that may reach what `rules` name and nothing else: see [`NetnsClass::Limited`].
     /// It is made now. Give it back with [`Network::release`]. Where the packet filter is missing it is refused.
     pub async fn acquire_limited(&self, rules: &[EgressRule]) -> Result<NetnsLease, NetworkError> {
-        if !self.capabilities.filter {
-            return Err(missing_filter());
-        }
+        self.check_confines()?;
         let lease = self.pool.acquire(NetnsClass::Limited).await?;
         match self.limits.set(lease.id, rules).await {
             Ok(()) => Ok(lease),
@@ -152,6 +153,16 @@ impl Network {
                 Err(error)
             }
         }
+    }
+
+    /// Fails where nothing would keep a replica in, or its connections from filling the table of the whole machine.
+    fn check_confines(&self) -> Result<(), NetworkError> {
+        let reason = match (self.capabilities.filter, self.capabilities.bounds_connections) {
+            (true, true) => return Ok(()),
+            (true, false) => UNCOUNTED,
+            (false, _) => "it is not there; install the package `nftables`",
+        };
+        Err(NetworkError::PacketFilter { reason: reason.to_owned() })
     }
 
     /// Sets the rules of a namespace of an earlier run that is limited and was adopted; until then it reaches nothing.
@@ -256,10 +267,6 @@ impl Drop for Network {
     }
 }
 
-fn missing_filter() -> NetworkError {
-    NetworkError::PacketFilter { reason: "it is not there; install the package `nftables`".to_owned() }
-}
-
 /// A thread born in the caller's network namespace, which is where its netlink socket will be.
 fn spawn<T: Send + 'static>(
     name: &str,
@@ -350,7 +357,20 @@ fn settle_subnet(kernel: &Kernel, config: &NetworkConfig) -> Result<(Layout, u32
 /// Installs the packet filter, then turns forwarding on; says what could not be done.
 fn open_ways_out(kernel: &Kernel, layout: &Layout, ports: &[u16]) -> Capabilities {
     let mut capabilities = Capabilities::default();
-    let applied = kernel.wait_io(async { Ok(nft::apply(&nft::ruleset(layout, ports)).await) });
+    let apply = |counting| kernel.wait_io(async { Ok(nft::apply(&nft::ruleset(layout, ports, counting)).await) });
+    let applied = match apply(Counting::On) {
+        Ok(Err(NftError::Refused(reason))) => {
+            let uncounted = apply(Counting::Off);
+            if matches!(uncounted, Ok(Ok(()))) {
+                capabilities.warnings.push(format!("sessions get no egress: {UNCOUNTED} ({reason})"));
+            }
+            uncounted
+        }
+        applied => {
+            capabilities.bounds_connections = matches!(applied, Ok(Ok(())));
+            applied
+        }
+    };
     match applied {
         Ok(Ok(())) => capabilities.filter = true,
         Ok(Err(error)) => capabilities.warnings.push(format!(
@@ -414,7 +434,7 @@ fn remove_all(config: &NetworkConfig) -> Result<(), NetworkError> {
         kernel.delete_link(&bridge.name)?;
     }
     match kernel.wait_io(async { Ok(nft::apply(&nft::removal(&config.name)).await) }) {
-        Ok(Ok(()) | Err(nft::NftError::Missing)) => {}
+        Ok(Ok(()) | Err(NftError::Missing)) => {}
         Ok(Err(error)) => tracing::warn!(%error, "failed to remove the packet filter rules"),
         Err(error) => tracing::warn!(%error, "failed to run nft"),
     }

@@ -33,6 +33,27 @@ pub(crate) const LIMITED: &str = "limited";
 /// Says no at once, so that nobody waits for what will not come.
 pub(crate) const REJECT: &str = "reject with icmpx type admin-prohibited";
 
+/// Connections that one confined or limited replica may have at a time.
+///
+/// The kernel tracks the connections of the whole machine in one table, and drops what it has no place for, whoever sends it.
+/// Connections that ended and are remembered for a while do not count: the kernel gives their places away when it needs them.
+pub(crate) const CONNECTIONS_MAX: u32 = 2048;
+
+/// New connections of one such replica in a second, after [`CONNECTIONS_MAX`] at once: bounds what ended ones leave behind, and the
+/// work of counting.
+pub(crate) const CONNECTIONS_PER_SECOND: u32 = 500;
+
+/// Addresses that are counted at most: those of the confined part of the largest subnet, so that none goes uncounted.
+const COUNTED_MAX: u32 = 1 << 14;
+
+/// Whether the connections of confined and limited replicas are counted; without it they must not be let out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counting {
+    On,
+    /// For kernels that cannot: everybody else still gets a network.
+    Off,
+}
+
 /// Why the rules could not be installed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NftError {
@@ -49,10 +70,14 @@ pub(crate) fn table(name: &str) -> String {
 }
 
 /// Replaces the table of `layout`; `ports` of the gateway stay open to replicas (TCP), with 53 (UDP and TCP).
-pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
+///
+/// What is counted is the first packet of a connection, which the kernel has not confirmed yet: a refused one leaves no trace.
+pub(crate) fn ruleset(layout: &Layout, ports: &[u16], counting: Counting) -> String {
     let Layout { name, subnet, .. } = layout;
     let (table, bridge, gateway) = (table(name), layout.bridge(), layout.gateway());
     let (open, confined, limited) = (open(ports), layout.confined(), layout.limited());
+    let counted = counted(layout, counting);
+    let is_first = "ct state new ct status & confirmed == 0";
     let mut text = removal(name);
     let _ = write!(
         text,
@@ -68,7 +93,7 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
   map {LIMITED} {{
     type ipv4_addr : verdict
   }}
-  chain limits {{
+{counted}  chain limits {{
     ip saddr vmap @{LIMITED}
     {REJECT}
   }}
@@ -76,6 +101,7 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
     type filter hook forward priority 0; policy accept;
     iifname "{bridge}" oifname "{bridge}" drop
     iifname "{bridge}" ip saddr != {subnet} drop
+    iifname "{bridge}" ip saddr {confined} {is_first} jump counted
     iifname "{bridge}" ip saddr {limited} goto limits
     iifname "{bridge}" ip daddr {{ {METADATA} }} drop
     iifname "{bridge}" meta nfproto ipv6 drop
@@ -86,6 +112,7 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
   chain input {{
     type filter hook input priority 0; policy accept;
     iifname != "{bridge}" return
+    ip saddr {confined} {is_first} jump counted
     ip saddr {confined} ip daddr {gateway} udp dport 53 accept
     ip saddr {confined} ip daddr {gateway} tcp dport 53 accept
     ip saddr {confined} drop
@@ -99,6 +126,43 @@ pub(crate) fn ruleset(layout: &Layout, ports: &[u16]) -> String {
 "#
     );
     text
+}
+
+/// What counts the connections of confined and limited replicas.
+///
+/// Their questions to the resolver are short and many, so those are not tracked at all.
+fn counted(layout: &Layout, counting: Counting) -> String {
+    let (bridge, gateway, confined) = (layout.bridge(), layout.gateway(), layout.confined());
+    let count = match counting {
+        Counting::On => format!("add @connections {{ ip saddr ct count over {CONNECTIONS_MAX} }} {REJECT}"),
+        Counting::Off => REJECT.to_owned(),
+    };
+    format!(
+        r#"  set rates {{
+    type ipv4_addr
+    flags dynamic, timeout
+    timeout 1m
+    size {COUNTED_MAX}
+  }}
+  set connections {{
+    type ipv4_addr
+    flags dynamic
+    size {COUNTED_MAX}
+  }}
+  chain counted {{
+    update @rates {{ ip saddr limit rate over {CONNECTIONS_PER_SECOND}/second burst {CONNECTIONS_MAX} packets }} {REJECT}
+    {count}
+  }}
+  chain questions {{
+    type filter hook prerouting priority -300; policy accept;
+    iifname "{bridge}" ip saddr {confined} ip daddr {gateway} udp dport 53 notrack
+  }}
+  chain answers {{
+    type filter hook output priority -300; policy accept;
+    oifname "{bridge}" ip daddr {confined} ip saddr {gateway} udp sport 53 notrack
+  }}
+"#
+    )
 }
 
 /// The elements of the set of open ports: the named ones and DNS.
@@ -177,9 +241,12 @@ mod tests {
 
     use super::*;
 
+    fn layout() -> Layout {
+        Layout::new("3fa90c", "10.70.16.0/20".parse().unwrap(), Path::new("/run/cove"))
+    }
+
     #[test]
     fn the_rules_leave_replicas_only_the_named_ports() {
-        let layout = Layout::new("3fa90c", "10.70.16.0/20".parse().unwrap(), Path::new("/run/cove"));
         expect![[r#"
             add table inet cove_3fa90c
             delete table inet cove_3fa90c
@@ -195,6 +262,29 @@ mod tests {
               map limited {
                 type ipv4_addr : verdict
               }
+              set rates {
+                type ipv4_addr
+                flags dynamic, timeout
+                timeout 1m
+                size 16384
+              }
+              set connections {
+                type ipv4_addr
+                flags dynamic
+                size 16384
+              }
+              chain counted {
+                update @rates { ip saddr limit rate over 500/second burst 2048 packets } reject with icmpx type admin-prohibited
+                add @connections { ip saddr ct count over 2048 } reject with icmpx type admin-prohibited
+              }
+              chain questions {
+                type filter hook prerouting priority -300; policy accept;
+                iifname "cv3fa90c" ip saddr 10.70.28.0/22 ip daddr 10.70.16.1 udp dport 53 notrack
+              }
+              chain answers {
+                type filter hook output priority -300; policy accept;
+                oifname "cv3fa90c" ip daddr 10.70.28.0/22 ip saddr 10.70.16.1 udp sport 53 notrack
+              }
               chain limits {
                 ip saddr vmap @limited
                 reject with icmpx type admin-prohibited
@@ -203,6 +293,7 @@ mod tests {
                 type filter hook forward priority 0; policy accept;
                 iifname "cv3fa90c" oifname "cv3fa90c" drop
                 iifname "cv3fa90c" ip saddr != 10.70.16.0/20 drop
+                iifname "cv3fa90c" ip saddr 10.70.28.0/22 ct state new ct status & confirmed == 0 jump counted
                 iifname "cv3fa90c" ip saddr 10.70.31.0/24 goto limits
                 iifname "cv3fa90c" ip daddr { 169.254.0.0/16, 168.63.129.16/32 } drop
                 iifname "cv3fa90c" meta nfproto ipv6 drop
@@ -213,6 +304,7 @@ mod tests {
               chain input {
                 type filter hook input priority 0; policy accept;
                 iifname != "cv3fa90c" return
+                ip saddr 10.70.28.0/22 ct state new ct status & confirmed == 0 jump counted
                 ip saddr 10.70.28.0/22 ip daddr 10.70.16.1 udp dport 53 accept
                 ip saddr 10.70.28.0/22 ip daddr 10.70.16.1 tcp dport 53 accept
                 ip saddr 10.70.28.0/22 drop
@@ -224,6 +316,6 @@ mod tests {
               }
             }
         "#]]
-        .assert_eq(&ruleset(&layout, &[443, 80, 53]));
+        .assert_eq(&ruleset(&layout(), &[443, 80, 53], Counting::On));
     }
 }

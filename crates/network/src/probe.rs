@@ -97,7 +97,8 @@ fn in_scratch() -> Vec<Probe> {
     let pair = kernel.wait("create a veth pair", kernel.handle().link().add(pair).execute());
     probes.push(Probe::of("veth", pair.map_err(|error| explain(&error)), kernel_part));
     probes.push(Probe::of("isolated bridge ports", isolate(&kernel), "use Linux 4.18 or later"));
-    let install = "install the package `nftables` and use a kernel with nf_tables, NAT and connection tracking";
+    let install =
+        "install the package `nftables` and use a kernel with nf_tables, NAT, connection tracking and nf_conncount";
     probes.push(Probe::of("nftables", rules(&kernel), install));
     probes
 }
@@ -120,7 +121,8 @@ fn isolate(kernel: &Kernel) -> Result<(), String> {
 fn rules(kernel: &Kernel) -> Result<(), String> {
     let subnet = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 64, 0, 0), 20);
     let layout = Layout::new("probe", subnet, "/run/cove".as_ref());
-    let applied: io::Result<_> = kernel.wait_io(async { Ok(nft::apply(&nft::ruleset(&layout, &[80])).await) });
+    let applied: io::Result<_> =
+        kernel.wait_io(async { Ok(nft::apply(&nft::ruleset(&layout, &[80], nft::Counting::On)).await) });
     applied.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 

@@ -24,6 +24,7 @@ use crate::network::{Network, NetworkConfig};
 use crate::pool::PoolStatus;
 
 mod confined;
+mod counted;
 mod lifecycle;
 mod limited;
 mod traffic;
