@@ -7,6 +7,7 @@
 //! **Invariant:** every query gets an answer within [`FORWARD_TIMEOUT`]: a record, or an error code.
 //! **Invariant:** names under a local suffix never leave this machine.
 
+mod connections;
 mod forward;
 mod limited;
 mod message;
@@ -31,6 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use connections::Connections;
 use forward::Upstreams;
 use message::{Plan, Query};
 
@@ -44,11 +46,17 @@ pub const FORWARDED_MAX: usize = 1024;
 /// Of these, queries of one replica.
 pub const FORWARDED_PER_CLIENT_MAX: usize = 128;
 
-/// TCP connections at a time; one more waits in the kernel's queue.
+/// TCP connections at a time; for one more, the oldest of the client with most is ended.
 pub const CONNECTIONS_MAX: usize = 256;
+
+/// Of these, connections of one replica; one more is closed at once.
+pub const CONNECTIONS_PER_CLIENT_MAX: usize = 16;
 
 /// How long a TCP connection may stay silent.
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
+
+/// How long a TCP connection may stay open, however busy it is; clients open another one.
+pub const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Answers the address of a name (lower case, no final dot) for the replica that asks, or none if it is no app's.
 pub type Lookup = Arc<dyn Fn(Ipv4Addr, &str) -> Option<Ipv4Addr> + Send + Sync>;
@@ -70,6 +78,8 @@ pub struct DnsConfig {
     pub limits: Option<Arc<Limits>>,
     /// File that names the resolvers of this machine, read again when it changes; default `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
+    /// How long a TCP connection may stay open, however busy it is; default [`CONNECTION_LIFETIME`].
+    pub connection_lifetime: Duration,
 }
 
 impl DnsConfig {
@@ -82,6 +92,7 @@ impl DnsConfig {
             subnet: None,
             limits: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            connection_lifetime: CONNECTION_LIFETIME,
         }
     }
 }
@@ -247,15 +258,15 @@ async fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
 }
 
 async fn serve_tcp(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections: JoinSet<io::Result<()>> = JoinSet::new();
+    let mut connections = Connections::default();
     loop {
-        while connections.len() >= CONNECTIONS_MAX {
-            connections.join_next().await;
-        }
-        while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, client)) => {
-                connections.spawn(serve_connection(stream, client.ip(), Arc::clone(shared)));
+                let serve = serve_connection(stream, client.ip(), Arc::clone(shared));
+                let lifetime = shared.config.connection_lifetime;
+                connections.add(v4(client.ip()), async move {
+                    let _ended = tokio::time::timeout(lifetime, serve).await;
+                });
             }
             Err(error) => pause_after("accept a DNS connection", &error).await,
         }

@@ -9,10 +9,13 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query as Question, Respons
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
-use super::{DnsConfig, DnsServer, Lookup, app_label};
+use super::{CONNECTIONS_PER_CLIENT_MAX, DnsConfig, DnsServer, Lookup, app_label};
+
+/// Longest wait for anything that must come; the machine may be busy with other tests.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 
@@ -21,7 +24,7 @@ async fn server(folder: &Path, resolver: &str, shutdown: &CancellationToken) -> 
     let resolv_conf = folder.join("resolv.conf");
     std::fs::write(&resolv_conf, resolver).unwrap();
     let lookup: Lookup = Arc::new(|client, name| {
-        assert_eq!(client, Ipv4Addr::LOCALHOST);
+        assert!(client.is_loopback());
         (app_label(name, "dev.localhost") == Some("web")).then_some(GATEWAY)
     });
     let config = DnsConfig {
@@ -153,6 +156,61 @@ async fn tcp_answers_several_queries_on_a_connection() {
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(read(&Message::from_vec(&answer).unwrap()).0, code, "{name}");
     }
+    shutdown.cancel();
+}
+
+/// A connection to `server` from the loopback address of number `client`.
+async fn connect_as(client: u8, server: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, client), 0).into()).unwrap();
+    socket.connect(server).await.unwrap()
+}
+
+/// The answer to a question on a connection; none when it was closed.
+async fn ask_on(stream: &mut TcpStream) -> Option<Message> {
+    let asked = async {
+        stream.write_all(&super::message::framed(&query("web.", RecordType::A).to_vec().unwrap())).await?;
+        let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+        stream.read_exact(&mut answer).await.map(|_| answer)
+    };
+    let answer = tokio::time::timeout(DEADLINE, asked).await.expect("neither an answer nor an end");
+    answer.ok().map(|answer| Message::from_vec(&answer).unwrap())
+}
+
+#[tokio::test]
+async fn a_client_that_holds_connections_leaves_the_others_theirs() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let server = server(folder.path(), "", &shutdown).await;
+    let mut held = Vec::new();
+    for number in 1..=CONNECTIONS_PER_CLIENT_MAX {
+        let mut stream = connect_as(2, server).await;
+        assert!(ask_on(&mut stream).await.is_some(), "connection {number}");
+        held.push(stream);
+    }
+    assert!(ask_on(&mut connect_as(2, server).await).await.is_none(), "one too many is closed");
+    assert!(ask_on(&mut connect_as(3, server).await).await.is_some(), "another client's is not");
+    held.pop();
+    let again = async { while ask_on(&mut connect_as(2, server).await).await.is_none() {} };
+    tokio::time::timeout(DEADLINE, again).await.expect("a place that was given back is free");
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn a_connection_ends_however_busy_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let resolv_conf = folder.path().join("resolv.conf");
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = DnsConfig { listen, resolv_conf, ..DnsConfig::new(GATEWAY, Arc::new(|_, _| Some(GATEWAY))) };
+    let config = DnsConfig { connection_lifetime: Duration::from_millis(300), ..config };
+    let server = DnsServer::bind(config).await.unwrap();
+    let address = server.local_addr().unwrap();
+    tokio::spawn(server.run(shutdown.clone()));
+    let mut stream = connect_as(1, address).await;
+    let busy = async { while ask_on(&mut stream).await.is_some() {} };
+    tokio::time::timeout(DEADLINE, busy).await.expect("it is closed in the end");
+    assert!(ask_on(&mut connect_as(1, address).await).await.is_some(), "and another one is opened");
     shutdown.cancel();
 }
 
