@@ -7,6 +7,7 @@
 //! **Invariant:** every query gets an answer within [`FORWARD_TIMEOUT`]: a record, or an error code.
 //! **Invariant:** names under a local suffix never leave this machine.
 
+mod confined;
 mod connections;
 mod forward;
 mod limited;
@@ -36,6 +37,7 @@ use connections::Connections;
 use forward::Upstreams;
 use message::{Plan, Query};
 
+use crate::layout::NetnsClass;
 use crate::limits::Limits;
 
 pub use forward::FORWARD_TIMEOUT;
@@ -121,6 +123,13 @@ pub struct DnsServer {
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
     shared: Arc<Shared>,
+}
+
+/// How a question came, which is how it is passed on.
+#[derive(Clone, Copy, Debug)]
+enum Transport {
+    Udp,
+    Tcp,
 }
 
 #[derive(Debug)]
@@ -238,10 +247,7 @@ async fn serve_udp(socket: &Arc<UdpSocket>, shared: &Arc<Shared>) {
                 Some(permit) => {
                     let (socket, shared) = (Arc::clone(socket), Arc::clone(shared));
                     forwarding.spawn(async move {
-                        let answer = match query.is_limited() {
-                            true => shared.answer_limited(&query, client.ip()).await,
-                            false => shared.upstreams.ask_udp(&query).await,
-                        };
+                        let answer = shared.forward(&query, client.ip(), Transport::Udp).await;
                         send(&socket, &answer, client).await;
                         drop(permit);
                     });
@@ -288,8 +294,7 @@ async fn serve_connection(mut stream: TcpStream, client: IpAddr, shared: Arc<Sha
             Plan::Answer(answer) => answer,
             Plan::Forward(query) => match shared.permit(client) {
                 None => query.error(ResponseCode::ServFail),
-                Some(_permit) if query.is_limited() => shared.answer_limited(&query, client).await,
-                Some(_permit) => shared.upstreams.ask_tcp(&query).await,
+                Some(_permit) => shared.forward(&query, client, Transport::Tcp).await,
             },
         };
         let framed = message::framed(&answer);
@@ -318,8 +323,16 @@ impl Shared {
         }
     }
 
-    async fn answer_limited(&self, query: &Query, client: IpAddr) -> Vec<u8> {
-        limited::answer(query, v4(client), self.config.limits.as_deref(), &self.upstreams).await
+    /// The answer of the resolvers of this machine, as far as this client is told of it; never empty.
+    async fn forward(&self, query: &Query, client: IpAddr, transport: Transport) -> Vec<u8> {
+        if query.asker() == NetnsClass::Limited {
+            return limited::answer(query, v4(client), self.config.limits.as_deref(), &self.upstreams).await;
+        }
+        let answer = match transport {
+            Transport::Udp => self.upstreams.ask_udp(query).await,
+            Transport::Tcp => self.upstreams.ask_tcp(query).await,
+        };
+        if query.asker() == NetnsClass::Confined { confined::cleaned(query, answer) } else { answer }
     }
 
     /// A place among the queries being forwarded; none when this client, or all, have too many.

@@ -200,6 +200,15 @@ pub(crate) fn limited(subnet: Ipv4Net) -> Ipv4Net {
     last_part(subnet, 4)
 }
 
+/// What the replica of an address may reach.
+pub(crate) fn class_of(subnet: Ipv4Net, address: Ipv4Addr) -> NetnsClass {
+    match (limited(subnet).contains(&address), confined(subnet).contains(&address)) {
+        (true, _) => NetnsClass::Limited,
+        (false, true) => NetnsClass::Confined,
+        (false, false) => NetnsClass::App,
+    }
+}
+
 fn last_part(subnet: Ipv4Net, bits: u8) -> Ipv4Net {
     let prefix = (subnet.prefix_len() + bits).min(32);
     Ipv4Net::new(subnet.broadcast(), prefix).map_or(subnet, |net| net.trunc())

@@ -162,7 +162,7 @@ pub(crate) fn is_internet(address: Ipv4Addr) -> bool {
 }
 
 /// Whoever writes such a range means what is no internet.
-fn is_within_no_internet(range: Ipv4Net) -> bool {
+pub(crate) fn is_within_no_internet(range: Ipv4Net) -> bool {
     no_internet().any(|net| net.contains(&range))
 }
 

@@ -12,7 +12,8 @@ use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use ipnet::IpNet;
 
 use super::DnsConfig;
-use crate::layout::{confined, limited};
+use super::confined::refusal;
+use crate::layout::{NetnsClass, class_of};
 
 /// Seconds that a program may remember where an app is; it is always the gateway, so staleness costs little.
 const TTL_SECS: u32 = 5;
@@ -36,7 +37,7 @@ pub(super) enum Plan {
 pub(super) struct Query {
     pub(super) raw: Vec<u8>,
     message: Message,
-    is_limited: bool,
+    asker: NetnsClass,
 }
 
 impl Query {
@@ -57,12 +58,12 @@ impl Query {
         if message.queries.len() != 1 {
             return refuse(OpCode::Query, ResponseCode::FormErr);
         }
-        Ok(Self { raw: raw.to_vec(), message, is_limited: false })
+        Ok(Self { raw: raw.to_vec(), message, asker: NetnsClass::App })
     }
 
-    /// It is a limited replica's: it is answered by its rules and never passed on.
-    pub(super) fn is_limited(&self) -> bool {
-        self.is_limited
+    /// Whose it is: a limited replica's is answered by its rules and never passed on.
+    pub(super) fn asker(&self) -> NetnsClass {
+        self.asker
     }
 
     pub(super) fn question(&self) -> &Question {
@@ -71,19 +72,24 @@ impl Query {
 
     /// Decides who answers.
     pub(super) fn plan(mut self, config: &DnsConfig, client: Ipv4Addr) -> Plan {
-        if config.subnet.is_some_and(|subnet| limited(subnet).contains(&client)) {
-            self.is_limited = true;
-            return Plan::Forward(Box::new(self));
-        }
+        self.asker = config.subnet.map_or(NetnsClass::App, |subnet| class_of(subnet, client));
         let question = self.question();
+        match self.asker {
+            NetnsClass::Limited => return Plan::Forward(Box::new(self)),
+            NetnsClass::Confined => {
+                if let Some(code) = refusal(question) {
+                    return Plan::Answer(self.error(code));
+                }
+            }
+            NetnsClass::App => {}
+        }
         if question.query_class() != DNSClass::IN {
             return Plan::Forward(Box::new(self));
         }
         let name = question.name().to_lowercase().to_ascii();
         let name = name.trim_end_matches('.');
         // whoever is confined hears of the internet only
-        let is_confined = config.subnet.is_some_and(|subnet| confined(subnet).contains(&client));
-        let known = if is_confined { None } else { (config.lookup)(client, name) };
+        let known = if self.asker == NetnsClass::Confined { None } else { (config.lookup)(client, name) };
         let answer = if let Some(address) = known {
             self.address(address)
         } else if is_local(config, name, question) {
@@ -190,6 +196,6 @@ pub(super) fn framed(message: &[u8]) -> Vec<u8> {
     framed
 }
 
-fn encode(message: &Message) -> Option<Vec<u8>> {
+pub(super) fn encode(message: &Message) -> Option<Vec<u8>> {
     message.to_vec().inspect_err(|error| tracing::warn!(%error, "failed to encode a DNS answer")).ok()
 }

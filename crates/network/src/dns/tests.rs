@@ -1,13 +1,13 @@
 //! The server over real sockets on the loopback, with real and with missing resolvers behind it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query as Question, ResponseCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
@@ -238,5 +238,83 @@ async fn what_is_no_query_gets_an_error_or_nothing() {
     let mut buffer = [0; 512];
     let length = socket.recv(&mut buffer).await.unwrap();
     assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.id, 4711);
+    shutdown.cancel();
+}
+
+/// A resolver that knows a network of its own: what it answers with depends on the name.
+async fn knowing_resolver() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            let question = asked.queries[0].clone();
+            let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+            answer.add_query(question.clone());
+            let addresses: &[&str] = match question.name().to_ascii().as_str() {
+                "mixed.corp." => &["10.1.2.3", "93.184.215.14", "fd00::1", "2001:db8::1", "168.63.129.16"],
+                "db.corp." => &["192.168.7.1"],
+                _ => &["93.184.215.14"],
+            };
+            for address in addresses {
+                let data = match address.parse::<IpAddr>().unwrap() {
+                    IpAddr::V4(address) => RData::A(A(address)),
+                    IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+                };
+                answer.add_answer(Record::from_rdata(question.name().clone(), 60, data));
+            }
+            socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    address
+}
+
+/// What a client at a loopback address hears: the code and the addresses, also of IPv6.
+async fn ask_as(client: Ipv4Addr, server: SocketAddr, message: &Message) -> (ResponseCode, Vec<String>) {
+    let socket = UdpSocket::bind((client, 0)).await.unwrap();
+    socket.send_to(&message.to_vec().unwrap(), server).await.unwrap();
+    let mut buffer = [0; 4096];
+    let received = tokio::time::timeout(DEADLINE, socket.recv(&mut buffer)).await.expect("no answer");
+    let answer = Message::from_vec(&buffer[..received.unwrap()]).unwrap();
+    let addresses = answer.answers.iter().map(|record| record.data.to_string());
+    (answer.metadata.response_code, addresses.collect())
+}
+
+#[tokio::test]
+async fn a_confined_replica_hears_of_the_internet_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let resolv_conf = folder.path().join("resolv.conf");
+    std::fs::write(&resolv_conf, format!("nameserver {}\n", knowing_resolver().await)).unwrap();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let subnet = Some("127.0.0.0/24".parse().unwrap());
+    let config = DnsConfig { listen, subnet, resolv_conf, ..DnsConfig::new(GATEWAY, Arc::new(|_, _| None)) };
+    let server = DnsServer::bind(config).await.unwrap();
+    let address = server.local_addr().unwrap();
+    tokio::spawn(server.run(shutdown.clone()));
+    let (app, confined) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 200));
+    let mut chaos = query("version.bind.", RecordType::TXT);
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    let public = "93.184.215.14";
+    let all = ["10.1.2.3", public, "fd00::1", "2001:db8::1", "168.63.129.16"];
+    let ok = ResponseCode::NoError;
+    for (message, to_app, to_confined) in [
+        (query("example.com.", RecordType::A), &[public][..], (ok, &[public][..])),
+        (query("mixed.corp.", RecordType::A), &all, (ok, &[public, "2001:db8::1"])),
+        (query("db.corp.", RecordType::A), &["192.168.7.1"], (ok, &[])),
+        (query("example.com.", RecordType::ANY), &[public], (ResponseCode::Refused, &[])),
+        (query("example.com.", RecordType::AXFR), &[public], (ResponseCode::Refused, &[])),
+        (query("1.7.168.192.in-addr.arpa.", RecordType::PTR), &[public], (ResponseCode::NXDomain, &[])),
+        (query("4.4.8.8.in-addr.arpa.", RecordType::PTR), &[public], (ok, &[public])),
+        (chaos, &[public], (ResponseCode::Refused, &[])),
+    ] {
+        let asked = message.queries[0].to_string();
+        let (code, heard) = ask_as(app, address, &message).await;
+        assert_eq!((code, heard), (ok, to_app.iter().map(ToString::to_string).collect()), "an app asks {asked}");
+        let (code, heard) = ask_as(confined, address, &message).await;
+        let expected = to_confined.1.iter().map(ToString::to_string).collect();
+        assert_eq!((code, heard), (to_confined.0, expected), "a confined one asks {asked}");
+    }
     shutdown.cancel();
 }
