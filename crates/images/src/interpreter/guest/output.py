@@ -50,7 +50,7 @@ class Outputs:
 
     def show(self, data, is_result=False):
         """Takes a bundle of media types, as kernels send it."""
-        data = {kind: "".join(part) if isinstance(part, list) else part for kind, part in data.items()}
+        data = {kind: joined(kind, part) for kind, part in data.items()}
         size = sum(len(part) if isinstance(part, str) else 256 for part in data.values())
         if size > self._room or len(self.rich) >= RICH_MAX:
             self.stderr.add(f"[an output of {size} bytes was dropped: at most {RICH_MAX} with {RICH_MAX_BYTES} bytes in all]\n")
@@ -65,6 +65,14 @@ class Outputs:
         lines = [clean(line)[:8000] for line in traceback[:200]]
         self.error = {"ename": name[:200], "evalue": clean(value)[:8000], "traceback": lines}
         self.stderr.add("\n".join(lines or [f"{name}: {value}"]) + "\n")
+
+
+def joined(kind, part):
+    """A text may come as a list of its lines; a list that is JSON is a value and stays one."""
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if is_json or not isinstance(part, list) or not all(isinstance(one, str) for one in part):
+        return part
+    return "".join(part)
 
 
 def with_value(data):
