@@ -252,6 +252,16 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(ran["error"]["code"], "ExecutionTimedOut")
         self.assertIn("stdout was cut", ran["result"]["stdout"][-100:])
 
+    def test_results_that_cannot_be_sent_are_dropped_or_texts(self):
+        shown = self.result("from IPython.display import JSON\nJSON([0] * 9_000_000)")
+        self.assertIn("application/json was dropped", shown["stderr"])
+        self.assertEqual(shown["executionResult"], "<IPython.core.display.JSON object>")
+        shown = self.result("deep = []\nfor _ in range(150): deep = [deep]\nJSON(deep)")
+        self.assertEqual(shown["executionResult"], "<IPython.core.display.JSON object>")
+        # no number of those who read JSON is as large, and half a character is no text of theirs
+        self.assertRegex(self.result("10 ** 400")["executionResult"], "^10{400}$")
+        self.assertEqual(self.result("'\\ud800'")["executionResult"], "?")
+
     def test_code_that_takes_all_memory_ends_alone(self):
         hungry = {
             "python": "kept = [b'x' * (1 << 20) for _ in range(1 << 16)]",

@@ -10,6 +10,11 @@ import json
 STREAM_MAX_BYTES = 1 << 20
 RICH_MAX_BYTES = 8 << 20
 RICH_MAX = 64
+# what one element takes at least where the answer is read, however short it is written
+ELEMENT_BYTES = 32
+# who reads the answer takes 128 levels, some of them around this, and no number that is beyond a float
+LEVELS_MAX = 100
+NUMBER_MAX = 10**300
 
 
 class Text:
@@ -50,15 +55,24 @@ class Outputs:
 
     def show(self, data, is_result=False):
         """Takes a bundle of media types, as kernels send it."""
-        data = {kind: joined(kind, part) for kind, part in data.items()}
-        size = sum(len(part) if isinstance(part, str) else 256 for part in data.values())
-        if size > self._room or len(self.rich) >= RICH_MAX:
-            self.stderr.add(f"[an output of {size} bytes was dropped: at most {RICH_MAX} with {RICH_MAX_BYTES} bytes in all]\n")
+        if len(self.rich) >= RICH_MAX:
+            self.stderr.add(f"[an output was dropped: at most {RICH_MAX} are kept]\n")
             return
-        self._room -= size
-        self.rich.append(data)
+        kept = {}
+        for kind, part in data.items():
+            part = joined(kind, part)
+            size = size_of(part, self._room)
+            if size is None:
+                words = f"at most {RICH_MAX_BYTES} bytes in all and {LEVELS_MAX} levels are kept"
+                self.stderr.add(f"[an output of {kind[:80]} was dropped: {words}]\n")
+                continue
+            self._room -= size
+            kept[kind] = part
+        if not kept:
+            return
+        self.rich.append(kept)
         if is_result:
-            self.result = with_value(data)
+            self.result = with_value(kept)
 
     def fail(self, name, value, traceback):
         """The error that ended the code; its text also goes to stderr, where every client looks."""
@@ -75,6 +89,35 @@ def joined(kind, part):
     return "".join(part)
 
 
+def written(value):
+    """JSON as it is sent: half a character is no UTF-8, and escaped it would make the whole answer unreadable."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def size_of(part, room):
+    """What a part takes of the room; None when that is more, which is found without looking at all of it, or unreadable."""
+    size, left = 0, [(part, 0)]
+    while left:
+        one, level = left.pop()
+        if isinstance(one, str):
+            # what is written is never shorter
+            size += max(len(written(one)) if len(one) <= room else len(one), ELEMENT_BYTES)
+        elif isinstance(one, (dict, list)):
+            if level >= LEVELS_MAX or ELEMENT_BYTES * len(one) > room:
+                return None
+            size += ELEMENT_BYTES
+            left += ((below, level + 1) for below in one)
+            if isinstance(one, dict):
+                left += ((below, level + 1) for below in one.values())
+        else:
+            if isinstance(one, (int, float)) and not abs(one) <= NUMBER_MAX:
+                return None
+            size += max(len(str(one)), ELEMENT_BYTES)
+        if size > room:
+            return None
+    return size
+
+
 def with_value(data):
     """A result that is a plain value also gets its JSON form, which clients of the API expect: 42, not "42"."""
     text = data.get("text/plain")
@@ -83,7 +126,8 @@ def with_value(data):
     try:
         value = ast.literal_eval(text)
         # what is no JSON, such as a set or a tuple as a key, stays a text; so do nan and infinity
-        return {**data, "application/json": json.loads(json.dumps(value, allow_nan=False))}
+        value = json.loads(json.dumps(value, allow_nan=False))
+        return data if size_of(value, RICH_MAX_BYTES) is None else {**data, "application/json": value}
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return data
 

@@ -22,7 +22,7 @@ import urllib.parse
 
 import files
 import kernels
-from output import Outputs
+from output import Outputs, written
 
 PORT = 6000
 BODY_MAX_BYTES = 8 << 20
@@ -153,7 +153,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """What is executed is said by clients, not by a log."""
 
     def _json(self, status, value):
-        self._begin(status, "application/json", len(body := json.dumps(value).encode()))
+        self._begin(status, "application/json", len(body := written(value)))
         self.wfile.write(body)
 
     def _begin(self, status, kind, length):
