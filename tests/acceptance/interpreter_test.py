@@ -357,6 +357,20 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(self.result(path, "node")["executionResult"], 1000)
         self.assertEqual(self.ask("GET", "node", "files/n.txt/content").text, "n")
 
+    def test_node_always_answers(self):
+        shown = self.run_code("const c = {}; c.c = c; display(c); display(5n); display('hi'); display(null); 1", "node")
+        texts = [one["text/plain"] for one in shown["rawResult"]["outputs"]]
+        self.assertEqual(texts, ["<ref *1> { c: [Circular *1] }", "5n", "hi", "null", "1"])
+        shown = self.run_code("display({ 'text/html': '<b>' })", "node")
+        self.assertEqual(shown["rawResult"]["outputs"], [{"text/html": "<b>"}])
+        for code in ("throw Object.create(null)", "throw { get message() { throw 1 } }", "throw new Error('x'.repeat(17e6))"):
+            begun = time.monotonic()
+            self.assertEqual(self.run_code(code, "node")["status"], "Failed", code)
+            self.assertLess(time.monotonic() - begun, 50)
+        shown = self.result("display({ 'text/html': 'x'.repeat(9e6) }); process.stdout.write = () => true; c.c === c", "node")
+        self.assertTrue(shown["executionResult"])
+        self.assertIn("an output was dropped", shown["stderr"])
+
     def test_a_shell(self):
         def command(line, **more):
             return self.ask("POST", "shell", "executions", json={"shellCommand": line, **more}).json()

@@ -11,10 +11,57 @@ const path = require("path");
 const { createRequire } = require("module");
 
 const RESULT_MAX = 1 << 20;
+// what the server takes; more than it would be taken for a program that never ends its line
+const OUTPUTS_MAX = 8 << 20;
+const LEVELS_MAX = 100;
+const LINES_MAX = 200;
+const LINE_MAX = 8000;
+// code may put something else in its place
+const complain = console.error.bind(console);
 let outputs = [];
+let left = OUTPUTS_MAX;
+
+// An output as JSON, made where it is shown, so that nothing can fail when the answer is written.
+function written(data) {
+  const json = JSON.stringify(data);
+  const size = Buffer.byteLength(json);
+  if (size > left) {
+    complain(`[an output was dropped: at most ${OUTPUTS_MAX} bytes in all are kept]`);
+    return undefined;
+  }
+  readable(json);
+  left -= size;
+  return json;
+}
+
+// The value of a JSON text; one of too many levels would make the whole answer unreadable.
+function readable(json) {
+  const value = JSON.parse(json);
+  if (levels(value) > LEVELS_MAX) throw new RangeError(`a value has at most ${LEVELS_MAX} levels`);
+  return value;
+}
+
+function levels(value) {
+  if (value === null || typeof value !== "object") return 0;
+  return 1 + Object.values(value).reduce((most, one) => Math.max(most, levels(one)), 0);
+}
 
 function display(data) {
-  if (outputs.length < 64) outputs.push(data);
+  if (outputs.length >= 64) return;
+  let json;
+  try {
+    json = written(hasMediaTypes(data) ? data : bundle(data));
+  } catch {
+    // a value with a cycle, or a bigint, for a media type
+    json = written(bundle(data));
+  }
+  if (json !== undefined) outputs.push(json);
+}
+
+function hasMediaTypes(data) {
+  if (data === null || typeof data !== "object") return false;
+  const kinds = Object.keys(data);
+  return kinds.length > 0 && kinds.every((kind) => /^[\w.+-]+\/[\w.+-]+$/.test(kind));
 }
 
 const context = vm.createContext(
@@ -32,20 +79,35 @@ function bundle(value) {
   const data = { "text/plain": text.slice(0, RESULT_MAX) };
   try {
     const json = JSON.stringify(value);
-    if (json !== undefined && json.length <= RESULT_MAX) data["application/json"] = JSON.parse(json);
+    if (json !== undefined && json.length <= RESULT_MAX) data["application/json"] = readable(json);
   } catch {
-    // a value with a cycle, or a bigint, is shown as text only
+    // a value with a cycle, a bigint or too many levels is shown as text only
   }
   return data;
 }
 
 function failure(error) {
-  if (error === null || typeof error !== "object" || !("message" in error)) {
-    return { ename: "Error", evalue: String(error), traceback: [`Uncaught ${util.inspect(error)}`] };
+  try {
+    return bounded(described(error));
+  } catch {
+    // what was thrown can throw itself, when it is asked for its words
+    return { ename: "Error", evalue: "an error that cannot be shown", traceback: ["Uncaught error that cannot be shown"] };
   }
-  const lines = String(error.stack || error.message).split("\n");
+}
+
+function described(error) {
+  if (error === null || typeof error !== "object" || !("message" in error)) {
+    const text = util.inspect(error);
+    return { ename: "Error", evalue: typeof error === "string" ? error : text, traceback: [`Uncaught ${text}`] };
+  }
+  const lines = String(error.stack || error.message).slice(0, RESULT_MAX).split("\n");
   const own = lines.filter((line) => !line.includes("node:") && !line.includes(__filename));
   return { ename: String(error.name || "Error"), evalue: String(error.message), traceback: own };
+}
+
+function bounded({ ename, evalue, traceback }) {
+  const cut = (text) => text.slice(0, LINE_MAX);
+  return { ename: cut(ename), evalue: cut(evalue), traceback: traceback.slice(0, LINES_MAX).map(cut) };
 }
 
 // `await` at the top is not allowed in a script.
@@ -76,9 +138,11 @@ function compiled(code) {
 const PRINTED_MAX = 2 << 20;
 const streams = [process.stdout, process.stderr];
 const room = new Map();
+const writes = new Map();
 
 for (const stream of streams) {
   const write = stream.write;
+  writes.set(stream, write);
   stream.write = function (chunk, encoding, callback) {
     const left = room.get(stream) ?? PRINTED_MAX;
     const size = typeof chunk === "string" ? Buffer.byteLength(chunk) : (chunk?.length ?? 0);
@@ -92,11 +156,13 @@ for (const stream of streams) {
   };
 }
 
+const exit = process.exit.bind(process);
 let interrupted = () => {};
 process.on("SIGINT", () => interrupted());
 
 async function run(code) {
   outputs = [];
+  left = OUTPUTS_MAX;
   room.clear();
   try {
     const stop = new Promise((_, reject) => {
@@ -104,20 +170,33 @@ async function run(code) {
     });
     const value = compiled(code).runInContext(context, { breakOnSigint: true });
     const settled = await Promise.race([value, stop]);
-    return settled === undefined ? { outputs } : { outputs, result: bundle(settled) };
+    return settled === undefined ? {} : { result: written(bundle(settled)) };
   } catch (error) {
-    return { outputs, error: failure(error) };
+    return { error: JSON.stringify(failure(error)) };
   } finally {
     interrupted = () => {};
   }
 }
 
-process.on("uncaughtException", (error) => console.error(failure(error).traceback.join("\n")));
-process.on("unhandledRejection", (error) => console.error(failure(error).traceback.join("\n")));
+process.on("uncaughtException", (error) => complain(failure(error).traceback.join("\n")));
+process.on("unhandledRejection", (error) => complain(failure(error).traceback.join("\n")));
 
-// Code writes to pipes that are read while it runs; what it wrote has to be there before the answer is.
+// Code writes to pipes that are read while it runs; what it wrote has to be there before the answer is. Code may have put
+// something else in the place of `write`.
 function flushed(stream) {
-  return new Promise((resolve) => stream.write("", resolve));
+  return new Promise((resolve) => writes.get(stream).call(stream, "", resolve));
+}
+
+// Each line is answered, whatever becomes of its code: nothing here may fail.
+async function answer(line) {
+  const ended = await run(JSON.parse(line).code);
+  await Promise.all(streams.map(flushed));
+  const fields = [`"outputs":[${outputs}]`];
+  for (const [name, json] of Object.entries(ended)) {
+    if (json !== undefined) fields.push(`"${name}":${json}`);
+  }
+  let bytes = Buffer.from(`{${fields}}\n`);
+  while (bytes.length > 0) bytes = bytes.subarray(fs.writeSync(201, bytes));
 }
 
 let rest = "";
@@ -127,10 +206,7 @@ fs.createReadStream(null, { fd: 200 }).setEncoding("utf8").on("data", (text) => 
   for (let end = rest.indexOf("\n"); end >= 0; end = rest.indexOf("\n")) {
     const line = rest.slice(0, end);
     rest = rest.slice(end + 1);
-    work = work.then(async () => {
-      const answer = await run(JSON.parse(line).code);
-      await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
-      fs.writeSync(201, JSON.stringify(answer) + "\n");
-    });
+    // without an answer the server would wait in vain; a program that ended is one
+    work = work.then(() => answer(line)).catch(() => exit(1));
   }
 });

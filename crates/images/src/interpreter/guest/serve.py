@@ -223,6 +223,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except RuntimeError as error:
             # an interpreter that ended and does not start again
             self._refuse(500, "SessionFailed", f"the session failed: {error}")
+        except Exception as error:
+            # whatever it is: a connection that closes unanswered says nothing
+            self._refuse(500, "InterpreterFailed", f"the interpreter failed: {type(error).__name__}: {error}"[:300])
 
     def _act(self, method, route, path):
         match method, route:
