@@ -348,6 +348,8 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(self.result("[1, 2, 3]", "node")["executionResult"], [1, 2, 3])
         self.assertEqual(self.result("['a', 'b']", "node")["executionResult"], ["a", "b"])
         self.assertEqual(self.result("await new Promise(r => setTimeout(() => r('late'), 50))", "node")["executionResult"], "late")
+        # what is printed is read in pieces, which end within a character
+        self.assertEqual(self.result("console.log('€'.repeat(100000))", "node")["stdout"], "€" * 100_000 + "\n")
         failed = self.run_code("null.x", "node")
         self.assertIn("TypeError", failed["error"]["message"])
         ran = self.run_code("for (;;) {}", "node", timeoutInSeconds=2)
@@ -383,6 +385,10 @@ class Interpreters(unittest.TestCase):
         self.assertNotEqual(command("sleep 100", timeoutInSeconds=1)["status"], "0")
         program = self.ask("POST", "shell", "executions", json={"execCommandAndArgs": ["printf", "%s|", "a b", "c"]}).json()
         self.assertEqual((program["status"], program["result"]["stdout"]), ("0", "a b|c|"))
+        euros = "€" * 60_000
+        self.assertEqual(command(f"printf %s {euros}")["result"]["stdout"], euros)
+        program = self.ask("POST", "shell", "executions", json={"execCommandAndArgs": ["echo", "€" * 40_000]}).json()
+        self.assertEqual(program["result"]["stdout"], "€" * 40_000 + "\n")
         self.ask("POST", "shell", "executions", json={"code": 5}, expect=400)
 
     def test_requests_that_are_none(self):

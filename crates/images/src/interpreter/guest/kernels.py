@@ -223,7 +223,7 @@ class Child:
                     continue
                 if key.fd != self._hear:
                     if data:
-                        getattr(outputs, self._streams[key.fd]).add(data.decode("utf-8", "replace"))
+                        getattr(outputs, self._streams[key.fd]).add(data)
                     else:
                         self._selector.unregister(key.fd)
                     continue
@@ -257,7 +257,7 @@ class Child:
                 if not data:
                     break
                 if outputs is not None:
-                    getattr(outputs, name).add(data.decode("utf-8", "replace"))
+                    getattr(outputs, name).add(data)
 
 
 class Node(Child):

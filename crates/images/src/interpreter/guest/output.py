@@ -5,6 +5,7 @@ a last line says so.
 """
 
 import ast
+import codecs
 import json
 
 STREAM_MAX_BYTES = 1 << 20
@@ -26,18 +27,22 @@ class Text:
         self._room = STREAM_MAX_BYTES
         self.is_cut = False
 
-    def add(self, text):
+    def add(self, data):
+        """Takes text, or bytes as they were read: a character may begin in these and end in the next."""
         if self._room <= 0:
-            self.is_cut = self.is_cut or bool(text)
+            self.is_cut = self.is_cut or bool(data)
             return
-        data = text.encode("utf-8", "replace")
+        if isinstance(data, str):
+            data = data.encode("utf-8", "replace")
         if len(data) > self._room:
             data, self.is_cut = data[: self._room], True
         self._room -= len(data)
         self._parts.append(data)
 
     def text(self):
-        whole = b"".join(self._parts).decode("utf-8", "ignore" if self.is_cut else "replace")
+        # a character that the cut divided is left out
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        whole = decoder.decode(b"".join(self._parts), final=not self.is_cut)
         if self.is_cut:
             whole += f"\n[{self._name} was cut at {STREAM_MAX_BYTES} bytes]\n"
         return whole

@@ -112,7 +112,7 @@ class Session:
     def _read(stream, text):
         with stream:
             while data := stream.read1(1 << 16):
-                text.add(data.decode("utf-8", "replace"))
+                text.add(data)
 
     def _answer(self, work, seconds):
         with self.turn(seconds):
