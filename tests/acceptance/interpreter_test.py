@@ -175,6 +175,8 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(ran["result"]["stderr"], "err\n")
         self.assertEqual(ran["result"]["executionResult"], [40, "a", None])
         self.assertEqual(ran["identifier"], self._testMethodName)
+        shown = self.result("import os, time\n_ = os.write(1, ('x' + '€' * 10000).encode()); time.sleep(0.5)")
+        self.assertEqual(shown["stdout"], "x" + "€" * 10000)
         shown = self.result("from IPython.display import JSON\nJSON(['a', 'b'])")
         self.assertEqual(shown["executionResult"], ["a", "b"])
         again = self.ask("GET", "python", f"executions/{ran['id']}").json()

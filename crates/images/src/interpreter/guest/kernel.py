@@ -7,7 +7,9 @@ began, in case it is asked for a notebook.
 Usage: kernel.py -f CONNECTION_FILE
 """
 
+import codecs
 import contextlib
+import os
 import sys
 
 from ipykernel import iostream, kernelapp
@@ -17,6 +19,7 @@ from output import STREAM_MAX_BYTES
 
 # more than the server keeps, so that it sees that something is missing
 PRINTED_MAX = 2 * STREAM_MAX_BYTES
+PIECE = 1 << 16
 
 
 class Stream(iostream.OutStream):
@@ -38,6 +41,14 @@ class Stream(iostream.OutStream):
         if kept:
             super().write(kept)
         return len(string)
+
+    def _watch_pipe_fd(self):
+        """Passes on what programs print; decoded as one text, since a character may begin in one piece and end in the next."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with contextlib.suppress(Exception):
+            while self._fid is not None and (piece := os.read(self._fid, PIECE)) and self._should_watch:
+                self.write(decoder.decode(piece))
+                os.write(self._original_stdstream_copy, piece)
 
 
 def keep_nothing_printed(_shell, channel):
