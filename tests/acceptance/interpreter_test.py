@@ -318,6 +318,18 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(self.ask("GET", "python", "files/made.txt/content").text, "by code")
         self.ask("DELETE", "python", "files/made.txt", expect=204)
         self.ask("DELETE", "python", "files/made.txt", expect=404)
+        refused = self.ask("GET", "python", "files/sub/content", expect=400)
+        self.assertEqual(self.code_of(refused), "InvalidFileName")
+
+    def test_a_full_disk_is_told(self):
+        body = {"shellCommand": "head -c 1G /dev/zero > full"}
+        self.assertIn("No space left", self.ask("POST", "shell", "executions", json=body).json()["result"]["stderr"])
+        refused = self.ask("POST", "shell", "files", files={"file": ("a.bin", bytes(4 * MIB))}, expect=507)
+        self.assertEqual(self.code_of(refused), "SessionDiskFull")
+        listed = [one["name"] for one in self.ask("GET", "shell", "files").json()["value"]]
+        self.assertEqual(listed, ["full"])
+        self.ask("DELETE", "shell", "files/full", expect=204)
+        self.ask("POST", "shell", "files", files={"file": ("a.bin", bytes(4 * MIB))})
 
     def test_names_do_not_lead_out(self):
         self.result("import os; os.symlink('/etc', '/mnt/data/out'); os.symlink('/etc/passwd', '/mnt/data/pw')")

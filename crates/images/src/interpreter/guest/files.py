@@ -5,6 +5,7 @@ link that code made leads out, also when code changes folders meanwhile.
 """
 
 import contextlib
+import errno
 import mimetypes
 import os
 import stat
@@ -15,6 +16,8 @@ SIZE_MAX = 128 << 20
 NAME_MAX = 255
 DEPTH_MAX = 32
 ENTRIES_MAX = 10_000
+# what is no fault of a name
+SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 class Refused(Exception):
@@ -41,23 +44,33 @@ def parts_of(path):
 
 
 @contextlib.contextmanager
+def named():
+    """Around what finds a file by its name, not around what reads or writes it: that fails for other reasons."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused(404, "FileNotFound", "there is no such file or folder in this session") from error
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
+        # a link in the place of a folder is answered with ELOOP
+        raise Refused(400, "InvalidFileName", f"the file cannot be used: {error.strerror}") from error
+
+
+@contextlib.contextmanager
 def folder(parts, make=False):
     """A descriptor of the folder below the root."""
     current = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for part in parts:
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=current)
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
-            os.close(current)
-            current = below
+        with named():
+            for part in parts:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=current)
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
+                os.close(current)
+                current = below
         yield current
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refused(404, "FileNotFound", "there is no such file or folder in this session") from error
-    except OSError as error:
-        # a link in the place of a folder is answered with ELOOP
-        raise Refused(400, "InvalidFileName", f"the file cannot be used: {error.strerror}") from error
     finally:
         os.close(current)
 
@@ -81,7 +94,7 @@ def described(name, found):
 
 
 def listed(path):
-    with folder(parts_of(path)) as where:
+    with folder(parts_of(path)) as where, named():
         names = sorted(os.listdir(where))[:ENTRIES_MAX]
         entries = []
         for name in names:
@@ -95,7 +108,7 @@ def listed(path):
 
 def metadata(path):
     above, name = last(parts_of(path))
-    with folder(above) as where:
+    with folder(above) as where, named():
         return described(name, os.stat(name, dir_fd=where, follow_symlinks=False))
 
 
@@ -104,23 +117,29 @@ def content(path):
     """The file, open for reading, and its size."""
     above, name = last(parts_of(path))
     with folder(above) as where:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=where)
-        with open(descriptor, "rb") as file:
+        with named():
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=where)
+        try:
             found = os.fstat(descriptor)
+            # before a file is made of it, which a folder would refuse in words of its own
             if not stat.S_ISREG(found.st_mode):
                 raise Refused(400, "InvalidFileName", "this is a folder or no plain file")
-            yield file, found.st_size
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file, found.st_size
+        finally:
+            os.close(descriptor)
 
 
 def put(path, chunks):
     """Writes a file whole or not at all; one that was there is replaced."""
     above, name = last(parts_of(path))
     with folder(above, make=True) as where:
-        with contextlib.suppress(FileNotFoundError):
+        with named(), contextlib.suppress(FileNotFoundError):
             if stat.S_ISDIR(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode):
                 raise Refused(409, "FileExists", "there is a folder of this name")
         temporary = f".cove-{os.urandom(8).hex()}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=where)
+        with named():
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=where)
         try:
             size = 0
             with open(descriptor, "wb") as file:
@@ -129,17 +148,19 @@ def put(path, chunks):
                     if size > SIZE_MAX:
                         raise Refused(413, "FileTooLarge", f"a file has at most {SIZE_MAX} bytes")
                     file.write(chunk)
-            os.rename(temporary, name, src_dir_fd=where, dst_dir_fd=where)
+            with named():
+                os.rename(temporary, name, src_dir_fd=where, dst_dir_fd=where)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=where)
             raise
-        return described(name, os.stat(name, dir_fd=where, follow_symlinks=False))
+        with named():
+            return described(name, os.stat(name, dir_fd=where, follow_symlinks=False))
 
 
 def delete(path):
     above, name = last(parts_of(path))
-    with folder(above) as where:
+    with folder(above) as where, named():
         if stat.S_ISDIR(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode):
             raise Refused(400, "InvalidFileName", "this is a folder; only files can be deleted")
         os.unlink(name, dir_fd=where)

@@ -148,6 +148,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     timeout = SILENCE_SECONDS
     server_version, sys_version = "cove-interpreter", ""
     session = None
+    _has_begun = False
 
     def log_message(self, *_):
         """What is executed is said by clients, not by a log."""
@@ -157,6 +158,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _begin(self, status, kind, length):
+        self._has_begun = True
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(length))
@@ -165,6 +167,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _refuse(self, status, code, message):
         # what is left of the request's body would be taken for the next request
         self.close_connection = True
+        if self._has_begun:
+            # a second answer would be taken for the rest of the first
+            return
         self._json(status, {"error": {"code": code, "message": message}})
 
     def _body(self):
@@ -203,6 +208,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query, errors="surrogateescape"))
         path = query.get("path", "")
+        self._has_begun = False
         try:
             self._act(method, url.path, path)
         except files.Refused as refused:
