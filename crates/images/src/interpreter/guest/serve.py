@@ -29,6 +29,7 @@ BODY_MAX_BYTES = 8 << 20
 WAITING_MAX = 16
 SECONDS_MAX = 220
 SILENCE_SECONDS = 60
+LEAVE_WITHIN_SECONDS = 5
 CHUNK = 1 << 18
 
 
@@ -162,6 +163,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(length))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
 
     def _refuse(self, status, code, message):
@@ -171,6 +174,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             # a second answer would be taken for the rest of the first
             return
         self._json(status, {"error": {"code": code, "message": message}})
+        if self.command in ("POST", "PUT"):
+            self._leave()
+
+    def _leave(self):
+        """Takes what the client still sends: a connection closed with bytes unread would destroy the answer on its way."""
+        until = time.monotonic() + LEAVE_WITHIN_SECONDS
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left := until - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(CHUNK):
+                    return
 
     def _body(self):
         """The request's body in pieces."""
