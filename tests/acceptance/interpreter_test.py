@@ -303,6 +303,18 @@ class Interpreters(unittest.TestCase):
         order = self.result("order")["executionResult"]
         self.assertEqual(order[0::2], order[1::2])
 
+    def test_code_that_nobody_waits_for_does_not_run(self):
+        self.result("ran = []")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            first = pool.submit(self.result, "import time; ran.append(1); time.sleep(8)")
+            time.sleep(2)
+            url, parameters = f"{self.base('python')}/executions", {"api-version": NEWER, "identifier": self._testMethodName}
+            body = {"codeInputType": "inline", "executionType": "synchronous", "code": "ran.append(2)"}
+            with self.assertRaises(requests.Timeout):
+                self.http.post(url, params=parameters, json=body, timeout=2)
+            first.result()
+        self.assertEqual(self.result("ran")["executionResult"], [1])
+
     def test_files_go_in_and_out(self):
         content = os.urandom(3 * MIB)
         told = self.ask("POST", "python", "files", files={"file": ("a b.bin", content)}).json()

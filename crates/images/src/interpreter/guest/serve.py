@@ -12,6 +12,7 @@ import errno
 import http.server
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from output import Outputs, written
 PORT = 6000
 BODY_MAX_BYTES = 8 << 20
 WAITING_MAX = 16
+# less than the server waits for an answer beside the time of the code
+TURN_WITHIN_SECONDS = 120
 SECONDS_MAX = 220
 SILENCE_SECONDS = 60
 LEAVE_WITHIN_SECONDS = 5
@@ -34,7 +37,14 @@ CHUNK = 1 << 18
 
 
 class Busy(Exception):
-    """Too many executions wait already."""
+    """Too many executions wait already, or one waited too long."""
+
+
+def has_left(client):
+    """Whether the other side of a connection has closed it, also when bytes of it are unread."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Session:
@@ -45,23 +55,28 @@ class Session:
         self.kernel = {"python": kernels.Python, "node": kernels.Node, "shell": kernels.Shell}[kind]()
         # the shell of a pool that is none is started when it is first used
         self._shell = self.kernel if kind == "shell" else None
+        # the connection of the request that a thread serves
+        self.asked = threading.local()
         self._turn = threading.Lock()
         self._waiting = 0
         self._count = threading.Lock()
 
     @contextlib.contextmanager
-    def turn(self, seconds):
+    def turn(self):
         with self._count:
             if self._waiting >= WAITING_MAX:
-                raise Busy
+                raise Busy(f"{WAITING_MAX} executions of this session wait already")
             self._waiting += 1
         try:
-            if not self._turn.acquire(timeout=SECONDS_MAX + seconds):
-                raise Busy
+            if not self._turn.acquire(timeout=TURN_WITHIN_SECONDS):
+                raise Busy(f"other executions kept this session busy for {TURN_WITHIN_SECONDS} seconds")
         finally:
             with self._count:
                 self._waiting -= 1
         try:
+            if has_left(self.asked.client):
+                # code that nobody waits for must not run: its client may have sent it once more
+                raise ConnectionError("the client left while it waited")
             yield
         finally:
             self._turn.release()
@@ -116,7 +131,7 @@ class Session:
                 text.add(data)
 
     def _answer(self, work, seconds):
-        with self.turn(seconds):
+        with self.turn():
             outputs, begun = Outputs(), time.monotonic()
             status, code = "Succeeded", None
             try:
@@ -230,8 +245,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(refused.status, refused.code, refused.message)
         except FileNotFoundError:
             self._refuse(404, "FileNotFound", "there is no such file or folder in this session")
-        except Busy:
-            self._refuse(429, "TooManyExecutions", f"{WAITING_MAX} executions of this session wait already")
+        except Busy as busy:
+            self._refuse(429, "TooManyExecutions", str(busy))
         except OSError as error:
             if isinstance(error, (ConnectionError, socket.timeout)):
                 raise
@@ -281,6 +296,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
     def _execute(self, asked):
+        self.session.asked.client = self.connection
         seconds = min(max(int(asked.get("seconds") or 60), 1), SECONDS_MAX)
         if "program" in asked:
             arguments = [str(one) for one in asked["program"]]
