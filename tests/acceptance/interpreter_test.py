@@ -374,6 +374,10 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(self.result("[1, 2, 3]", "node")["executionResult"], [1, 2, 3])
         self.assertEqual(self.result("['a', 'b']", "node")["executionResult"], ["a", "b"])
         self.assertEqual(self.result("await new Promise(r => setTimeout(() => r('late'), 50))", "node")["executionResult"], "late")
+        each = "await Promise.all([1, 2, 3].map(async i => {\n const v = i;\n await null;\n console.log(v) }))"
+        self.assertEqual(self.result(each, "node")["stdout"], "1\n2\n3\n")
+        self.result("const kept = await 5, more = `${kept}`;\nlet last = /[`'{]/.test(more)", "node")
+        self.assertEqual(self.result("[kept, more, last, typeof v]", "node")["executionResult"], [5, "5", False, "undefined"])
         # what is printed is read in pieces, which end within a character
         self.assertEqual(self.result("console.log('€'.repeat(100000))", "node")["stdout"], "€" * 100_000 + "\n")
         failed = self.run_code("null.x", "node")

@@ -110,18 +110,95 @@ function bounded({ ename, evalue, traceback }) {
   return { ename: cut(ename), evalue: cut(evalue), traceback: traceback.slice(0, LINES_MAX).map(cut) };
 }
 
-// `await` at the top is not allowed in a script.
-function asynchronous(code) {
-  const free = code.replace(/^(\s*)(?:const|let|var)\s+([A-Za-z_$][\w$]*)\s*=/gm, "$1globalThis.$2 =");
-  const lines = free.trimEnd().replace(/;+$/, "");
-  for (const body of [`return (\n${lines}\n)`, free]) {
+// What code consists of, as roughly as it takes to tell its outermost level from what is inside of functions and loops.
+const SPACE = /(?:\s+|\/\/.*|\/\*[^]*?\*\/)+/y;
+const WORD = /[\w$#\u0080-\uffff]+/y;
+const TEXT = /'[^'\\\n]*(?:\\[^][^'\\\n]*)*'|"[^"\\\n]*(?:\\[^][^"\\\n]*)*"/y;
+const TEMPLATE = /[^`\\$]*(?:(?:\\[^]?|\$(?!\{))[^`\\$]*)*(?:`|\$\{|$)/y;
+const PATTERN = /\/(?![*/])[^/\\[\n]*(?:(?:\\.|\[[^\]\\\n]*(?:\\.[^\]\\\n]*)*\])[^/\\[\n]*)*\/\w*/y;
+const DECLARED = /(?:const|let|var)\s+([A-Za-z_$][\w$]*)\s*=(?![=>])/y;
+const FOLLOWED = /\s*(?:=(?![=>])|(?=[,;\n]|$))/y;
+// after other words, and after what ends a value, a slash divides
+const BEFORE_VALUE = /^(?:|[^\w$)\]}]|return|typeof|instanceof|in|of|new|delete|void|throw|case|do|else|await|yield)$/;
+
+// The code with variables of its outermost level made global ones. Patterns, functions and classes stay as they are.
+function withGlobals(code) {
+  const open = [];
+  let out = "";
+  let at = 0;
+  // the last piece that is no space, and whether it stands in a declaration that became an assignment
+  let before = "";
+  let isDeclaring = false;
+  const next = (pattern, from = at) => {
+    pattern.lastIndex = from;
+    return pattern.exec(code);
+  };
+  const pass = (piece, kept = piece) => {
+    out += kept;
+    at += piece.length;
+  };
+  while (at < code.length) {
+    let found = next(SPACE);
+    if (found) {
+      pass(found[0]);
+      // where a new line begins with what cannot go on, the statement ended
+      const isOver = found[0].includes("\n") && !BEFORE_VALUE.test(before) && /[\w$'"{]/.test(code[at] ?? "");
+      if (isOver && open.length === 0) isDeclaring = false;
+    } else if ((found = next(WORD))) {
+      const word = found[0];
+      const isOutermost = open.length === 0 && before !== ".";
+      if (isOutermost && (found = next(DECLARED))) {
+        pass(found[0], `globalThis.${found[1]} =`);
+        isDeclaring = true;
+        before = "=";
+        continue;
+      }
+      if (isOutermost && isDeclaring && before === "," && (found = next(FOLLOWED, at + word.length))) {
+        pass(word, `globalThis.${word}${found[0].endsWith("=") ? "" : " = undefined"}`);
+      } else {
+        pass(word);
+      }
+      before = word;
+    } else if ((found = next(TEXT) ?? (BEFORE_VALUE.test(before) ? next(PATTERN) : null))) {
+      pass(found[0]);
+      before = ")";
+    } else {
+      const mark = code[at];
+      pass(mark);
+      let isTemplate = mark === "`";
+      if ("([{".includes(mark)) open.push(mark);
+      else if (")]}".includes(mark)) isTemplate = open.pop() === "${";
+      else if (mark === ";" && open.length === 0) isDeclaring = false;
+      before = mark;
+      if (isTemplate) {
+        found = next(TEMPLATE);
+        pass(found[0]);
+        before = found[0].endsWith("${") ? "{" : ")";
+        if (before === "{") open.push("${");
+      }
+    }
+  }
+  return out;
+}
+
+// As the body of an async function, which gives a value when it is one expression; undefined when it is no code.
+function wrapped(code) {
+  for (const body of [`return (\n${code.trimEnd().replace(/;+$/, "")}\n)`, code]) {
     try {
       return new vm.Script(`(async () => {${body}\n})()`, { filename: "session.js" });
     } catch (error) {
       if (!(error instanceof SyntaxError)) throw error;
     }
   }
-  return new vm.Script(code, { filename: "session.js" });
+  return undefined;
+}
+
+// `await` at the top is not allowed in a script.
+function asynchronous(code) {
+  const local = wrapped(code);
+  // what is no code is told as such, and not looked at more closely
+  if (local === undefined) return new vm.Script(code, { filename: "session.js" });
+  return wrapped(withGlobals(code)) ?? local;
 }
 
 function compiled(code) {
