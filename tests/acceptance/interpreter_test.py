@@ -374,6 +374,7 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(self.result("[1, 2, 3]", "node")["executionResult"], [1, 2, 3])
         self.assertEqual(self.result("['a', 'b']", "node")["executionResult"], ["a", "b"])
         self.assertEqual(self.result("await new Promise(r => setTimeout(() => r('late'), 50))", "node")["executionResult"], "late")
+        self.assertEqual(self.result("await (async () => 6)()", "node")["executionResult"], 6)
         each = "await Promise.all([1, 2, 3].map(async i => {\n const v = i;\n await null;\n console.log(v) }))"
         self.assertEqual(self.result(each, "node")["stdout"], "1\n2\n3\n")
         self.result("const kept = await 5, more = `${kept}`;\nlet last = /[`'{]/.test(more)", "node")

@@ -201,13 +201,19 @@ function asynchronous(code) {
   return wrapped(withGlobals(code)) ?? local;
 }
 
-function compiled(code) {
+function isCode(code) {
   try {
-    return new vm.Script(code, { filename: "session.js" });
-  } catch (error) {
-    if (/\bawait\b/.test(code)) return asynchronous(code);
-    throw error;
+    new vm.Script(code);
+    return true;
+  } catch {
+    return false;
   }
+}
+
+function compiled(code) {
+  // `await (x)` is also the call of a function of this name, except where no name may be `await`, such as here
+  if (/\bawait\b/.test(code) && !isCode(`class A { static {\n${code}\n} }`)) return asynchronous(code);
+  return new vm.Script(code, { filename: "session.js" });
 }
 
 // More than the server keeps of each stream, so that it sees that something is missing; what comes beyond is dropped, since
