@@ -7,6 +7,7 @@ a last line says so.
 import ast
 import codecs
 import json
+import re
 
 STREAM_MAX_BYTES = 1 << 20
 RICH_MAX_BYTES = 8 << 20
@@ -16,6 +17,8 @@ ELEMENT_BYTES = 32
 # who reads the answer takes 128 levels, some of them around this, and no number that is beyond a float
 LEVELS_MAX = 100
 NUMBER_MAX = 10**300
+LINE_MAX = 8000
+COLOUR = re.compile(r"\x1b\[[0-9;]*.?", re.DOTALL)
 
 
 class Text:
@@ -81,8 +84,10 @@ class Outputs:
 
     def fail(self, name, value, traceback):
         """The error that ended the code; its text also goes to stderr, where every client looks."""
-        lines = [clean(line)[:8000] for line in traceback[:200]]
-        self.error = {"ename": name[:200], "evalue": clean(value)[:8000], "traceback": lines}
+        # cut first, since all of it may be long
+        lines = [clean(line[: 4 * LINE_MAX])[:LINE_MAX] for line in traceback[:200]]
+        value = clean(value[: 4 * LINE_MAX])[:LINE_MAX]
+        self.error = {"ename": name[:200], "evalue": value, "traceback": lines}
         self.stderr.add("\n".join(lines or [f"{name}: {value}"]) + "\n")
 
 
@@ -139,10 +144,4 @@ def with_value(data):
 
 def clean(text):
     """Without the colours of terminals."""
-    out, rest = [], text
-    while True:
-        head, mark, rest = rest.partition("\x1b[")
-        out.append(head)
-        if not mark:
-            return "".join(out)
-        rest = rest.lstrip("0123456789;")[1:]
+    return COLOUR.sub("", text)
