@@ -422,6 +422,15 @@ class Interpreters(unittest.TestCase):
         self.assertEqual(program["result"]["stdout"], "€" * 40_000 + "\n")
         self.ask("POST", "shell", "executions", json={"code": 5}, expect=400)
 
+    def test_what_programs_leave_behind_is_cleared(self):
+        def left(line):
+            ran = self.ask("POST", "shell", "executions", json={"shellCommand": line}).json()
+            return int(ran["result"]["stdout"])
+
+        count = "grep -l 'State:.*zombie' /proc/[0-9]*/status 2>/dev/null | wc -l"
+        self.assertGreaterEqual(left(f"for i in 1 2 3 4 5 6 7 8; do setsid -f true; done; sleep 1; {count}"), 1)
+        cove.until("nothing of them is left", lambda: left(count) == 0, 60)
+
     def test_requests_that_are_none(self):
         for body in ({}, {"code": 1}, {"code": "1", "executionType": "later"}, {"code": "1", "codeInputType": "file"}):
             self.ask("POST", "python", "executions", json=body, expect=400)

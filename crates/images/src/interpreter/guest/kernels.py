@@ -31,11 +31,24 @@ def environment():
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def expendable(pid):
+# by their ids, the programs that the server started itself and waits for
+_started = {}
+
+
+def expendable(process):
     """When the session's memory is full, this one ends and what it started, never the server: code is told, the session lives."""
+    _started[process.pid] = process
     with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        with open(f"/proc/{process.pid}/oom_score_adj", "w") as file:
             file.write("1000")
+
+
+def awaited():
+    """The ids of those programs whose end was not seen yet."""
+    for pid, process in list(_started.items()):
+        if process.returncode is not None and _started.get(pid) is process:
+            del _started[pid]
+    return set(_started)
 
 
 class TimedOut(Exception):
@@ -72,7 +85,7 @@ class Python:
         self.run("import numpy, pandas, matplotlib; import matplotlib.pyplot; del numpy, pandas, matplotlib", Outputs(), 90)
 
     def _open(self):
-        expendable(self._manager.provisioner.pid)
+        expendable(self._manager.provisioner.process)
         self._client = self._manager.blocking_client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=START_WITHIN_SECONDS)
@@ -160,7 +173,7 @@ class Child:
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=HOME,
             env=environment(), start_new_session=True, pass_fds=(told, said),
         )  # fmt: skip
-        expendable(self._process.pid)
+        expendable(self._process)
         for one in (inside_read, inside_write, told, said):
             os.close(one)
         self._tell, self._hear = tell, hear

@@ -103,7 +103,7 @@ class Session:
             except (OSError, ValueError) as error:
                 outputs.stderr.add(f"{arguments[0]}: {error}\n")
                 return 127
-            kernels.expendable(done.pid)
+            kernels.expendable(done)
             readers = [
                 threading.Thread(target=self._read, args=(stream, text), daemon=True)
                 for stream, text in ((done.stdout, outputs.stdout), (done.stderr, outputs.stderr))
@@ -349,15 +349,28 @@ def reap():
     """Orphans of code become children of the first process; those of known programs are left to who waits for them."""
     if os.getpid() != 1:
         return
+    seen = set()
     while True:
         time.sleep(5)
-        for entry in os.listdir("/proc"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{int(entry)}/stat") as file:
-                    state, parent, group = file.read().rpartition(")")[2].split()[:3]
-                # what this process started leads a group of its own
-                if state == "Z" and parent == "1" and group != entry:
-                    os.waitpid(int(entry), os.WNOHANG)
+        dead = ended_children()
+        # one that leads a group may be a program that is just being started; what is dead for longer is an orphan
+        for pid, leads in dead.items():
+            if not leads or (pid in seen and pid not in kernels.awaited()):
+                with contextlib.suppress(OSError):
+                    os.waitpid(pid, os.WNOHANG)
+        seen = set(dead)
+
+
+def ended_children():
+    """The ids of children of this process that ended, and whether each leads a group, as what this process starts does."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open(f"/proc/{int(entry)}/stat") as file:
+                state, parent, group = file.read().rpartition(")")[2].split()[:3]
+            if state == "Z" and parent == "1":
+                found[int(entry)] = group == entry
+    return found
 
 
 if __name__ == "__main__":
