@@ -44,6 +44,13 @@ impl Refused {
         Self::new(404, "SessionNotFound", "The session pool has no session of this identifier.")
     }
 
+    /// The memory for what sessions answer is full.
+    pub(crate) fn no_room() -> Self {
+        let words =
+            "Too many long answers of sessions are being read and sent; try again, or write long results to files.";
+        Self::new(503, "TooManyLongAnswers", words).with(header::RETRY_AFTER, "5")
+    }
+
     pub(crate) fn unreachable(why: impl std::fmt::Display) -> Self {
         Self::new(502, "SessionUnreachable", format!("The session did not answer as it should: {why}."))
     }

@@ -10,12 +10,15 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{body::Body, response::Response};
+use bytes::Bytes;
 use cove_model::{SessionContainer, SessionIdentifier};
 use futures_util::StreamExt as _;
 use http::{HeaderValue, Method, Request, header};
 use percent_encoding::percent_decode_str;
+use serde::Serialize;
 use serde_json::Value;
 
+use self::room::Room;
 use crate::{
     answer::Refused,
     forward::mark,
@@ -28,11 +31,14 @@ mod files;
 mod guest;
 mod keep;
 mod mcp;
+mod outcome;
+mod room;
 mod variables;
 
-pub(crate) use guest::Outcome;
 pub(crate) use keep::Executions;
 pub(crate) use mcp::wrong_key;
+pub(crate) use outcome::{Bundle, Outcome};
+pub(crate) use room::Rooms;
 pub(crate) use variables::{quoted, run, run_with, set_variables};
 
 /// Longest execution in seconds, and the one that is taken when none is asked for.
@@ -217,12 +223,21 @@ async fn json_body(request: Request<Body>) -> Result<Value, Refused> {
     Err(Refused::new(400, "InvalidRequestContent", "The body must be a JSON object."))
 }
 
+/// JSON text of what is shown.
+fn written(shown: &impl Serialize) -> Bytes {
+    let bytes = serde_json::to_vec(shown).expect("texts, numbers and what was JSON before can be written");
+    // without what the vector has to spare, since it may be kept for an hour
+    Bytes::from(bytes.into_boxed_slice())
+}
+
 /// An answer of JSON with the fields that say which session gave it and how long it took.
-fn answered(status: u16, value: &Value, lease: &Lease, begun: Instant, sent: Instant) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+fn answered(status: u16, (bytes, room): (Bytes, Room), lease: &Lease, begun: Instant, sent: Instant) -> Response {
+    let length = bytes.len();
+    let mut response = Response::new(room.into_body(bytes));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::OK);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     mark(headers, &lease.allocation.session.guid, sent.elapsed(), begun);
     response
 }

@@ -42,6 +42,7 @@ pub struct Service {
     pub(crate) limits: Limits,
     pub(crate) connections: Arc<Connections>,
     pub(crate) executions: interpreter::Executions,
+    pub(crate) rooms: interpreter::Rooms,
     pub(crate) e2b: Option<Arc<E2b>>,
     requests: Arc<Semaphore>,
 }
@@ -64,9 +65,9 @@ impl Service {
     pub fn with_e2b(ports: Ports, limits: Limits, e2b: Option<E2bPorts>) -> Arc<Self> {
         let connections = Arc::new(Connections::new(&limits));
         let requests = Arc::new(Semaphore::new(limits.requests_max));
-        let executions = interpreter::Executions::default();
+        let (executions, rooms) = (interpreter::Executions::default(), interpreter::Rooms::default());
         let e2b = e2b.map(|ports| Arc::new(E2b::new(ports)));
-        Arc::new(Self { ports, limits, connections, executions, e2b, requests })
+        Arc::new(Self { ports, limits, connections, executions, rooms, e2b, requests })
     }
 
     /// Whether a request at the API's address is for a session: `/subscriptions/{s}/resourceGroups/{g}/sessionPools/{p}…`, or

@@ -325,3 +325,63 @@ async fn a_websocket_passes_at_the_pools_own_host() {
         tokio::task::yield_now().await;
     }
 }
+
+/// Asks for code to be executed by a session that answers with `said`.
+async fn execute(said: (u16, String)) -> (Arc<Service>, http::Response<Body>) {
+    let answer = move || {
+        let (status, text) = said.clone();
+        async move { (StatusCode::from_u16(status).unwrap(), text) }
+    };
+    let address = serve(Router::new().route("/execute", axum::routing::post(answer))).await;
+    let (service, _) = world_at(address, SessionContainer::PythonLts, Limits::default());
+    let request = http::Request::builder()
+        .method("POST")
+        .uri(format!("{BASE}/executions?api-version=2025-10-02-preview&identifier=one-1"))
+        .header(header::AUTHORIZATION, "Bearer good");
+    let answer = service.handle(Door::Path, request.body(Body::from(r#"{"code":"1"}"#)).unwrap()).await;
+    (service, answer)
+}
+
+#[tokio::test]
+async fn what_a_session_shows_is_passed_on_as_it_came() {
+    let bundle = r#"{"a/b": [1e5 , {"x":1.50}], "text/plain": "'x'"}"#;
+    let said = format!(
+        r#"{{"status":"Succeeded","stdout":"","stderr":"","milliseconds":5,"outputs":[{bundle}],"result":{bundle}}}"#
+    );
+    let (service, answer) = execute((200, said)).await;
+    assert_eq!(answer.status(), 200);
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    let text = std::str::from_utf8(&bytes).unwrap();
+    assert_eq!(text.matches(bundle).count(), 2, "{text}");
+    let value: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert_eq!(
+        (&value["status"], &value["result"]["executionResult"], &value["rawResult"]["error"]),
+        (&"Succeeded".into(), &"'x'".into(), &serde_json::Value::Null)
+    );
+    let path = format!("/executions/{}?api-version=2025-10-02-preview&identifier=one-1", value["id"].as_str().unwrap());
+    assert_eq!(ask(&service, "GET", &path, "good", "").await, (200, text.to_owned()));
+}
+
+#[tokio::test]
+async fn a_long_answer_takes_room_until_it_was_read() {
+    let long = "x".repeat(1 << 20);
+    let said = format!(r#"{{"status":"Succeeded","stdout":"{long}","stderr":""}}"#);
+    let (service, answer) = execute((200, said)).await;
+    assert_eq!(answer.status(), 200);
+    let length: usize = answer.headers()[header::CONTENT_LENGTH].to_str().unwrap().parse().unwrap();
+    assert_eq!(service.rooms.taken(), length);
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), length);
+    assert_eq!(service.rooms.taken(), 0);
+}
+
+#[tokio::test]
+async fn a_session_that_answers_too_much_is_unreachable() {
+    for said in [(200, "0,".repeat(21 << 20)), (500, "0,".repeat(1 << 20))] {
+        let (service, answer) = execute(said).await;
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["x-ms-error-code"]),
+            (502, &"SessionUnreachable".parse().unwrap())
+        );
+        assert_eq!(service.rooms.taken(), 0);
+    }
+}

@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{body::Body, response::Response};
 use cove_model::SessionContainer;
 use http::{HeaderValue, Request, header};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{E2b, Sandbox, api, not_built};
 use crate::{
     answer::Refused,
-    interpreter::{self, Outcome},
+    interpreter::{self, Bundle, Outcome},
     service::Service,
 };
 
@@ -29,6 +30,9 @@ const FORMATS: [(&str, &str); 10] = [
     ("application/json", "json"),
     ("application/javascript", "javascript"),
 ];
+
+/// Lines of output that have a message each; what follows is one message, since clients put the texts together.
+const LINES_MAX: usize = 1000;
 
 impl Service {
     pub(super) async fn e2b_execute(
@@ -49,7 +53,7 @@ impl Service {
         let envs = api::pairs(&asked, "env_vars")?;
         api::check_names(&envs)?;
         let lease = self.lease_of(sandbox).await?;
-        let outcome = if is_command {
+        let mut outcome = if is_command {
             // the shell of a Python session knows nothing of that interpreter's variables
             let all: BTreeMap<_, _> = sandbox.envs.iter().chain(&envs).collect();
             let set: String =
@@ -60,7 +64,10 @@ impl Service {
             interpreter::run_with(self, &lease, pool.container, code, &envs).await
         }?;
         let now = e2b.clock.now().as_nanosecond();
-        let mut response = Response::new(Body::from(lines(&outcome, is_command, now)));
+        let room = std::mem::take(&mut outcome.room);
+        let lines = lines(&outcome, is_command, now);
+        drop(outcome);
+        let mut response = Response::new(room.into_body(lines.into()));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         Ok(response)
     }
@@ -101,47 +108,103 @@ fn is_command(container: SessionContainer, language: &str) -> Result<bool, Refus
     }
 }
 
-fn lines(outcome: &Outcome, is_command: bool, now_ns: i128) -> String {
+/// A piece of output.
+#[derive(Serialize)]
+struct Output<'a> {
+    text: &'a str,
+    timestamp: i64,
+    r#type: &'static str,
+}
+
+/// The error that ended code.
+#[derive(Serialize)]
+struct Failed<'a> {
+    name: &'a str,
+    traceback: &'a str,
+    r#type: &'static str,
+    value: &'a str,
+}
+
+/// A rich output in E2B's words; the main one is the value of the code.
+struct Shown<'a> {
+    bundle: Bundle<'a>,
+    is_main: bool,
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let name = |kind: &str| FORMATS.into_iter().find(|(known, _)| *known == kind).map(|(_, name)| name);
+        let mut fields = to.serialize_map(None)?;
+        let extra: Vec<_> = self.bundle.iter().filter(|(kind, _)| name(kind).is_none()).collect();
+        if !extra.is_empty() {
+            fields.serialize_entry("extra", &Extra(extra))?;
+        }
+        fields.serialize_entry("is_main_result", &self.is_main)?;
+        for (kind, part) in self.bundle.iter() {
+            if let Some(name) = name(kind) {
+                fields.serialize_entry(name, part)?;
+            }
+        }
+        fields.serialize_entry("type", "result")?;
+        fields.end()
+    }
+}
+
+struct Extra<'a>(Vec<(&'a str, &'a RawValue)>);
+
+impl Serialize for Extra<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().copied())
+    }
+}
+
+fn lines(outcome: &Outcome, is_command: bool, now_ns: i128) -> Vec<u8> {
     let mut all = Vec::new();
-    let mut output = |kind: &str, text: &str| {
-        for line in text.split_inclusive('\n') {
-            all.push(json!({ "type": kind, "text": line, "timestamp": i64::try_from(now_ns).unwrap_or(i64::MAX) }));
+    let timestamp = i64::try_from(now_ns).unwrap_or(i64::MAX);
+    let mut output = |kind: &'static str, mut rest: &str| {
+        for count in 1.. {
+            let end = rest.find('\n').filter(|_| count <= LINES_MAX).map_or(rest.len(), |at| at + 1);
+            let (text, behind) = rest.split_at(end);
+            if text.is_empty() {
+                break;
+            }
+            line(&mut all, &Output { text, timestamp, r#type: kind });
+            rest = behind;
         }
     };
     output("stdout", &outcome.stdout);
-    let said = outcome.error.as_ref().map(|error| format!("{}\n", error.traceback.join("\n"))).unwrap_or_default();
+    let traceback = outcome.error.as_ref().map(|error| error.traceback.join("\n"));
     // the interpreter says an error at the end of stderr as well; here it has a line of its own
-    output("stderr", outcome.stderr.strip_suffix(&said).unwrap_or(&outcome.stderr));
-    for bundle in outcome.outputs.iter().filter_map(Value::as_object) {
-        all.push(result(bundle, outcome.result.as_ref()));
+    let said = traceback.as_ref().and_then(|said| outcome.stderr.strip_suffix('\n')?.strip_suffix(said.as_str()));
+    output("stderr", said.unwrap_or(&outcome.stderr));
+    let main = outcome.result.as_deref().and_then(Bundle::of);
+    for bundle in outcome.outputs.iter().filter_map(|output| Bundle::of(output)) {
+        let is_part = |(kind, part): (&str, &RawValue)| {
+            main.as_ref().and_then(|main| main.get(kind)).is_some_and(|main| main.get() == part.get())
+        };
+        let is_main = main.is_some() && bundle.iter().all(is_part);
+        line(&mut all, &Shown { bundle, is_main });
     }
-    if let Some(error) = &outcome.error {
-        let traceback = error.traceback.join("\n");
-        all.push(json!({ "type": "error", "name": error.ename, "value": error.evalue, "traceback": traceback }));
+    if let (Some(error), Some(traceback)) = (&outcome.error, &traceback) {
+        line(&mut all, &Failed { name: &error.ename, traceback, r#type: "error", value: &error.evalue });
     } else if let Some(code) = outcome.exit_code.filter(|code| is_command && *code != 0) {
         let value = format!("the command ended with exit code {code}");
-        all.push(json!({ "type": "error", "name": "CommandFailed", "value": value, "traceback": "" }));
+        line(&mut all, &Failed { name: "CommandFailed", traceback: "", r#type: "error", value: &value });
     }
-    all.iter().map(|line| format!("{line}\n")).collect()
+    all
 }
 
-/// A rich output; the main one is the value of the code.
-fn result(bundle: &Map<String, Value>, main: Option<&Value>) -> Value {
-    let mut fields = Map::new();
-    let mut extra = Map::new();
-    for (kind, part) in bundle {
-        match FORMATS.into_iter().find(|(known, _)| known == kind) {
-            Some((_, name)) => fields.insert(name.to_owned(), part.clone()),
-            None => extra.insert(kind.clone(), part.clone()),
-        };
+/// Adds a line of JSON.
+fn line(all: &mut Vec<u8>, shown: &impl Serialize) {
+    let begin = all.len();
+    serde_json::to_writer(&mut *all, shown).expect("texts, numbers and what was JSON before can be written");
+    // where a session broke its JSON into lines; texts have none, they are escaped
+    for byte in &mut all[begin..] {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
     }
-    if !extra.is_empty() {
-        fields.insert("extra".to_owned(), Value::Object(extra));
-    }
-    let is_main = main.is_some_and(|main| bundle.iter().all(|(kind, part)| main.get(kind) == Some(part)));
-    fields.insert("type".to_owned(), "result".into());
-    fields.insert("is_main_result".to_owned(), is_main.into());
-    Value::Object(fields)
+    all.push(b'\n');
 }
 
 #[cfg(test)]
@@ -168,7 +231,35 @@ mod tests {
             {"extra":{"x/y":"z"},"is_main_result":false,"type":"result"}
             {"name":"ZeroDivisionError","traceback":"Traceback\nZeroDivisionError: x","type":"error","value":"x"}
         "#]]
-        .assert_eq(&lines(&outcome, false, 7));
+        .assert_eq(&text(&outcome));
+    }
+
+    fn text(outcome: &Outcome) -> String {
+        String::from_utf8(lines(outcome, false, 7)).unwrap()
+    }
+
+    #[test]
+    fn many_lines_are_few_messages() {
+        let mut outcome: Outcome =
+            serde_json::from_value(json!({ "status": "Succeeded", "stdout": "", "stderr": "" })).unwrap();
+        assert_eq!(text(&outcome), "");
+        for (count, messages) in [(LINES_MAX, LINES_MAX), (1_000_000, LINES_MAX + 1)] {
+            outcome.stdout = "\n".repeat(count);
+            let all = text(&outcome);
+            let all: Vec<Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert_eq!(all.len(), messages);
+            let texts: String = all.iter().map(|line| line["text"].as_str().unwrap()).collect();
+            assert!(texts == outcome.stdout, "the texts are what was printed");
+        }
+    }
+
+    #[test]
+    fn what_a_session_broke_into_lines_is_one_line() {
+        let outcome: Outcome = serde_json::from_str(
+            "{\"status\": \"Succeeded\", \"stdout\": \"\", \"stderr\": \"\", \"outputs\": [[1], {\"text/plain\":\r\n{\"a\":\n1}}]}",
+        )
+        .unwrap();
+        assert_eq!(text(&outcome), "{\"is_main_result\":false,\"text\":{\"a\": 1},\"type\":\"result\"}\n");
     }
 
     #[test]

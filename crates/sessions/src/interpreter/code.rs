@@ -6,18 +6,19 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::response::Response;
+use bytes::Bytes;
 use cove_model::SessionContainer;
 use http::HeaderValue;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Call, SECONDS_DEFAULT, SECONDS_MAX, answered,
-    guest::{Outcome, Status},
+    outcome::{Failure, Outcome, Status, Worth},
+    room::Room,
+    written,
 };
 use crate::{answer::Refused, service::Service};
-
-/// Images that a result may be, with their names.
-const IMAGES: [(&str, &str); 3] = [("image/png", "png"), ("image/jpeg", "jpeg"), ("image/svg+xml", "svg")];
 
 /// What is to be executed.
 struct Asked {
@@ -87,23 +88,98 @@ pub(super) async fn execute_older(service: &Arc<Service>, call: &Call, body: Val
     }
     let lease = call.lease(service).await?;
     let sent = Instant::now();
-    let outcome = service.run(&lease, asked.work, asked.seconds).await?;
-    let mut properties = json!({
-        "status": if outcome.status == Status::Succeeded { "Success" } else { "Failure" },
-        "stdout": outcome.stdout,
-        "stderr": outcome.stderr,
-        "result": result(&outcome),
-        "executionResult": result(&outcome),
-        "executionTimeInMilliseconds": outcome.milliseconds,
-    });
-    if let Some(error) = &outcome.error {
-        properties["error"] =
-            json!({ "name": error.ename, "message": error.evalue, "stackTrace": error.traceback.join("\n") });
+    let mut outcome = service.run(&lease, asked.work, asked.seconds).await?;
+    let room = std::mem::take(&mut outcome.room);
+    let bytes = written(&Properties { properties: older(&outcome) });
+    drop(outcome);
+    Ok(answered(200, (bytes, room), &lease, call.begun, sent))
+}
+
+/// What the older generation wraps everything in.
+#[derive(Serialize)]
+struct Properties<T> {
+    properties: T,
+}
+
+/// An execution in the older generation's words.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Older<'a> {
+    status: &'static str,
+    stdout: &'a str,
+    stderr: &'a str,
+    result: Worth<'a>,
+    execution_result: Worth<'a>,
+    execution_time_in_milliseconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i64>,
+}
+
+fn older(outcome: &Outcome) -> Older<'_> {
+    let error = |error: &Failure| json!({ "name": error.ename, "message": error.evalue, "stackTrace": error.traceback.join("\n") });
+    Older {
+        status: if outcome.status == Status::Succeeded { "Success" } else { "Failure" },
+        stdout: &outcome.stdout,
+        stderr: &outcome.stderr,
+        result: outcome.worth(),
+        execution_result: outcome.worth(),
+        execution_time_in_milliseconds: outcome.milliseconds,
+        error: outcome.error.as_ref().map(error),
+        exit_code: outcome.exit_code,
     }
-    if let Some(code) = outcome.exit_code {
-        properties["exitCode"] = code.into();
+}
+
+/// What an execution is from its begin on.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Begun {
+    id: String,
+    identifier: String,
+    session_id: String,
+    execution_type: &'static str,
+}
+
+/// An execution as it is shown.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown<'a> {
+    #[serde(flatten)]
+    begun: &'a Begun,
+    status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Fields<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_result: Option<RawResult<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields<'a> {
+    stdout: &'a str,
+    stderr: &'a str,
+    /// A command has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    execution_result: Option<Worth<'a>>,
+    execution_time_in_milliseconds: u64,
+}
+
+/// All that the session showed, as it came.
+#[derive(Serialize)]
+struct RawResult<'a> {
+    result: Option<&'a RawValue>,
+    outputs: &'a [Box<RawValue>],
+    error: Option<&'a Failure>,
+}
+
+impl Begun {
+    /// What there is to say without an outcome.
+    fn shown(&self, status: &str, error: Option<Value>) -> Bytes {
+        written(&Shown { begun: self, status, result: None, raw_result: None, error })
     }
-    Ok(answered(200, &json!({ "properties": properties }), &lease, call.begun, sent))
 }
 
 /// `executions`.
@@ -112,30 +188,27 @@ pub(super) async fn execute(service: &Arc<Service>, call: Call, body: Value) -> 
     let id = uuid::Uuid::new_v4().to_string();
     let lease = call.lease(service).await?;
     let sent = Instant::now();
-    let mut shown = json!({
-        "id": id,
-        "identifier": call.identifier.as_str(),
-        "sessionId": lease.allocation.session.guid,
-        "executionType": if asked.is_asynchronous { "Asynchronous" } else { "Synchronous" },
-        "status": "Running",
-    });
-    if !service.executions.begin(&id, &call.pool.id, &call.identifier, shown.clone()) {
+    let begun = Begun {
+        id: id.clone(),
+        identifier: call.identifier.as_str().to_owned(),
+        session_id: lease.allocation.session.guid.clone(),
+        execution_type: if asked.is_asynchronous { "Asynchronous" } else { "Synchronous" },
+    };
+    let running = begun.shown("Running", None);
+    if !service.executions.begin(&id, &call.pool.id, &call.identifier, running.clone()) {
         return Err(Refused::new(429, "TooManyExecutions", "Too many executions run; try again when some have ended."));
     }
-    let (is_shell, is_asynchronous) = (asked.is_shell, asked.is_asynchronous);
-    let answer_of = |lease, status, shown: &Value| answered(status, shown, lease, call.begun, sent);
+    let Asked { work, seconds, is_asynchronous, is_shell } = asked;
     if !is_asynchronous {
         // a client that leaves ends the wait, not the code; what became of it is not known then
-        let mut unfinished = Unfinished { service, id: &id, shown: Some(&shown) };
-        let outcome = service.run(&lease, asked.work, asked.seconds).await;
-        unfinished.shown = None;
+        let mut unfinished = Unfinished { service, begun: Some(&begun) };
+        let outcome = service.run(&lease, work, seconds).await;
+        unfinished.begun = None;
         drop(unfinished);
-        let (ended, bytes) = ended(&shown, &outcome, is_shell);
-        service.executions.end(&id, ended.clone(), bytes);
-        outcome?;
-        return Ok(answer_of(&lease, 200, &ended));
+        let (bytes, room) = end(service, &begun, outcome, is_shell)?;
+        return Ok(answered(200, (bytes, room), &lease, call.begun, sent));
     }
-    let mut response = answer_of(&lease, 202, &shown);
+    let mut response = answered(202, (running, Room::default()), &lease, call.begun, sent);
     let version = crate::service::parameter(&call.query, "api-version")?.unwrap_or_default();
     let identifier =
         percent_encoding::utf8_percent_encode(call.identifier.as_str(), percent_encoding::NON_ALPHANUMERIC);
@@ -145,26 +218,45 @@ pub(super) async fn execute(service: &Arc<Service>, call: Call, body: Value) -> 
     }
     let service = Arc::clone(service);
     tokio::spawn(async move {
-        let outcome = service.run(&lease, asked.work, asked.seconds).await;
-        let (ended, bytes) = ended(&shown.take(), &outcome, is_shell);
-        service.executions.end(&id, ended, bytes);
+        let outcome = service.run(&lease, work, seconds).await;
+        // a refusal is in what is kept
+        let _ = end(&service, &begun, outcome, is_shell);
         drop(lease);
     });
     Ok(response)
 }
 
+/// Notes how an execution ended; how that is shown.
+fn end(
+    service: &Service,
+    begun: &Begun,
+    outcome: Result<Outcome, Refused>,
+    is_shell: bool,
+) -> Result<(Bytes, Room), Refused> {
+    match outcome {
+        Ok(mut outcome) => {
+            let room = std::mem::take(&mut outcome.room);
+            let bytes = ended(begun, &outcome, is_shell);
+            service.executions.end(&begun.id, bytes.clone());
+            Ok((bytes, room))
+        }
+        Err(refused) => {
+            service.executions.end(&begun.id, begun.shown("Failed", Some(refused.error.inner_json())));
+            Err(refused)
+        }
+    }
+}
+
 /// Notes an execution as canceled when nobody waits for it any more.
 struct Unfinished<'a> {
     service: &'a Service,
-    id: &'a str,
-    shown: Option<&'a Value>,
+    begun: Option<&'a Begun>,
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        let Some(mut shown) = self.shown.cloned() else { return };
-        shown["status"] = "Canceled".into();
-        self.service.executions.end(self.id, shown, 0);
+        let Some(begun) = self.begun else { return };
+        self.service.executions.end(&begun.id, begun.shown("Canceled", None));
     }
 }
 
@@ -174,66 +266,37 @@ pub(super) fn show(service: &Service, call: &Call, id: &str) -> Result<Response,
         let words = "This session has no such execution; they are kept for an hour after their end, and not over a restart of the server.";
         return Err(Refused::new(404, "ExecutionNotFound", words));
     };
-    let mut response = Response::new(axum::body::Body::from(shown.to_string()));
+    let mut response = Response::new(axum::body::Body::from(shown));
     let kind = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     Ok(response)
 }
 
-/// An execution that has ended, and about how many bytes it is.
-fn ended(shown: &Value, outcome: &Result<Outcome, Refused>, is_shell: bool) -> (Value, usize) {
-    let mut shown = shown.clone();
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(refused) => {
-            shown["status"] = "Failed".into();
-            shown["error"] = refused.error.inner_json();
-            return (shown, 1024);
-        }
+/// An execution that has ended.
+fn ended(begun: &Begun, outcome: &Outcome, is_shell: bool) -> Bytes {
+    let is_good = outcome.status == Status::Succeeded;
+    let code = outcome.exit_code.unwrap_or(if is_good { 0 } else { 124 }).to_string();
+    let status = match (is_shell, is_good) {
+        (true, _) => code.as_str(),
+        (false, true) => "Succeeded",
+        (false, false) => "Failed",
     };
-    let mut fields = Map::new();
-    fields.insert("stdout".into(), outcome.stdout.as_str().into());
-    fields.insert("stderr".into(), outcome.stderr.as_str().into());
-    if is_shell {
-        let code = outcome.exit_code.unwrap_or(if outcome.status == Status::Succeeded { 0 } else { 124 });
-        shown["status"] = code.to_string().into();
-    } else {
-        shown["status"] = if outcome.status == Status::Succeeded { "Succeeded" } else { "Failed" }.into();
-        fields.insert("executionResult".into(), result(outcome));
-    }
-    fields.insert("executionTimeInMilliseconds".into(), outcome.milliseconds.into());
-    shown["result"] = Value::Object(fields);
-    if let Some(error) = &outcome.error {
+    let fields = Fields {
+        stdout: &outcome.stdout,
+        stderr: &outcome.stderr,
+        execution_result: (!is_shell).then(|| outcome.worth()),
+        execution_time_in_milliseconds: outcome.milliseconds,
+    };
+    let raw_result = (!is_shell).then(|| RawResult {
+        result: outcome.result.as_deref(),
+        outputs: &outcome.outputs,
+        error: outcome.error.as_ref(),
+    });
+    let error = outcome.error.as_ref().map(|error| {
         let code = if outcome.status == Status::TimedOut { "ExecutionTimedOut" } else { "ExecutionFailed" };
-        shown["error"] = json!({ "code": code, "message": format!("{}: {}", error.ename, error.evalue) });
-    }
-    if !is_shell {
-        shown["rawResult"] = json!({
-            "result": outcome.result,
-            "outputs": outcome.outputs,
-            "error": outcome.error.as_ref().map(|error| json!({
-                "ename": error.ename, "evalue": error.evalue, "traceback": error.traceback,
-            })),
-        });
-    }
-    let bytes = shown.to_string().len();
-    (shown, bytes)
-}
-
-/// The value of an execution: an image, a JSON value or a text; null where there is none.
-pub(super) fn result(outcome: &Outcome) -> Value {
-    let image = |bundle: &Value| {
-        IMAGES.into_iter().find_map(|(kind, name)| {
-            let data = bundle.get(kind)?.as_str()?.trim();
-            Some(json!({ "type": "image", "format": name, "base64_data": data }))
-        })
-    };
-    // a plot is shown, not returned: what is returned beside it is the text of some object
-    if let Some(image) = outcome.outputs.iter().rev().find_map(image) {
-        return image;
-    }
-    let Some(bundle) = &outcome.result else { return Value::Null };
-    bundle.get("application/json").or_else(|| bundle.get("text/plain")).cloned().unwrap_or(Value::Null)
+        json!({ "code": code, "message": format!("{}: {}", error.ename, error.evalue) })
+    });
+    written(&Shown { begun, status, result: Some(fields), raw_result, error })
 }
 
 /// Whether a request would be executed.

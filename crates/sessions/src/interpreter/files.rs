@@ -16,10 +16,10 @@ use axum::{body::Body, response::Response};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use multer::{Constraints, Multipart, SizeLimit};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
-use super::{Call, answered, guest::Question, wrong_method};
+use super::{Call, answered, guest::Question, outcome::first, written, wrong_method};
 use crate::{
     answer::Refused,
     forward::mark,
@@ -53,6 +53,7 @@ struct Entry {
 
 #[derive(Deserialize)]
 struct Entries {
+    #[serde(deserialize_with = "first::<_, _, LISTED_MAX>")]
     value: Vec<Entry>,
 }
 
@@ -146,18 +147,18 @@ async fn list(service: &Arc<Service>, call: &Call) -> Result<Response, Refused> 
     let folder = folder(call)?;
     let lease = call.lease(service).await?;
     let sent = Instant::now();
-    let found: Entries = service.ask(&lease, Question::file(Method::GET, "/files", &folder)).await?;
-    let usable = found.value.iter().filter(|entry| entry.is_usable()).take(LISTED_MAX);
+    let (found, room): (Entries, _) = service.ask(&lease, Question::file(Method::GET, "/files", &folder)).await?;
+    let usable = found.value.iter().filter(|entry| entry.is_usable());
     let value: Vec<Value> = usable.map(|entry| entry.shown(call.is_newer)).collect();
-    Ok(answered(200, &json!({ "value": value }), &lease, call.begun, sent))
+    Ok(answered(200, (written(&json!({ "value": value })), room), &lease, call.begun, sent))
 }
 
 async fn show(service: &Arc<Service>, call: &Call, name: &str) -> Result<Response, Refused> {
     let lease = call.lease(service).await?;
     let sent = Instant::now();
-    let found: Entry = service.ask(&lease, Question::file(Method::GET, "/file", name)).await?;
+    let (found, room): (Entry, _) = service.ask(&lease, Question::file(Method::GET, "/file", name)).await?;
     usable(&found)?;
-    Ok(answered(200, &found.shown(call.is_newer), &lease, call.begun, sent))
+    Ok(answered(200, (written(&found.shown(call.is_newer)), room), &lease, call.begun, sent))
 }
 
 fn usable(entry: &Entry) -> Result<(), Refused> {
@@ -184,7 +185,7 @@ async fn fetch(service: &Arc<Service>, call: &Call, name: &str) -> Result<Respon
 async fn delete(service: &Arc<Service>, call: &Call, name: &str) -> Result<Response, Refused> {
     let lease = call.lease(service).await?;
     let sent = Instant::now();
-    let _: Value = service.ask(&lease, Question::file(Method::DELETE, "/file", name)).await?;
+    let (IgnoredAny, _room) = service.ask(&lease, Question::file(Method::DELETE, "/file", name)).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     mark(response.headers_mut(), &lease.allocation.session.guid, sent.elapsed(), call.begun);
@@ -258,15 +259,15 @@ async fn pass_on(
         body: Body::from_stream(counted),
         within: UPLOAD_LIMIT,
     };
-    let stored: Result<Entry, Refused> = service.ask(&lease, question).await;
+    let stored: Result<(Entry, _), Refused> = service.ask(&lease, question).await;
     if is_too_large.load(Ordering::Acquire) {
         return Err(too_large());
     }
-    let stored = stored?;
+    let (stored, room) = stored?;
     usable(&stored)?;
     let shown = stored.shown(call.is_newer);
     let shown = if call.is_newer { shown } else { json!({ "value": [shown] }) };
-    Ok(answered(200, &shown, &lease, call.begun, sent))
+    Ok(answered(200, (written(&shown), room), &lease, call.begun, sent))
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
+use super::{outcome::Outcome, room::Room};
 use crate::{
     answer::Refused,
     body::{AnswerBody, Held},
@@ -24,6 +26,8 @@ use crate::{
 
 /// What an answer may be long at most: two streams of 1 MiB and 8 MiB of rich output, escaped.
 const ANSWER_MAX: usize = 40 << 20;
+/// What a refusal may be long at most: a code and a sentence.
+const REFUSAL_MAX: usize = 64 << 10;
 /// What a session may need beyond the time of an execution: its turn, an interrupt, a restart.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// Time for what runs no code.
@@ -59,40 +63,6 @@ impl Question {
     }
 }
 
-/// What became of an execution, as the session says it.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Outcome {
-    pub(crate) status: Status,
-    #[serde(rename = "exitCode", default)]
-    pub(crate) exit_code: Option<i64>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-    #[serde(default)]
-    pub(crate) result: Option<Value>,
-    #[serde(default)]
-    pub(crate) outputs: Vec<Value>,
-    #[serde(default)]
-    pub(crate) error: Option<Failure>,
-    #[serde(default)]
-    pub(crate) milliseconds: u64,
-}
-
-/// How an execution ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) enum Status {
-    Succeeded,
-    Failed,
-    TimedOut,
-}
-
-/// The error that ended code.
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Failure {
-    pub(crate) ename: String,
-    pub(crate) evalue: String,
-    pub(crate) traceback: Vec<String>,
-}
-
 /// How the session says no.
 #[derive(Deserialize)]
 struct Envelope {
@@ -106,18 +76,36 @@ struct Said {
 }
 
 impl Service {
-    /// Asks and reads the whole answer.
-    pub(super) async fn ask<T: DeserializeOwned>(&self, lease: &Lease, question: Question) -> Result<T, Refused> {
+    /// Asks and reads the whole answer, which takes the room that comes with it.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        lease: &Lease,
+        question: Question,
+    ) -> Result<(T, Room), Refused> {
         let within = question.within;
-        let asked = async {
-            let (answer, sender) = self.send(lease, question).await?;
-            let status = answer.status();
-            let bytes = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
-            let bytes = bytes.map_err(Refused::unreachable)?.to_bytes();
-            self.connections.keep(&lease.allocation.session.replica, sender).await;
-            if status.is_success() { read(&bytes) } else { Err(refusal(&bytes)) }
+        let until = Instant::now() + within;
+        let late = |_| too_late(within);
+        let (answer, sender) = timeout_at(until, self.send(lease, question)).await.map_err(late)??;
+        let (status, body) = (answer.status(), answer.into_body());
+        let (most, mut room) = if status.is_success() {
+            // one that does not say its length may have any
+            let length = http_body::Body::size_hint(&body).exact().and_then(|length| usize::try_from(length).ok());
+            let length = length.unwrap_or(ANSWER_MAX);
+            if length > ANSWER_MAX {
+                return Err(Refused::unreachable("its answer is too long"));
+            }
+            (ANSWER_MAX, self.rooms.take(length, until).await?)
+        } else {
+            (REFUSAL_MAX, Room::default())
         };
-        tokio::time::timeout(within, asked).await.map_err(|_| too_late(within))?
+        let bytes = timeout_at(until, Limited::new(body, most).collect()).await.map_err(late)?;
+        let bytes = bytes.map_err(Refused::unreachable)?.to_bytes();
+        let _ = timeout_at(until, self.connections.keep(&lease.allocation.session.replica, sender)).await;
+        if !status.is_success() {
+            return Err(refusal(&bytes));
+        }
+        room.shrink_to_answer(bytes.len());
+        Ok((read(&bytes)?, room))
     }
 
     /// Asks for bytes, which are passed on while they come; the number of them where the session says it.
@@ -130,7 +118,7 @@ impl Service {
         let sent = tokio::time::timeout(within, self.send(&lease, question)).await;
         let (answer, sender) = sent.map_err(|_| too_late(within))??;
         if !answer.status().is_success() {
-            let read = Limited::new(answer.into_body(), ANSWER_MAX).collect();
+            let read = Limited::new(answer.into_body(), REFUSAL_MAX).collect();
             let read = tokio::time::timeout(within, read).await.map_err(|_| too_late(within))?;
             return Err(refusal(&read.map_err(Refused::unreachable)?.to_bytes()));
         }
@@ -156,7 +144,9 @@ impl Service {
         asked["seconds"] = seconds.into();
         let within = Duration::from_secs(u64::from(seconds)) + PATIENCE;
         let body = Body::from(asked.to_string());
-        self.ask(lease, Question { method: Method::POST, route: "/execute", path: None, body, within }).await
+        let question = Question { method: Method::POST, route: "/execute", path: None, body, within };
+        let (outcome, room) = self.ask::<Outcome>(lease, question).await?;
+        Ok(Outcome { room, ..outcome })
     }
 }
 

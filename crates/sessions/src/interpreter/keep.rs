@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use cove_model::{ResourceId, SessionIdentifier};
 use indexmap::IndexMap;
-use serde_json::Value;
 
 const KEPT_MAX: usize = 1000;
 const BYTES_MAX: usize = 64 << 20;
@@ -25,14 +25,14 @@ struct Kept {
     pool: ResourceId,
     identifier: SessionIdentifier,
     since: Instant,
-    shown: Value,
+    shown: Bytes,
     bytes: usize,
     is_running: bool,
 }
 
 impl Executions {
     /// Notes one that begins; false when too many run.
-    pub(super) fn begin(&self, id: &str, pool: &ResourceId, identifier: &SessionIdentifier, shown: Value) -> bool {
+    pub(super) fn begin(&self, id: &str, pool: &ResourceId, identifier: &SessionIdentifier, shown: Bytes) -> bool {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         make_room(&mut kept, KEPT_MAX - 1, BYTES_MAX);
         if kept.len() >= KEPT_MAX {
@@ -51,8 +51,9 @@ impl Executions {
     }
 
     /// Notes how one ended.
-    pub(super) fn end(&self, id: &str, shown: Value, bytes: usize) {
+    pub(super) fn end(&self, id: &str, shown: Bytes) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = shown.len();
         if let Some(one) = kept.get_mut(id) {
             (one.shown, one.bytes, one.is_running, one.since) = (shown, bytes, false, Instant::now());
         }
@@ -60,7 +61,7 @@ impl Executions {
     }
 
     /// One of this session.
-    pub(super) fn find(&self, id: &str, pool: &ResourceId, identifier: &SessionIdentifier) -> Option<Value> {
+    pub(super) fn find(&self, id: &str, pool: &ResourceId, identifier: &SessionIdentifier) -> Option<Bytes> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         make_room(&mut kept, KEPT_MAX, BYTES_MAX);
         let one = kept.get(id).filter(|one| one.pool == *pool && one.identifier == *identifier)?;
@@ -91,16 +92,19 @@ mod tests {
         let pool = ResourceId::resource("s", "g", cove_model::SESSION_POOL_KIND, "pool").unwrap();
         let (mine, other) = (SessionIdentifier::new("mine").unwrap(), SessionIdentifier::new("other").unwrap());
         for number in 0..KEPT_MAX {
-            assert!(executions.begin(&number.to_string(), &pool, &mine, Value::Null));
+            assert!(executions.begin(&number.to_string(), &pool, &mine, Bytes::new()));
         }
-        assert!(!executions.begin("more", &pool, &mine, Value::Null));
-        executions.end("5", Value::from(5), 10);
+        assert!(!executions.begin("more", &pool, &mine, Bytes::new()));
+        executions.end("5", Bytes::from_static(b"five"));
         assert_eq!(executions.find("5", &pool, &other), None);
-        assert_eq!(executions.find("5", &pool, &mine), Some(Value::from(5)));
-        assert!(executions.begin("more", &pool, &mine, Value::Null));
+        assert_eq!(executions.find("5", &pool, &mine), Some(Bytes::from_static(b"five")));
+        assert!(executions.begin("more", &pool, &mine, Bytes::new()));
         assert_eq!(executions.find("5", &pool, &mine), None);
-        executions.end("6", Value::Null, BYTES_MAX);
-        executions.end("7", Value::Null, 1);
-        assert_eq!((executions.find("6", &pool, &mine), executions.find("7", &pool, &mine)), (None, Some(Value::Null)));
+        executions.end("6", Bytes::from(vec![0; BYTES_MAX]));
+        executions.end("7", Bytes::from_static(b"7"));
+        assert_eq!(
+            (executions.find("6", &pool, &mine), executions.find("7", &pool, &mine)),
+            (None, Some(Bytes::from_static(b"7")))
+        );
     }
 }

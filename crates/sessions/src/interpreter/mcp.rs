@@ -11,11 +11,18 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use cove_model::{SessionContainer, SessionIdentifier};
-use http::{Method, Request, StatusCode};
-use serde_json::{Value, json};
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 
-use super::{SECONDS_DEFAULT, SECONDS_MAX, code, guest::Outcome, guest::Status};
+use super::{
+    SECONDS_DEFAULT, SECONDS_MAX, code,
+    outcome::{Outcome, Status, Worth},
+    room::Room,
+    written,
+};
 use crate::{
     answer::Refused,
     ports::{Lease, PoolInfo},
@@ -29,6 +36,8 @@ const VERSION: &str = "2025-03-26";
 const ENVIRONMENT: &str = "mcp-";
 /// Messages of one request at most.
 const BATCH_MAX: usize = 20;
+/// Bytes of a batch's answers after which no more of its messages are looked at.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 
 /// JSON-RPC's codes.
 const PARSE_ERROR: i32 = -32700;
@@ -38,6 +47,28 @@ const INVALID_PARAMS: i32 = -32602;
 
 /// A refusal in JSON-RPC's terms.
 struct RpcError(i32, String);
+
+/// The answer to a message, with the room that it takes.
+struct Answer {
+    bytes: Bytes,
+    room: Room,
+}
+
+/// What a tool says.
+struct Said {
+    json: Box<RawValue>,
+    room: Room,
+}
+
+impl From<Value> for Said {
+    fn from(value: Value) -> Self {
+        Self { json: raw(&value), room: Room::default() }
+    }
+}
+
+fn raw(value: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("texts, numbers and what was JSON before can be written")
+}
 
 /// Answers a request to `…/mcp`.
 pub(super) async fn answer(
@@ -58,21 +89,47 @@ pub(super) async fn answer(
         let error = failed(&Value::Null, RpcError(PARSE_ERROR, "the body is no JSON".into()));
         return Ok((StatusCode::BAD_REQUEST, axum::Json(error)).into_response());
     };
-    let answers = match &message {
+    let answer = match &message {
         Value::Array(messages) if messages.is_empty() || messages.len() > BATCH_MAX => {
             let words = format!("a batch has 1 to {BATCH_MAX} messages");
-            Some(failed(&Value::Null, RpcError(INVALID_REQUEST, words)))
+            Some(Answer::of(&failed(&Value::Null, RpcError(INVALID_REQUEST, words))))
         }
-        Value::Array(messages) => {
-            let mut answers = Vec::new();
-            for message in messages {
-                answers.extend(one(service, &pool, message).await);
-            }
-            (!answers.is_empty()).then_some(Value::Array(answers))
-        }
+        Value::Array(messages) => batch(service, &pool, messages).await,
         message => one(service, &pool, message).await,
     };
-    Ok(answers.map_or_else(|| StatusCode::ACCEPTED.into_response(), |value| axum::Json(value).into_response()))
+    let Some(Answer { bytes, room }) = answer else { return Ok(StatusCode::ACCEPTED.into_response()) };
+    let length = bytes.len();
+    let mut response = Response::new(room.into_body(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}
+
+/// Answers messages in turn; nothing when none of them asks.
+async fn batch(service: &Arc<Service>, pool: &PoolInfo, messages: &[Value]) -> Option<Answer> {
+    let (mut whole, mut rooms) = (Vec::new(), Room::default());
+    for message in messages {
+        let answer = if whole.len() < BATCH_BYTES_MAX {
+            one(service, pool, message).await
+        } else {
+            let words = "the answers of this batch are long already; send this message again";
+            message.get("id").map(|id| Answer::of(&failed(id, RpcError(INVALID_REQUEST, words.into()))))
+        };
+        let Some(answer) = answer else { continue };
+        whole.push(if whole.is_empty() { b'[' } else { b',' });
+        whole.extend_from_slice(&answer.bytes);
+        rooms.join(answer.room);
+    }
+    (!whole.is_empty()).then(|| {
+        whole.push(b']');
+        Answer { bytes: Bytes::from(whole.into_boxed_slice()), room: rooms }
+    })
+}
+
+impl Answer {
+    fn of(value: &Value) -> Self {
+        Self { bytes: written(value), room: Room::default() }
+    }
 }
 
 /// What everybody hears who has no right key.
@@ -86,8 +143,8 @@ fn failed(id: &Value, RpcError(code, message): RpcError) -> Value {
 }
 
 /// Answers one message; nothing for a notification or an answer.
-async fn one(service: &Arc<Service>, pool: &PoolInfo, message: &Value) -> Option<Value> {
-    let invalid = |words: &str| Some(failed(&Value::Null, RpcError(INVALID_REQUEST, words.into())));
+async fn one(service: &Arc<Service>, pool: &PoolInfo, message: &Value) -> Option<Answer> {
+    let invalid = |words: &str| Some(Answer::of(&failed(&Value::Null, RpcError(INVALID_REQUEST, words.into()))));
     if !message.is_object() || message["jsonrpc"] != "2.0" {
         return invalid("a message is an object with `jsonrpc`: `2.0`");
     }
@@ -101,16 +158,28 @@ async fn one(service: &Arc<Service>, pool: &PoolInfo, message: &Value) -> Option
     }
     let params = &message["params"];
     let answered = match method {
-        "initialize" => Ok(initialize(params)),
-        "ping" => Ok(json!({})),
-        "tools/list" => Ok(json!({ "tools": tools(pool.container) })),
+        "initialize" => Ok(initialize(params).into()),
+        "ping" => Ok(json!({}).into()),
+        "tools/list" => Ok(json!({ "tools": tools(pool.container) }).into()),
         "tools/call" => call(service, pool, params).await,
         _ => Err(RpcError(METHOD_NOT_FOUND, "this server has initialize, ping, tools/list and tools/call".into())),
     };
     Some(match answered {
-        Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-        Err(error) => failed(id, error),
+        Ok(Said { json, mut room }) => {
+            let bytes = written(&Reply { jsonrpc: "2.0", id, result: json });
+            room.shrink(bytes.len());
+            Answer { bytes, room }
+        }
+        Err(error) => Answer::of(&failed(id, error)),
     })
+}
+
+/// An answer that is no error.
+#[derive(Serialize)]
+struct Reply<'a> {
+    jsonrpc: &'static str,
+    id: &'a Value,
+    result: Box<RawValue>,
 }
 
 fn initialize(params: &Value) -> Value {
@@ -180,13 +249,13 @@ fn tools(kind: SessionContainer) -> Vec<Value> {
     all
 }
 
-async fn call(service: &Arc<Service>, pool: &PoolInfo, params: &Value) -> Result<Value, RpcError> {
+async fn call(service: &Arc<Service>, pool: &PoolInfo, params: &Value) -> Result<Said, RpcError> {
     let invalid = |words: &str| RpcError(INVALID_PARAMS, words.to_owned());
     let name = params["name"].as_str().ok_or_else(|| invalid("`name` is missing"))?;
     let given = &params["arguments"];
     let text = |name: &str| given[name].as_str().map(str::to_owned);
     let work = match name {
-        "launchShell" => return Ok(launch(service, pool).await),
+        "launchShell" => return Ok(launch(service, pool).await.into()),
         "runShellCommandInRemoteEnvironment" => match (text("shellCommand"), given.get("execCommandAndArgs")) {
             (Some(command), None | Some(Value::Null)) => json!({ "command": command }),
             (None, Some(program)) => {
@@ -210,8 +279,11 @@ async fn call(service: &Arc<Service>, pool: &PoolInfo, params: &Value) -> Result
     };
     let environment = text("environmentId").ok_or_else(|| invalid("`environmentId` is missing; call launchShell"))?;
     Ok(match run(service, pool, &environment, work, seconds).await {
-        Ok(outcome) => done(&outcome, name == "runPythonCodeInRemoteEnvironment"),
-        Err(refused) => tool_error(&refused),
+        Ok(mut outcome) => {
+            let room = std::mem::take(&mut outcome.room);
+            Said { json: done(&outcome, name == "runPythonCodeInRemoteEnvironment"), room }
+        }
+        Err(refused) => tool_error(&refused).into(),
     })
 }
 
@@ -257,22 +329,54 @@ async fn run(
     outcome
 }
 
-fn done(outcome: &Outcome, is_python: bool) -> Value {
-    let mut value = json!({ "stdout": outcome.stdout, "stderr": outcome.stderr });
-    if is_python {
-        value["status"] = format!("{:?}", outcome.status).into();
-        value["result"] = code::result(outcome);
-    } else {
-        value["exitCode"] = outcome.exit_code.unwrap_or(124).into();
+/// What became of code, for an agent.
+#[derive(Serialize)]
+struct Done<'a> {
+    stdout: &'a str,
+    stderr: &'a str,
+    #[serde(rename = "exitCode", skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Worth<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+enum Content<'a> {
+    Text {
+        text: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Image {
+        data: &'a str,
+        mime_type: &'static str,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Called<'a> {
+    content: Vec<Content<'a>>,
+    structured_content: &'a Done<'a>,
+    is_error: bool,
+}
+
+fn done(outcome: &Outcome, is_python: bool) -> Box<RawValue> {
+    let done = Done {
+        stdout: &outcome.stdout,
+        stderr: &outcome.stderr,
+        exit_code: (!is_python).then(|| outcome.exit_code.unwrap_or(124)),
+        status: is_python.then(|| format!("{:?}", outcome.status)),
+        result: is_python.then(|| outcome.worth()),
+    };
+    let mut content = vec![Content::Text { text: Box::<str>::from(raw(&done)).into() }];
+    if let Some(Worth::Image { format: "png", base64_data, .. }) = &done.result {
+        content.push(Content::Image { data: base64_data, mime_type: "image/png" });
     }
-    let mut content = Vec::new();
-    if value["result"]["type"] == "image" && value["result"]["format"] == "png" {
-        let data = value["result"]["base64_data"].clone();
-        content.push(json!({ "type": "image", "data": data, "mimeType": "image/png" }));
-    }
-    content.insert(0, json!({ "type": "text", "text": value.to_string() }));
     let is_error = outcome.status != Status::Succeeded;
-    json!({ "content": content, "structuredContent": value, "isError": is_error })
+    raw(&Called { content, structured_content: &done, is_error })
 }
 
 /// What an agent can read and act upon is no error of the protocol.

@@ -3,12 +3,7 @@
 use cove_model::SessionContainer;
 use serde_json::json;
 
-use super::{
-    code::{self, result},
-    generation,
-    guest::Outcome,
-    segments,
-};
+use super::{code, generation, outcome::Outcome, segments};
 
 #[test]
 fn the_version_says_the_generation() {
@@ -62,6 +57,7 @@ fn requests_are_read_or_refused() {
 #[test]
 fn a_result_is_an_image_a_value_or_a_text() {
     let outcome = |text: serde_json::Value| serde_json::from_value::<Outcome>(text).unwrap();
+    let result = |outcome: &Outcome| serde_json::to_value(outcome.worth()).unwrap();
     let plain = json!({ "status": "Succeeded", "stdout": "", "stderr": "" });
     assert_eq!(result(&outcome(plain.clone())), json!(null));
     let with = |more: serde_json::Value| {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cove_model::{ResourceId, SessionContainer};
 use serde_json::{Value, json};
 
-use super::{SECONDS_MAX, guest::Outcome};
+use super::{SECONDS_MAX, outcome::Outcome};
 use crate::{answer::Refused, ports::Lease, service::Service};
 
 /// Runs what `asked` says, as long as an execution may take.
