@@ -385,3 +385,28 @@ async fn a_session_that_answers_too_much_is_unreachable() {
         assert_eq!(service.rooms.taken(), 0);
     }
 }
+
+#[tokio::test]
+async fn what_a_session_refuses_is_said_in_its_words() {
+    for (said, status, code) in [
+        (500, 500, "SessionFailed"),
+        (500, 500, "InterpreterFailed"),
+        (400, 400, "InvalidRequest"),
+        (429, 429, "TooManyExecutions"),
+        // a code that sessions do not have
+        (500, 502, "AuthenticationFailed"),
+    ]
+    .map(|(said, status, code)| {
+        ((said, format!(r#"{{"error":{{"code":"{code}","message":"it\nfailed"}}}}"#)), status, code)
+    }) {
+        let (_, answer) = execute(said).await;
+        assert_eq!(answer.status().as_u16(), status, "{code}");
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        if status == 502 {
+            assert_eq!(value["error"]["code"], "SessionUnreachable");
+        } else {
+            assert_eq!((&value["error"]["code"], &value["error"]["message"]), (&code.into(), &"itfailed.".into()));
+        }
+    }
+}

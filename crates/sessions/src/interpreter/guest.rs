@@ -172,6 +172,9 @@ fn refusal(bytes: &Bytes) -> Refused {
         ("TooManyExecutions", 429),
         ("NoSuchLanguage", 400),
         ("SessionDiskFull", 507),
+        ("InvalidRequest", 400),
+        ("InterpreterFailed", 500),
+        ("SessionFailed", 500),
     ];
     let Some((code, status)) = code.into_iter().find(|(code, _)| *code == error.code) else {
         return Refused::unreachable("it refused for a reason that is not known");
