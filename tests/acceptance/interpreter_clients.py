@@ -81,6 +81,7 @@ def e2b(key):
         plot = box.run_code("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
         seen["png"] = plot.results[0].png[:8]
         seen["own_env"] = box.run_code("os.environ.get('ONCE')", envs={"ONCE": "now"}).text
+        box.run_code("1/0", envs={"ONCE": "then"})
         seen["gone_env"] = box.run_code("print(os.environ.get('ONCE'))").logs.stdout
         seen["bash"] = box.run_code("echo $GREETING; pwd", language="bash").logs.stdout
         try:

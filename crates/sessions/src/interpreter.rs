@@ -39,7 +39,7 @@ pub(crate) use keep::Executions;
 pub(crate) use mcp::wrong_key;
 pub(crate) use outcome::{Bundle, Outcome};
 pub(crate) use room::Rooms;
-pub(crate) use variables::{quoted, run, run_with, set_variables};
+pub(crate) use variables::{run_command, run_with};
 
 /// Longest execution in seconds, and the one that is taken when none is asked for.
 const SECONDS_MAX: u32 = 220;

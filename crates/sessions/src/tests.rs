@@ -19,7 +19,9 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 
-use crate::{Door, Lease, Limits, PoolInfo, Pools, Ports, Service, SessionInfo, TokenProblem};
+use crate::{Door, Lease, Limits, PoolDetails, PoolInfo, Pools, Ports, Service, SessionInfo, TokenProblem};
+
+mod e2b;
 
 /// Pools whose sessions are all one server.
 struct World {
@@ -72,6 +74,14 @@ impl Pools for World {
 
     fn pool_at(&self, host: &str) -> Option<PoolInfo> {
         (host == "pool.env.localhost").then(|| self.info())
+    }
+
+    fn pool_with_key(&self, key: &[u8]) -> Option<PoolInfo> {
+        (key == b"key").then(|| self.info())
+    }
+
+    fn details(&self, _: &ResourceId) -> Option<PoolDetails> {
+        Some(PoolDetails::default())
     }
 
     fn allocate<'a>(
@@ -146,6 +156,11 @@ async fn world(kind: SessionContainer, limits: Limits) -> (Arc<Service>, Arc<Wor
 }
 
 fn world_at(address: SocketAddr, kind: SessionContainer, limits: Limits) -> (Arc<Service>, Arc<World>) {
+    let (ports, world) = ports_at(address, kind);
+    (Service::new(ports, limits), world)
+}
+
+fn ports_at(address: SocketAddr, kind: SessionContainer) -> (Ports, Arc<World>) {
     let world =
         Arc::new(World { kind, max: 2, sessions: Mutex::default(), open: Arc::default(), dials: AtomicU32::new(0) });
     let counted = Arc::clone(&world);
@@ -166,7 +181,7 @@ fn world_at(address: SocketAddr, kind: SessionContainer, limits: Limits) -> (Arc
         }),
         tools: None,
     };
-    (Service::new(ports, limits), world)
+    (ports, world)
 }
 
 const BASE: &str = "/subscriptions/s/resourceGroups/g/sessionPools/pool";

@@ -126,17 +126,11 @@ impl Service {
         sandbox.started_at = e2b.clock.now();
         sandbox.end_at = after(e2b, seconds);
         let answer = credentials(&sandbox);
-        if let Err(error) = self.begin(e2b, sandbox, lease).await {
+        if let Err(error) = e2b.boxes.add(sandbox, lease).await {
             self.ports.pools.stop(&pool.id, &identifier).await;
-            return Err(error);
+            return Err(disk(&error));
         }
         Ok((StatusCode::CREATED, axum::Json(answer)).into_response())
-    }
-
-    /// Sets the variables of a sandbox and keeps it.
-    async fn begin(&self, e2b: &E2b, sandbox: Sandbox, lease: crate::Lease) -> Result<(), Refused> {
-        interpreter::set_variables(self, &lease, &sandbox.pool, &sandbox.envs).await?;
-        e2b.boxes.add(sandbox, lease).await.map_err(|error| disk(&error))
     }
 
     fn list_sandboxes(&self, e2b: &E2b, pool: &PoolInfo, query: Option<&str>) -> Response {

@@ -2,13 +2,13 @@
 //!
 //! The interpreter answers when the code has ended, so all lines come at once, in their order: output, results, error.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{body::Body, response::Response};
 use cove_model::SessionContainer;
 use http::{HeaderValue, Request, header};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
 use super::{E2b, Sandbox, api, not_built};
 use crate::{
@@ -55,13 +55,9 @@ impl Service {
         let lease = self.lease_of(sandbox).await?;
         let mut outcome = if is_command {
             // the shell of a Python session knows nothing of that interpreter's variables
-            let all: BTreeMap<_, _> = sandbox.envs.iter().chain(&envs).collect();
-            let set: String =
-                all.iter().map(|(name, value)| format!("{name}={} ", interpreter::quoted(value))).collect();
-            let line = if set.is_empty() { code.to_owned() } else { format!("export {set}\n{code}") };
-            interpreter::run(self, &lease, json!({ "command": line })).await
+            interpreter::run_command(self, &lease, code, &envs, &sandbox.envs).await
         } else {
-            interpreter::run_with(self, &lease, pool.container, code, &envs).await
+            interpreter::run_with(self, &lease, code, &envs, &sandbox.envs).await
         }?;
         let now = e2b.clock.now().as_nanosecond();
         let room = std::mem::take(&mut outcome.room);
@@ -210,6 +206,8 @@ fn line(all: &mut Vec<u8>, shown: &impl Serialize) {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+
+    use serde_json::json;
 
     use super::*;
 

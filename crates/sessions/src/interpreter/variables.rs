@@ -1,79 +1,46 @@
-//! Runs code in an interpreter, with variables of the environment set for a while or for good.
+//! Runs code and commands in an interpreter, with variables of the environment set for a while or for good.
 
 use std::collections::BTreeMap;
 
-use cove_model::{ResourceId, SessionContainer};
 use serde_json::{Value, json};
 
 use super::{SECONDS_MAX, outcome::Outcome};
 use crate::{answer::Refused, ports::Lease, service::Service};
 
 /// Runs what `asked` says, as long as an execution may take.
-pub(crate) async fn run(service: &Service, lease: &Lease, asked: Value) -> Result<Outcome, Refused> {
+async fn run(service: &Service, lease: &Lease, asked: Value) -> Result<Outcome, Refused> {
     service.run(lease, asked, SECONDS_MAX).await
 }
 
-/// Runs code with variables that are as before when it has ended.
+/// Runs code with variables: `envs` are as before when it has ended, however it did; `lasting` are for all that its interpreter
+/// runs. The session sets them within the turn of the code, so no other code sees them, and an interpreter that was started
+/// anew gets its lasting ones again.
 pub(crate) async fn run_with(
     service: &Service,
     lease: &Lease,
-    kind: SessionContainer,
     code: &str,
     envs: &BTreeMap<String, String>,
+    lasting: &BTreeMap<String, String>,
 ) -> Result<Outcome, Refused> {
-    let asked = json!({ "code": code });
-    if envs.is_empty() {
-        return run(service, lease, asked).await;
-    }
-    run(service, lease, json!({ "code": set(kind, envs, true) })).await?;
-    let outcome = run(service, lease, asked).await;
-    run(service, lease, json!({ "code": restore(kind) })).await?;
-    outcome
+    run(service, lease, json!({ "code": code, "env": envs, "lasting": lasting })).await
 }
 
-/// Sets variables for all code of a session of a built-in kind; commands get theirs each time.
-pub(crate) async fn set_variables(
+/// Runs a command in a session's shell, which may be another for each: it gets its `lasting` variables each time.
+pub(crate) async fn run_command(
     service: &Service,
     lease: &Lease,
-    pool: &ResourceId,
+    line: &str,
     envs: &BTreeMap<String, String>,
-) -> Result<(), Refused> {
-    let Some(pool) = service.ports.pools.pool(pool).filter(|_| !envs.is_empty()) else { return Ok(()) };
-    if matches!(pool.container, SessionContainer::PythonLts | SessionContainer::NodeLts) {
-        run(service, lease, json!({ "code": set(pool.container, envs, false) })).await?;
-    }
-    Ok(())
-}
-
-/// Code that sets variables; what was before is remembered if it is only for a while.
-fn set(kind: SessionContainer, envs: &BTreeMap<String, String>, is_for_a_while: bool) -> String {
-    // a JSON text in a JSON text is a literal in both languages
-    let literal = json!(json!(envs).to_string()).to_string();
-    match (kind, is_for_a_while) {
-        (SessionContainer::NodeLts, false) => format!("Object.assign(process.env, JSON.parse({literal})); undefined"),
-        (SessionContainer::NodeLts, true) => format!(
-            "globalThis.__cove_env = {{ ...process.env }}; Object.assign(process.env, JSON.parse({literal})); undefined"
-        ),
-        (_, false) => format!("__import__('os').environ.update(__import__('json').loads({literal}))"),
-        (_, true) => format!(
-            "__cove_env = dict(__import__('os').environ)\n__import__('os').environ.update(__import__('json').loads({literal}))"
-        ),
-    }
-}
-
-/// Code that makes the variables as they were.
-fn restore(kind: SessionContainer) -> &'static str {
-    match kind {
-        SessionContainer::NodeLts => {
-            "for (const name of Object.keys(process.env)) if (!(name in globalThis.__cove_env)) delete process.env[name]; \
-             Object.assign(process.env, globalThis.__cove_env); delete globalThis.__cove_env; undefined"
-        }
-        _ => "__import__('os').environ.clear()\n__import__('os').environ.update(__cove_env)\ndel __cove_env",
-    }
+    lasting: &BTreeMap<String, String>,
+) -> Result<Outcome, Refused> {
+    let lasting = lasting.iter().filter(|(name, _)| !envs.contains_key(*name));
+    let set: String = lasting.map(|(name, value)| format!("{name}={} ", quoted(value))).collect();
+    let line = if set.is_empty() { line.to_owned() } else { format!("export {set}\n{line}") };
+    run(service, lease, json!({ "command": line, "env": envs })).await
 }
 
 /// A text as one word of a shell.
-pub(crate) fn quoted(text: &str) -> String {
+fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -82,10 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_literals_of_the_language() {
-        let envs = BTreeMap::from([("A".to_owned(), "it's \"x\"\n\\".to_owned())]);
-        let code = set(SessionContainer::PythonLts, &envs, false);
-        assert!(code.ends_with(r#"loads("{\"A\":\"it's \\\"x\\\"\\n\\\\\"}"))"#), "{code}");
+    fn a_text_is_one_word() {
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }
