@@ -120,13 +120,14 @@ impl Interpreter {
 }
 
 /// Files of the server in the image.
-const GUEST: [(&str, &[u8]); 6] = [
+const GUEST: [(&str, &[u8]); 7] = [
     ("files.py", include_bytes!("interpreter/guest/files.py")),
     ("kernel.py", include_bytes!("interpreter/guest/kernel.py")),
     ("kernels.py", include_bytes!("interpreter/guest/kernels.py")),
     ("node.js", include_bytes!("interpreter/guest/node.js")),
     ("output.py", include_bytes!("interpreter/guest/output.py")),
     ("serve.py", include_bytes!("interpreter/guest/serve.py")),
+    ("variables.py", include_bytes!("interpreter/guest/variables.py")),
 ];
 
 /// Why an interpreter's image could not be built.

@@ -13,18 +13,17 @@ import http.server
 import json
 import os
 import select
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.parse
 
 import files
 import kernels
+import variables
 from output import Outputs, written
 
 PORT = 6000
@@ -49,124 +48,12 @@ def has_left(client):
     return bool(poll.poll(0))
 
 
-# Sets variables that lie in the folder $FOLDER, and says there what they were: whatever is executed stays in the interpreter's
-# history, where later code would find the values.
-SET_PYTHON = """
-def __cove_set(folder):
-    import json, os
-    with open(folder + "/asked") as file:
-        asked = json.load(file)
-    with open(folder + "/before", "w") as file:
-        json.dump({name: os.environ.get(name) for name in asked}, file)
-    os.environ.update(asked)
-try:
-    __cove_set($FOLDER)
-finally:
-    del __cove_set
-"""
-SET_NODE = """{
-    const fs = require("fs"), asked = JSON.parse(fs.readFileSync($FOLDER + "/asked", "utf8"));
-    const before = Object.keys(asked).map((name) => [name, process.env[name] ?? null]);
-    fs.writeFileSync($FOLDER + "/before", JSON.stringify(Object.fromEntries(before)));
-    Object.assign(process.env, asked);
-    undefined;
-}"""
-SET_SHELL = "declare -p $NAMES >$FOLDER/before 2>/dev/null; . $FOLDER/asked"
-# Sets back what they were before: $BEFORE.
-RESTORE_PYTHON = """
-for __cove_name, __cove_value in __import__("json").loads($BEFORE).items():
-    if __cove_value is None:
-        __import__("os").environ.pop(__cove_name, None)
-    else:
-        __import__("os").environ[__cove_name] = __cove_value
-del __cove_name, __cove_value
-"""
-RESTORE_NODE = """for (const [name, value] of Object.entries(JSON.parse($BEFORE))) {
-    if (value === null) delete process.env[name]; else process.env[name] = value;
-}"""
-VARIABLES = {"python": (SET_PYTHON, RESTORE_PYTHON), "node": (SET_NODE, RESTORE_NODE), "shell": (SET_SHELL, None)}
-VARIABLES_WITHIN_SECONDS = 10
-
-
-class Program:
-    """A kernel with the variables that were asked for: some for all that it runs, some for one piece of code alone.
-
-    Within a turn, so that no other code sees them. What could not be set back is set back before the next code runs.
-    """
-
-    def __init__(self, kind, kernel):
-        self._kind, self._kernel = kind, kernel
-        self._set_code, self._restore_code = VARIABLES[kind]
-        self._begin()
-
-    def _begin(self):
-        """A new interpreter has none of them."""
-        self._has_lasting, self._to_restore = False, None
-
-    def run(self, code, outputs, seconds, env=None, lasting=None):
-        self._restore()
-        if lasting and not self._has_lasting:
-            self._set(lasting)
-            self._has_lasting, self._to_restore = True, None
-        try:
-            if env:
-                self._set(env)
-            return self._run(code, outputs, seconds)
-        finally:
-            self._restore()
-
-    def _run(self, code, outputs, seconds):
-        try:
-            return self._kernel.run(code, outputs, seconds)
-        except (kernels.Died, kernels.TimedOut) as ended:
-            if getattr(ended, "restarted", True):
-                self._begin()
-            raise
-
-    def _set(self, variables):
-        with tempfile.TemporaryDirectory(prefix="cove-") as folder:
-            with open(os.path.join(folder, "asked"), "w", encoding="utf-8") as file:
-                if self._kind == "shell":
-                    file.write("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))
-                else:
-                    json.dump(variables, file)
-            code = self._set_code.replace("$FOLDER", json.dumps(folder)).replace("$NAMES", " ".join(variables))
-            outputs = Outputs()
-            try:
-                self._run(code, outputs, VARIABLES_WITHIN_SECONDS)
-            except kernels.TimedOut as late:
-                if not late.restarted:
-                    self._remember(variables, folder)
-                raise
-            self._remember(variables, folder)
-            if outputs.error is not None or self._to_restore is None:
-                raise RuntimeError("its variables could not be set")
-
-    def _remember(self, variables, folder):
-        """What variables were is there before the first of them is set."""
-        with contextlib.suppress(OSError, ValueError):
-            with open(os.path.join(folder, "before"), encoding="utf-8", errors="replace") as file:
-                self._to_restore = self._restoring(variables, file.read())
-
-    def _restoring(self, variables, before):
-        """Code that makes variables what they were."""
-        if self._kind == "shell":
-            return f"unset {' '.join(variables)}\n{before}"
-        # a JSON text in a JSON text is a literal in both languages
-        return self._restore_code.replace("$BEFORE", json.dumps(json.dumps(json.loads(before))))
-
-    def _restore(self):
-        if self._to_restore is not None:
-            self._run(self._to_restore, Outputs(), VARIABLES_WITHIN_SECONDS)
-            self._to_restore = None
-
-
 class Session:
     """One program at a time, the others wait in turn."""
 
     def __init__(self, kind):
         self.kind = kind
-        self.kernel = Program(kind, {"python": kernels.Python, "node": kernels.Node, "shell": kernels.Shell}[kind]())
+        self.kernel = variables.Program(kind, {"python": kernels.Python, "node": kernels.Node, "shell": kernels.Shell}[kind]())
         # the shell of a pool that is none is started when it is first used
         self._shell = self.kernel if kind == "shell" else None
         # the connection of the request that a thread serves
@@ -200,7 +87,7 @@ class Session:
 
     def command(self, line, seconds, env):
         def of_shell(outputs):
-            self._shell = self._shell or Program("shell", kernels.Shell())
+            self._shell = self._shell or variables.Program("shell", kernels.Shell())
             return self._shell.run(line, outputs, seconds, env)
 
         return self._answer(of_shell, seconds)
