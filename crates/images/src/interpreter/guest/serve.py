@@ -29,8 +29,8 @@ from output import Outputs, written
 PORT = 6000
 BODY_MAX_BYTES = 8 << 20
 WAITING_MAX = 16
-# less than the server waits for an answer beside the time of the code
-TURN_WITHIN_SECONDS = 120
+# with what an interrupt or a restart takes, less than the server waits beside the time of the code
+TURN_WITHIN_SECONDS = 100
 SECONDS_MAX = 220
 SILENCE_SECONDS = 60
 LEAVE_WITHIN_SECONDS = 5
