@@ -208,9 +208,8 @@ impl Gateway {
             let (service, mut loaded) = (Arc::clone(&service), loaded.clone());
             let stop = shared.tasks.shutdown_token();
             async move {
-                // what sandboxes had is known when the sessions are
-                drop(loaded.wait_for(|loaded| *loaded).await);
-                service.keep_sandboxes(stop.cancelled_owned()).await;
+                let known = async { drop(loaded.wait_for(|loaded| *loaded).await) };
+                service.keep_sandboxes(known, stop.cancelled_owned()).await;
             }
         });
         let router = router.layer(axum::middleware::from_fn(move |request: Request, next: Next| {

@@ -83,10 +83,15 @@ impl E2b {
 }
 
 impl Service {
-    /// Takes up the sandboxes of the server before this one, and ends each at its time until `stopped`.
-    pub async fn keep_sandboxes(self: Arc<Self>, stopped: impl Future<Output = ()> + Send) {
+    /// Takes up the sandboxes of the server before this one, and ends each at its time until `stopped`; their sessions are
+    /// looked for once `known`.
+    pub async fn keep_sandboxes(
+        self: Arc<Self>,
+        known: impl Future<Output = ()> + Send,
+        stopped: impl Future<Output = ()> + Send,
+    ) {
         if let Some(e2b) = &self.e2b {
-            e2b.boxes.keep(&self.ports.pools, stopped).await;
+            e2b.boxes.keep(&self.ports.pools, known, stopped).await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -30,6 +30,12 @@ struct World {
     sessions: Mutex<BTreeMap<String, Session>>,
     open: Arc<AtomicU32>,
     dials: AtomicU32,
+    /// How often a session was looked for.
+    finds: AtomicU32,
+    /// No session is known yet.
+    is_blank: AtomicBool,
+    /// No session becomes ready.
+    is_stuck: AtomicBool,
 }
 
 struct Open(Arc<AtomicU32>);
@@ -90,6 +96,9 @@ impl Pools for World {
         identifier: &'a SessionIdentifier,
     ) -> BoxFuture<'a, Result<Lease, AllocateError>> {
         Box::pin(async move {
+            if self.is_stuck.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             let mut sessions = self.sessions.lock().unwrap();
             let count = sessions.len();
             if !sessions.contains_key(identifier.as_str()) && count >= self.max {
@@ -124,7 +133,9 @@ impl Pools for World {
     }
 
     fn find(&self, pool: &ResourceId, identifier: &SessionIdentifier) -> Option<SessionInfo> {
-        self.list(pool).into_iter().find(|info| info.session.identifier.as_ref() == Some(identifier))
+        self.finds.fetch_add(1, Ordering::SeqCst);
+        let mut known = if self.is_blank.load(Ordering::SeqCst) { Vec::new() } else { self.list(pool) }.into_iter();
+        known.find(|info| info.session.identifier.as_ref() == Some(identifier))
     }
 }
 
@@ -161,8 +172,16 @@ fn world_at(address: SocketAddr, kind: SessionContainer, limits: Limits) -> (Arc
 }
 
 fn ports_at(address: SocketAddr, kind: SessionContainer) -> (Ports, Arc<World>) {
-    let world =
-        Arc::new(World { kind, max: 2, sessions: Mutex::default(), open: Arc::default(), dials: AtomicU32::new(0) });
+    let world = Arc::new(World {
+        kind,
+        max: 2,
+        sessions: Mutex::default(),
+        open: Arc::default(),
+        dials: AtomicU32::default(),
+        finds: AtomicU32::default(),
+        is_blank: AtomicBool::default(),
+        is_stuck: AtomicBool::default(),
+    });
     let counted = Arc::clone(&world);
     let ports = Ports {
         pools: Arc::clone(&world) as Arc<dyn Pools>,

@@ -11,11 +11,13 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use camino::{Utf8Path, Utf8PathBuf};
 use cove_base::Clock;
 use cove_model::{ResourceId, SessionIdentifier};
+use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,9 @@ use crate::ports::{Lease, Pools};
 
 /// What identifiers of sandboxes' sessions begin with.
 const IDENTIFIER: &str = "e2b-";
+/// How long to wait until a session is looked for again that was not there: a second more each time, up to this, which is
+/// well below the shortest cool-down of a pool.
+const AGAIN_MAX_SECONDS: u64 = 20;
 
 /// A sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,7 +70,7 @@ impl Sandbox {
 struct Held {
     sandbox: Arc<Sandbox>,
     /// Keeps the session; none until it is taken up again after a start of the server.
-    _lease: Option<Lease>,
+    lease: Option<Lease>,
 }
 
 /// All of them.
@@ -105,7 +110,7 @@ impl Boxes {
     /// Keeps a new sandbox.
     pub(super) async fn add(&self, sandbox: Sandbox, lease: Lease) -> io::Result<()> {
         self.write(&sandbox).await?;
-        let held = Held { sandbox: Arc::new(sandbox), _lease: Some(lease) };
+        let held = Held { sandbox: Arc::new(sandbox), lease: Some(lease) };
         self.lock().insert(held.sandbox.id.clone(), held);
         self.changed.notify_one();
         Ok(())
@@ -154,22 +159,37 @@ impl Boxes {
         }
     }
 
-    /// Takes up what the last server left, and ends each sandbox at its time.
-    pub(super) async fn keep(&self, pools: &Arc<dyn Pools>, stopped: impl Future<Output = ()> + Send) {
+    /// Takes up what the last server left, and ends each sandbox at its time. Sessions are looked for once they are `known`.
+    pub(super) async fn keep(
+        &self,
+        pools: &Arc<dyn Pools>,
+        known: impl Future<Output = ()> + Send,
+        stopped: impl Future<Output = ()> + Send,
+    ) {
+        let kept = async {
+            let taken_up = self.take_up().await;
+            known.await;
+            tokio::join!(self.end_each(pools), self.hold_all(pools, taken_up));
+        };
         tokio::select! {
             () = stopped => {}
-            () = self.keep_on(pools) => {}
+            () = kept => {}
         }
     }
 
-    async fn keep_on(&self, pools: &Arc<dyn Pools>) {
+    /// Reads what the last server left; the ids of it. Clients find these from now on, whether or not they are held already.
+    async fn take_up(&self) -> Vec<String> {
         let dir = self.dir.clone();
         let found = tokio::task::spawn_blocking(move || read_all(&dir)).await.unwrap_or_default();
+        let ids = found.iter().map(|sandbox| sandbox.id.clone()).collect();
+        let mut held = self.lock();
         for sandbox in found {
-            let lease = self.lease_again(pools, &sandbox).await;
-            let held = Held { sandbox: Arc::new(sandbox), _lease: lease };
-            self.lock().entry(held.sandbox.id.clone()).or_insert(held);
+            held.entry(sandbox.id.clone()).or_insert_with(|| Held { sandbox: Arc::new(sandbox), lease: None });
         }
+        ids
+    }
+
+    async fn end_each(&self, pools: &Arc<dyn Pools>) {
         loop {
             let now = self.clock.now();
             let ends = self.lock().values().map(|held| held.sandbox.end_at).min();
@@ -186,13 +206,47 @@ impl Boxes {
         }
     }
 
-    /// Holds the session of a sandbox again, if it is still its.
-    async fn lease_again(&self, pools: &Arc<dyn Pools>, sandbox: &Sandbox) -> Option<Lease> {
-        if sandbox.end_at <= self.clock.now() || !sandbox.is_in(&**pools) {
-            return None;
+    /// Holds the sessions of sandboxes, all at once: one that is not ready takes its time.
+    async fn hold_all(&self, pools: &Arc<dyn Pools>, ids: Vec<String>) {
+        stream::iter(ids).for_each_concurrent(None, |id| async move { self.hold(pools, &id).await }).await;
+    }
+
+    /// Holds the session of a sandbox, as soon as it is there: the last server's are taken up one after the other. Ends when
+    /// it is held, the sandbox has ended, or its session is another one.
+    async fn hold(&self, pools: &Arc<dyn Pools>, id: &str) {
+        for seconds in 1.. {
+            let Some(sandbox) = self.unheld(id) else { return };
+            let Some(identifier) = sandbox.identifier() else { return };
+            match pools.find(&sandbox.pool, &identifier) {
+                Some(found) if found.session.guid != sandbox.guid => return,
+                Some(_) => match pools.allocate(&sandbox.pool, &identifier).await {
+                    Ok(lease) if lease.allocation.session.guid == sandbox.guid => return self.held_by(id, lease),
+                    Ok(lease) => {
+                        // it ended a moment ago; what was made in its place is nobody's
+                        drop(lease);
+                        pools.stop(&sandbox.pool, &identifier).await;
+                        return;
+                    }
+                    Err(error) => tracing::debug!(?error, "the session of a sandbox is not held yet"),
+                },
+                None => {}
+            }
+            tokio::time::sleep(Duration::from_secs(AGAIN_MAX_SECONDS.min(seconds))).await;
         }
-        let lease = pools.allocate(&sandbox.pool, &sandbox.identifier()?).await.ok()?;
-        (lease.allocation.session.guid == sandbox.guid).then_some(lease)
+    }
+
+    /// A sandbox that goes on and whose session is not held.
+    fn unheld(&self, id: &str) -> Option<Arc<Sandbox>> {
+        let held = self.lock();
+        let one = held.get(id).filter(|one| one.lease.is_none() && one.sandbox.end_at > self.clock.now())?;
+        Some(Arc::clone(&one.sandbox))
+    }
+
+    fn held_by(&self, id: &str, lease: Lease) {
+        // a sandbox that was removed meanwhile lets the session go
+        if let Some(held) = self.lock().get_mut(id) {
+            held.lease = Some(lease);
+        }
     }
 
     async fn end_due(&self, pools: &Arc<dyn Pools>, now: Timestamp) {

@@ -14,7 +14,19 @@ type Answered = (u16, Value);
 struct Sandboxes {
     service: Arc<Service>,
     heard: Heard,
-    _dir: tempfile::TempDir,
+    ports: Ports,
+    world: Arc<World>,
+    dir: tempfile::TempDir,
+}
+
+impl Sandboxes {
+    /// Another server in the place of this one, which has ended: it has the folder and the sessions, and holds none yet.
+    fn again(mut self) -> Self {
+        assert_eq!(Arc::strong_count(&self.service), 1);
+        self.service = Service::with_e2b(self.ports.clone(), Limits::default(), Some(e2b_ports(&self.dir)));
+        assert_eq!(self.world.open.load(Ordering::SeqCst), 0);
+        self
+    }
 }
 
 /// A door whose sessions note what they are asked, and say that it was done.
@@ -26,9 +38,9 @@ async fn sandboxes() -> Sandboxes {
         axum::Json(json!({ "status": "Succeeded", "stdout": "", "stderr": "", "exitCode": 0 }))
     };
     let address = serve(Router::new().route("/execute", axum::routing::post(execute))).await;
-    let (ports, _) = ports_at(address, SessionContainer::PythonLts);
-    let service = Service::with_e2b(ports, Limits::default(), Some(e2b_ports(&dir)));
-    Sandboxes { service, heard, _dir: dir }
+    let (ports, world) = ports_at(address, SessionContainer::PythonLts);
+    let service = Service::with_e2b(ports.clone(), Limits::default(), Some(e2b_ports(&dir)));
+    Sandboxes { service, heard, ports, world, dir }
 }
 
 fn e2b_ports(dir: &tempfile::TempDir) -> E2bPorts {
@@ -70,7 +82,7 @@ async fn run_code(service: &Arc<Service>, sandbox: &Value, asked: Value) -> Answ
 
 #[tokio::test]
 async fn variables_go_with_the_code_that_they_are_for() {
-    let Sandboxes { service, heard, _dir } = sandboxes().await;
+    let Sandboxes { service, heard, dir: _dir, .. } = sandboxes().await;
     let sandbox = create(&service, json!({ "A": "of all", "B": "it's" })).await;
     assert_eq!(heard.lock().unwrap().len(), 0, "nothing runs before there is code");
     for asked in [
@@ -89,4 +101,47 @@ async fn variables_go_with_the_code_that_they_are_for() {
             json!({ "command": "export B='it'\\''s' \n3", "env": { "A": "of one" }, "seconds": 220 }),
         ]
     );
+}
+
+/// Lets others go on until something is so.
+async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Asks for another end of a sandbox: 204 where it is there.
+async fn prolong(service: &Arc<Service>, sandbox: &Value) -> u16 {
+    let path = format!("sandboxes/{}/timeout", sandbox["sandboxID"].as_str().unwrap());
+    ask(service, &path, &[("x-api-key", "key")], json!({ "timeout": 600 })).await.0
+}
+
+#[tokio::test]
+async fn a_sandbox_is_held_as_soon_as_its_session_is_known_again() {
+    let first = sandboxes().await;
+    let sandbox = create(&first.service, json!({})).await;
+    let Sandboxes { service, world, dir: _dir, .. } = first.again();
+    world.is_blank.store(true, Ordering::SeqCst);
+    tokio::spawn(Arc::clone(&service).keep_sandboxes(std::future::ready(()), std::future::pending()));
+    until(|| world.finds.load(Ordering::SeqCst) > 0, "its session is looked for").await;
+    assert_eq!(world.open.load(Ordering::SeqCst), 0);
+    world.is_blank.store(false, Ordering::SeqCst);
+    until(|| world.open.load(Ordering::SeqCst) == 1, "its session is held").await;
+    assert_eq!(prolong(&service, &sandbox).await, 204);
+    assert_eq!(world.open.load(Ordering::SeqCst), 1, "once");
+}
+
+#[tokio::test]
+async fn sandboxes_are_found_before_their_sessions_are_held() {
+    let first = sandboxes().await;
+    let made = [create(&first.service, json!({})).await, create(&first.service, json!({})).await];
+    let Sandboxes { service, world, dir: _dir, .. } = first.again();
+    world.is_stuck.store(true, Ordering::SeqCst);
+    tokio::spawn(Arc::clone(&service).keep_sandboxes(std::future::ready(()), std::future::pending()));
+    until(|| world.finds.load(Ordering::SeqCst) >= 2, "the session of each is looked for").await;
+    for sandbox in &made {
+        assert_eq!(prolong(&service, sandbox).await, 204);
+    }
 }
