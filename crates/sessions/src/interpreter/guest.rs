@@ -28,6 +28,8 @@ use crate::{
 const ANSWER_MAX: usize = 40 << 20;
 /// What a refusal may be long at most: a code and a sentence.
 const REFUSAL_MAX: usize = 64 << 10;
+/// Time for an answer that has room, so that nobody keeps that and says nothing.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// What a session may need beyond the time of an execution: its turn, an interrupt, a restart.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// Time for what runs no code.
@@ -94,18 +96,19 @@ impl Service {
             if length > ANSWER_MAX {
                 return Err(Refused::unreachable("its answer is too long"));
             }
-            (ANSWER_MAX, self.rooms.take(length, until).await?)
+            (ANSWER_MAX, self.rooms.take(&lease.allocation.session.replica, length, until).await?)
         } else {
             (REFUSAL_MAX, Room::default())
         };
-        let bytes = timeout_at(until, Limited::new(body, most).collect()).await.map_err(late)?;
+        let read = tokio::time::timeout(READ_WITHIN, Limited::new(body, most).collect()).await;
+        let bytes = read.map_err(|_| too_late(READ_WITHIN))?;
         let bytes = bytes.map_err(Refused::unreachable)?.to_bytes();
-        let _ = timeout_at(until, self.connections.keep(&lease.allocation.session.replica, sender)).await;
+        self.connections.keep(&lease.allocation.session.replica, sender).await;
         if !status.is_success() {
             return Err(refusal(&bytes));
         }
         room.shrink_to_answer(bytes.len());
-        Ok((read(&bytes)?, room))
+        Ok((parsed(&bytes)?, room))
     }
 
     /// Asks for bytes, which are passed on while they come; the number of them where the session says it.
@@ -154,7 +157,7 @@ fn too_late(within: Duration) -> Refused {
     Refused::new(504, "SessionTimeout", format!("The session did not answer within {} s.", within.as_secs()))
 }
 
-fn read<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
+fn parsed<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
     serde_json::from_slice(bytes).map_err(|_| Refused::unreachable("its answer is none of the interpreter's"))
 }
 
