@@ -21,6 +21,8 @@ const SESSION_BYTES_MAX: usize = 32 << 20;
 const KEPT_MAX: usize = 10_000;
 const BYTES_MAX: usize = 256 << 20;
 const KEPT_FOR: Duration = Duration::from_secs(3600);
+/// How often those are dropped whose time is over; nobody finds them until then.
+const SWEPT_EVERY: Duration = Duration::from_secs(60);
 /// What an execution takes beside the text that is shown of it: ids, places in maps.
 const ENTRY_BYTES: usize = 512;
 
@@ -37,6 +39,7 @@ struct All {
     /// Whose an execution is that runs.
     running: HashMap<String, Whose>,
     size: Size,
+    swept_at: Option<Instant>,
 }
 
 /// Executions of one session by id, the oldest first.
@@ -137,6 +140,10 @@ impl All {
     }
 
     fn forget_old(&mut self) {
+        if self.swept_at.is_some_and(|at| at.elapsed() < SWEPT_EVERY) {
+            return;
+        }
+        self.swept_at = Some(Instant::now());
         let size = &mut self.size;
         self.sessions.retain(|_, session| {
             session.kept.retain(|_, one| {
