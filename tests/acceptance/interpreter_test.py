@@ -277,9 +277,10 @@ class Interpreters(unittest.TestCase):
             self.assertEqual(self.ask("GET", pool, "files/kept.txt/content").content, b"kept")
 
     def test_an_interpreter_that_ends_is_started_anew(self):
-        ran = self.run_code("import os; os._exit(3)")
-        self.assertIn("InterpreterDied", ran["error"]["message"])
-        self.assertEqual(self.result("2")["executionResult"], 2)
+        for pool, code in {"python": "import os; os._exit(3)", "node": "process.exit(3)"}.items():
+            ran = self.run_code(code, pool=pool)
+            self.assertIn("InterpreterDied", ran["error"]["message"], pool)
+            self.assertEqual(self.result("2", pool=pool)["executionResult"], 2)
 
     def test_asynchronous_executions(self):
         body = {"codeInputType": "inline", "executionType": "asynchronous", "code": "import time; time.sleep(2); 'done'"}

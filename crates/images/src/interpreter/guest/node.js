@@ -5,6 +5,7 @@
 "use strict";
 
 const fs = require("fs");
+const net = require("net");
 const vm = require("vm");
 const util = require("util");
 const path = require("path");
@@ -284,7 +285,8 @@ async function answer(line) {
 
 let rest = "";
 let work = Promise.resolve();
-fs.createReadStream(null, { fd: 200 }).setEncoding("utf8").on("data", (text) => {
+// Not as a file: that would be read by a thread, which a program that exits waits for.
+new net.Socket({ fd: 200, readable: true, writable: false }).setEncoding("utf8").on("data", (text) => {
   rest += text;
   for (let end = rest.indexOf("\n"); end >= 0; end = rest.indexOf("\n")) {
     const line = rest.slice(0, end);
