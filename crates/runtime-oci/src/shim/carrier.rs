@@ -156,6 +156,9 @@ pub(super) fn close_all_but(keep: RawFd) {
 fn run(env: &Rc<Env>, socket: &OwnedFd, cgroup: &str) -> io::Result<()> {
     let answer = |answer: &Answer| send(socket.as_raw_fd(), answer, &[], MsgFlags::empty());
     die_with_parent();
+    // libcontainer draws names of sockets in a container's folder from a generator that is seeded by the clock: carriers that
+    // are forked at once drew the same ones where a clock is coarse
+    fastrand::seed(Pid::this().as_raw().unsigned_abs().into());
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     if let Err(error) = env.cgroups.attach(cgroup, Pid::this()) {
         return answer(&Answer::Failed { message: format!("failed to join cgroup: {error}") });
