@@ -344,8 +344,7 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let store = handover::open_store(data_dir, options.take_over).await.map_err(with_causes)?;
     let (clock, kept_time) = virtual_clock::open(options.clock, data_dir)?;
     let authority = Arc::new(Authority::open(data_dir)?);
-    // first of all, as what follows needs some itself
-    make_room_for_watches();
+    make_room_for_watches(); // which what follows needs itself
     let monitor_config = MonitorConfig {
         dir: data_dir.join("logs"),
         source_dir: data_dir.join("console"),
@@ -355,7 +354,6 @@ async fn open(options: &Options, tasks: &Tasks) -> anyhow::Result<Opened> {
     let (http_log, http_log_service) = http_logs::open(data_dir, &options.config.logs).map_err(with_causes)?;
     let (stop, service) = (tasks.shutdown_token(), service.with_clock(clock.clone()));
     tasks.spawn_fallible(ESSENTIAL, async move { service.run(stop).await });
-
     let mut network_config = network_config(data_dir)?;
     network_config.pool_size = options.config.runtime.network_pool;
     let network = Network::open(network_config.clone()).await.map_err(with_causes).context("network of replicas")?;
