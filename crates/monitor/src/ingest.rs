@@ -16,7 +16,11 @@ use std::{
 
 use cove_runtime::logs::{ENDED_MARK, META_FILE};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use tokio::{io::unix::AsyncFd, time::Instant};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,14 +33,47 @@ use source::Replica;
 const BATCH_ROWS_MAX: usize = 2000;
 /// Between two looks at everything, in case a notice was lost (inotify queues can overflow).
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Readers that may wait to be told; beyond that they wait for a place.
+const ASKED_MAX: usize = 256;
+/// Longest that a reader waits for lines that are in the files already; then it is given what was copied.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(5);
 /// Between two transactions at least; lines that arrive meanwhile share the next one, the first after a silence is not kept
 /// waiting.
 const GATHER: Duration = Duration::from_millis(10);
+
+/// Asks the ingester to copy what is in the files now; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct CatchUp(mpsc::Sender<oneshot::Sender<()>>);
+
+/// Where the ingester is asked.
+pub(crate) type Asked = mpsc::Receiver<oneshot::Sender<()>>;
+
+impl CatchUp {
+    pub(crate) fn new() -> (Self, Asked) {
+        let (sender, asked) = mpsc::channel(ASKED_MAX);
+        (Self(sender), asked)
+    }
+
+    /// Returns once every line that was written before the call can be read, or after a while, or when nobody copies.
+    pub(crate) async fn wait(&self) {
+        let (told, hears) = oneshot::channel();
+        let copied = async {
+            if self.0.send(told).await.is_ok() {
+                // an ingester that ends copies first and tells nobody
+                let _ended = hears.await;
+            }
+        };
+        if tokio::time::timeout(CATCH_UP_LIMIT, copied).await.is_err() {
+            tracing::warn!("log lines are copied more slowly than they are written: a reader was given what is there");
+        }
+    }
+}
 
 /// Copies lines until it is told to stop.
 pub(crate) struct Ingester {
     dir: PathBuf,
     days: Days,
+    asked: Asked,
     inotify: AsyncFd<Notices>,
     root: WatchDescriptor,
     watches: BTreeMap<WatchDescriptorKey, String>,
@@ -60,7 +97,7 @@ fn key(descriptor: WatchDescriptor) -> WatchDescriptorKey {
 }
 
 impl Ingester {
-    pub(crate) fn open(dir: &Path, days: Days) -> Result<Self, MonitorError> {
+    pub(crate) fn open(dir: &Path, days: Days, asked: Asked) -> Result<Self, MonitorError> {
         let io = |what: &str| {
             let what = format!("{what} `{}`", dir.display());
             move |source: std::io::Error| MonitorError::Io { what, source }
@@ -72,20 +109,36 @@ impl Ingester {
         #[expect(unsafe_code, reason = "tokio has no safe way to wait on a descriptor of another crate's type")]
         // SAFETY: `Notices` owns the inotify descriptor for as long as it lives and always gives the same one
         let inotify = unsafe { AsyncFd::register(Notices(inotify)) }.map_err(|e| io("watch")(e.into()))?;
-        Ok(Self { dir: dir.to_owned(), days, inotify, root, watches: BTreeMap::new(), replicas: BTreeMap::new() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            days,
+            asked,
+            inotify,
+            root,
+            watches: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+        })
     }
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), MonitorError> {
         let mut dirty = self.look_at_all();
+        let mut asked: Vec<oneshot::Sender<()>> = Vec::new();
         loop {
             self.ingest(&dirty).await;
             dirty.clear();
+            for told in asked.drain(..) {
+                // a reader that has gone
+                let _gone = told.send(());
+            }
             let next_at = Instant::now() + GATHER;
             tokio::select! {
                 () = shutdown.cancelled() => {
                     let all = self.look_at_all();
                     self.ingest(&all).await;
                     return Ok(());
+                }
+                _ = self.asked.recv_many(&mut asked, ASKED_MAX), if !self.asked.is_closed() => {
+                    self.read_notices(&mut dirty);
                 }
                 () = tokio::time::sleep(FULL_LOOK_EVERY) => dirty = self.look_at_all(),
                 ready = self.inotify.readable() => match ready {
@@ -130,12 +183,22 @@ impl Ingester {
         }
     }
 
+    fn unwatch(&mut self, gone: WatchDescriptor) {
+        let Some(name) = self.watches.remove(&key(gone)) else { return };
+        if self.replicas.get(&name).is_some_and(|(descriptor, _)| *descriptor == gone) {
+            self.replicas.remove(&name);
+        }
+    }
+
     fn read_notices(&mut self, dirty: &mut BTreeSet<String>) {
         // an overflow shows as an event without a watch: the full look every few seconds repairs it
         while let Ok(events) = self.inotify.get_ref().0.read_events() {
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     dirty.extend(self.look_at_all());
+                } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    // the folder was removed by somebody else; one may be made under the same name
+                    self.unwatch(event.wd);
                 } else if event.wd == self.root {
                     if let Some(name) = event.name.as_ref().and_then(|name| name.to_str()) {
                         self.watch(name);

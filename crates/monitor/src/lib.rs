@@ -4,6 +4,7 @@
 //! line into one SQLite file per day. A line's place in its file is its key, so reading a stretch twice after a crash
 //! changes nothing. Followers are told *that* rows of an app arrived and read from where they were.
 //!
+//! **Invariant:** a line that a container wrote before its console is asked for is in the answer.
 //! **Invariant:** a source file is deleted only after its rows are on disk.
 //! **Invariant:** retention is deleting a day's file; no row is ever updated.
 
@@ -36,6 +37,7 @@ pub use rows::{ConsoleRow, SystemRow, WakeRow};
 pub use session_rows::{SESSION_TABLE, session_columns};
 
 use days::{Days, Write};
+use ingest::{Asked, CatchUp};
 
 /// Where logs are kept and for how long.
 #[derive(Clone, Debug)]
@@ -74,6 +76,7 @@ pub struct Monitor {
     events: mpsc::Sender<SystemEvent>,
     arrivals: Board<String, u64>,
     told: Told,
+    catch_up: CatchUp,
 }
 
 /// Events that were written down, for those in this process who listen.
@@ -91,6 +94,7 @@ pub struct MonitorService {
     events: mpsc::Receiver<SystemEvent>,
     told: Told,
     clock: Clock,
+    asked: Asked,
 }
 
 /// Events that may wait for the writer; beyond that senders wait.
@@ -114,9 +118,10 @@ impl Monitor {
         let days = Days::open(&config.dir, arrivals.clone())?;
         let (events, received) = mpsc::channel(EVENTS_QUEUED_MAX);
         let told = Told { sender: broadcast::Sender::new(LISTENER_BEHIND_MAX), is_writing: Arc::default() };
-        let service =
-            MonitorService { config, days: days.clone(), events: received, told: told.clone(), clock: Clock::real() };
-        Ok((Self { days, events, arrivals, told }, service))
+        let (catch_up, asked) = CatchUp::new();
+        let (ours, its) = (days.clone(), told.clone());
+        let service = MonitorService { config, days: ours, events: received, told: its, clock: Clock::real(), asked };
+        Ok((Self { days, events, arrivals, told, catch_up }, service))
     }
 
     /// Where parts of the server send system events.
@@ -166,8 +171,8 @@ impl MonitorService {
     /// # Errors
     /// When the log files cannot be watched.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), MonitorError> {
-        let Self { config, days, mut events, told, clock } = self;
-        let ingester = ingest::Ingester::open(&config.source_dir, days.clone())?;
+        let Self { config, days, mut events, told, clock, asked } = self;
+        let ingester = ingest::Ingester::open(&config.source_dir, days.clone(), asked)?;
         let ingested = tokio::spawn(ingester.run(shutdown.clone()));
         let mut sweep = tokio::time::interval(Duration::from_secs(3600));
         loop {

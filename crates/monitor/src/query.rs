@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use cove_base::{Board, Changes};
-use futures_util::{StreamExt, stream, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, stream, stream::BoxStream};
 use jiff::civil::Date;
 use rusqlite::{Connection, params_from_iter, types::Value};
 
@@ -94,7 +94,7 @@ struct Cursor<K> {
 }
 
 impl Monitor {
-    /// Console lines, oldest first: the last `tail`, then, if asked, what arrives.
+    /// Console lines, oldest first: the last `tail` of what was written before the call, then, if asked, what arrives.
     pub fn console(&self, query: &ConsoleQuery) -> BoxStream<'static, Result<ConsoleRow, MonitorError>> {
         let app = query.app.to_ascii_lowercase();
         let mut condition = "app = ?".to_owned();
@@ -108,7 +108,14 @@ impl Monitor {
         }
         let columns = "seq, at, environment, app, revision, replica, container, stream, log, file, offset";
         let selection = Selection { table: "console", condition, values, key: app, columns, parse: console_row };
-        rows(&self.days, &self.arrivals, selection, query.tail, query.follow)
+        let rows = rows(&self.days, &self.arrivals, selection, query.tail, query.follow);
+        let catch_up = self.catch_up.clone();
+        async move {
+            catch_up.wait().await;
+            rows
+        }
+        .flatten_stream()
+        .boxed()
     }
 
     /// System events, oldest first: the last `tail`, then, if asked, what arrives.

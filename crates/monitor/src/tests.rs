@@ -108,6 +108,32 @@ async fn lines_are_copied_once_over_restarts_rotation_and_the_end() {
 }
 
 #[tokio::test]
+async fn what_was_written_before_it_is_asked_for_is_in_the_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let server = start(root.path());
+    let query = ConsoleQuery { app: app().to_string(), tail: 1, ..ConsoleQuery::default() };
+    for n in 0..200 {
+        // the last words of a replica that has just ended: a folder of its own, of which the server does not know yet
+        append(&replica_dir(root.path(), &format!("web--1-{}", n / 10)), &format!("line {n}"), false);
+        let last = server.monitor.console(&query).map(|row| row.unwrap().log).collect::<Vec<_>>();
+        assert_eq!(tokio::time::timeout(LIMIT, last).await.expect("it is answered"), [format!("line {n}")]);
+    }
+    // one that was never finished was removed by the driver, and is made under the same name
+    let dir = replica_dir(root.path(), "web--1-again");
+    assert_eq!(server.monitor.console(&query).count().await, 1, "the folder is known");
+    fs::remove_dir_all(&dir).unwrap();
+    let dir = replica_dir(root.path(), "web--1-again");
+    assert_eq!(server.monitor.console(&query).count().await, 1, "so is the new one");
+    append(&dir, "again", false);
+    let last = server.monitor.console(&query).map(|row| row.unwrap().log).collect::<Vec<_>>();
+    assert_eq!(tokio::time::timeout(LIMIT, last).await.expect("it is answered"), ["again"]);
+    server.shutdown.cancel();
+    server.ended.await.unwrap().unwrap();
+    let last = server.monitor.console(&query).map(|row| row.unwrap().log).collect::<Vec<_>>();
+    assert_eq!(tokio::time::timeout(LIMIT, last).await.expect("it is answered when nobody copies"), ["again"]);
+}
+
+#[tokio::test]
 async fn of_a_session_s_output_so_much_is_kept_and_no_more() {
     keeps_of_a_session(&"x".repeat(10_000), 2000, 1600..1680).await;
 }

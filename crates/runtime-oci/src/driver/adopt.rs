@@ -1,10 +1,12 @@
 //! Opening again: which replicas still run, and what is left of others.
 //!
 //! **Invariant:** afterwards each helper that lives is connected, and every cgroup, network namespace and folder that
-//! belongs to none is gone or being removed; logs that belong to none are marked as ended, for their reader to remove.
+//! belongs to none is gone or being removed; logs that belong to none are marked as ended, for their reader to remove, or gone
+//! if nothing was written.
 
 use std::{collections::BTreeSet, io, net::Ipv4Addr, sync::Arc, time::Duration};
 
+use camino::Utf8DirEntry;
 use cove_model::{ReplicaName, ReplicaPhase};
 use cove_network::NetnsId;
 use cove_runtime::{ReplicaSpec, logs::ENDED_MARK};
@@ -73,7 +75,9 @@ pub(super) async fn adopt(inner: &Arc<Inner>) {
     remove_strange_cgroups(inner, &cgroups).await;
 }
 
-/// Marks the logs of what is not there any more as ended: the last run was killed while it made or removed them.
+/// Marks the logs of what is not there any more as ended: the last run was killed while it removed them. Where nothing was
+/// written it was killed while it made them, and the replica may yet be made under the same name: these go at once, for what
+/// is marked is removed by its reader, also from under a replica that writes there by then.
 fn end_strange_logs(inner: &Inner) {
     let known: BTreeSet<String> = lock(&inner.state).replicas.keys().map(ToString::to_string).collect();
     for folder in inner.config.log_dir.read_dir_utf8().into_iter().flatten().flatten() {
@@ -81,7 +85,13 @@ fn end_strange_logs(inner: &Inner) {
         if is_known || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        if let Err(error) = std::fs::write(folder.path().join(ENDED_MARK), b"") {
+        let is_written = |file: Utf8DirEntry| file.file_name().contains(".log");
+        let ended = match folder.path().read_dir_utf8().map(|mut files| files.any(|file| file.is_ok_and(is_written))) {
+            Ok(true) => std::fs::write(folder.path().join(ENDED_MARK), b""),
+            Ok(false) => std::fs::remove_dir_all(folder.path()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
             tracing::warn!(%error, folder = %folder.path(), "logs that belong to no replica stay");
         }
     }

@@ -6,7 +6,8 @@ use std::{fs, sync::Arc, time::Duration};
 
 use cove_model::{ReplicaName, ReplicaPhase, Volume, VolumeKind, VolumeMount};
 use cove_runtime::{
-    ExecRequest, ReplicaSpec, Runtime as _, RuntimeError, Sandbox, SandboxEgress, SandboxTier, logs::ENDED_MARK,
+    ExecRequest, ReplicaSpec, Runtime as _, RuntimeError, Sandbox, SandboxEgress, SandboxTier,
+    logs::{ENDED_MARK, META_FILE},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -56,11 +57,15 @@ async fn a_sandboxed_replica_is_reached_from_inside_frozen_and_adopted() {
     assert!(get(&host, &name, "/healthz").await.starts_with("HTTP/1.1 200"));
     host.wait(&name, |seen| seen.is_ready).await;
     host.forget();
-    // the last driver was killed while it made one, or its logs were being removed
+    // the last driver was killed while the logs of one were being removed, and while it made another one
     let logs = host.dir.path().join("logs");
-    std::fs::create_dir(logs.join("pool--v1-gone")).unwrap();
+    for (folder, file) in [("pool--v1-gone", "main.log.1"), ("pool--v1-made", META_FILE)] {
+        std::fs::create_dir(logs.join(folder)).unwrap();
+        std::fs::write(logs.join(folder).join(file), "").unwrap();
+    }
     host.open().await;
     assert!(logs.join("pool--v1-gone").join(ENDED_MARK).exists(), "whoever reads logs may remove these");
+    assert!(!logs.join("pool--v1-made").exists(), "it may be made again, with logs that nobody removes");
     assert!(!logs.join(name.as_str()).join(ENDED_MARK).exists());
     host.wait(&name, |seen| seen.is_ready).await;
     assert!(get(&host, &name, "/healthz").await.starts_with("HTTP/1.1 200"), "a new driver reaches it too");
