@@ -43,10 +43,18 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Asks the ingester to copy what is in the files now; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct CatchUp(mpsc::Sender<oneshot::Sender<()>>);
+pub(crate) struct CatchUp(mpsc::Sender<Question>);
 
 /// Where the ingester is asked.
-pub(crate) type Asked = mpsc::Receiver<oneshot::Sender<()>>;
+pub(crate) type Asked = mpsc::Receiver<Question>;
+
+/// Whether all lines of an app are copied; answered once they are.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// Resource id, in lower case.
+    app: String,
+    told: oneshot::Sender<()>,
+}
 
 impl CatchUp {
     pub(crate) fn new() -> (Self, Asked) {
@@ -54,17 +62,18 @@ impl CatchUp {
         (Self(sender), asked)
     }
 
-    /// Returns once every line that was written before the call can be read, or after a while, or when nobody copies.
-    pub(crate) async fn wait(&self) {
+    /// Returns once every line that the app wrote before the call can be read, or after a while, or when nobody copies.
+    pub(crate) async fn wait(&self, app: &str) {
         let (told, hears) = oneshot::channel();
+        let question = Question { app: app.to_ascii_lowercase(), told };
         let copied = async {
-            if self.0.send(told).await.is_ok() {
+            if self.0.send(question).await.is_ok() {
                 // an ingester that ends copies first and tells nobody
                 let _ended = hears.await;
             }
         };
         if tokio::time::timeout(CATCH_UP_LIMIT, copied).await.is_err() {
-            tracing::warn!("log lines are copied more slowly than they are written: a reader was given what is there");
+            tracing::warn!(app, "log lines are written faster than copied: a reader was given those that are copied");
         }
     }
 }
@@ -122,21 +131,25 @@ impl Ingester {
 
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), MonitorError> {
         let mut dirty = self.look_at_all();
-        let mut asked: Vec<oneshot::Sender<()>> = Vec::new();
+        let mut asked: Vec<Question> = Vec::new();
         loop {
-            self.ingest(&dirty).await;
-            dirty.clear();
-            for told in asked.drain(..) {
-                // a reader that has gone
-                let _gone = told.send(());
+            self.copy_of_each(&mut dirty).await;
+            self.answer(&mut asked, &dirty);
+            if shutdown.is_cancelled() {
+                self.copy_the_rest().await;
+                return Ok(());
+            }
+            if !dirty.is_empty() {
+                // some of it takes long: what arrives meanwhile gets its turn
+                while let Ok(question) = self.asked.try_recv() {
+                    asked.push(question);
+                }
+                self.read_notices(&mut dirty);
+                continue;
             }
             let next_at = Instant::now() + GATHER;
             tokio::select! {
-                () = shutdown.cancelled() => {
-                    let all = self.look_at_all();
-                    self.ingest(&all).await;
-                    return Ok(());
-                }
+                () = shutdown.cancelled() => {}
                 _ = self.asked.recv_many(&mut asked, ASKED_MAX), if !self.asked.is_closed() => {
                     self.read_notices(&mut dirty);
                 }
@@ -151,6 +164,27 @@ impl Ingester {
                     Err(source) => return Err(MonitorError::Io { what: "wait for log files".into(), source }),
                 }
             }
+        }
+    }
+
+    /// Everything that is there, for as long as that takes within reason: replicas may outlive the server and go on writing.
+    async fn copy_the_rest(&mut self) {
+        let until = Instant::now() + CATCH_UP_LIMIT;
+        let mut dirty = self.look_at_all();
+        while !dirty.is_empty() && Instant::now() < until {
+            self.copy_of_each(&mut dirty).await;
+        }
+    }
+
+    /// Tells those who ask for an app of which nothing waits.
+    fn answer(&self, asked: &mut Vec<Question>, dirty: &BTreeSet<String>) {
+        let waits = |app: &str| {
+            let replicas = dirty.iter().filter_map(|name| self.replicas.get(name));
+            replicas.filter_map(|(_, replica)| replica.app()).any(|dirty| dirty.eq_ignore_ascii_case(app))
+        };
+        for question in asked.extract_if(.., |question| !waits(&question.app)) {
+            // a reader that has gone
+            let _gone = question.told.send(());
         }
     }
 
@@ -211,19 +245,20 @@ impl Ingester {
         }
     }
 
-    async fn ingest(&mut self, dirty: &BTreeSet<String>) {
+    /// Copies a batch of each, so that none that writes without end keeps the others waiting; leaves those that have more.
+    async fn copy_of_each(&mut self, dirty: &mut BTreeSet<String>) {
         let mut ended = Vec::new();
-        for name in dirty {
-            let Some((_, replica)) = self.replicas.get_mut(name) else { continue };
-            match copy(replica, &self.days).await {
-                Ok(()) => {}
+        for name in std::mem::take(dirty) {
+            let Some((_, replica)) = self.replicas.get_mut(&name) else { continue };
+            match copy_batch(replica, &self.days).await {
+                Ok(true) => {
+                    dirty.insert(name);
+                }
+                Ok(false) if replica.path().join(ENDED_MARK).exists() => ended.push(name),
+                Ok(false) => {}
                 Err(error) => {
                     tracing::error!(replica = %name, error = &error as &dyn std::error::Error, "log lines were not copied");
-                    continue;
                 }
-            }
-            if replica.path().join(ENDED_MARK).exists() {
-                ended.push(name);
             }
         }
         if !ended.is_empty() {
@@ -232,12 +267,12 @@ impl Ingester {
     }
 
     /// Reads what is left of ended replicas, makes sure it is on disk, once for all, and deletes their directories.
-    async fn forget(&mut self, ended: &[&String]) {
+    async fn forget(&mut self, ended: &[String]) {
         let mut copied = Vec::new();
         for name in ended {
-            let Some((_, replica)) = self.replicas.get_mut(*name) else { continue };
+            let Some((_, replica)) = self.replicas.get_mut(name) else { continue };
             if copy(replica, &self.days).await.is_ok() {
-                copied.push(*name);
+                copied.push(name);
             }
         }
         if self.days.write(Write::Flush).await.is_err() {
@@ -267,12 +302,18 @@ fn remove(path: &Path) -> std::io::Result<()> {
 
 /// Copies everything that is there, batch by batch.
 async fn copy(replica: &mut Replica, days: &Days) -> Result<(), MonitorError> {
-    loop {
-        let rows = replica.read(BATCH_ROWS_MAX)?;
-        if rows.is_empty() {
-            return replica.keep_place();
-        }
+    while copy_batch(replica, days).await? {}
+    Ok(())
+}
+
+/// Copies a batch; `true` when there may be more.
+async fn copy_batch(replica: &mut Replica, days: &Days) -> Result<bool, MonitorError> {
+    let rows = replica.read(BATCH_ROWS_MAX)?;
+    let is_full = rows.len() >= BATCH_ROWS_MAX;
+    if !rows.is_empty() {
         days.write(Write::Console(rows)).await?;
         replica.commit();
     }
+    replica.keep_place()?;
+    Ok(is_full)
 }

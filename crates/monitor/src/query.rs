@@ -109,9 +109,9 @@ impl Monitor {
         let columns = "seq, at, environment, app, revision, replica, container, stream, log, file, offset";
         let selection = Selection { table: "console", condition, values, key: app, columns, parse: console_row };
         let rows = rows(&self.days, &self.arrivals, selection, query.tail, query.follow);
-        let catch_up = self.catch_up.clone();
+        let (catch_up, app) = (self.catch_up.clone(), query.app.clone());
         async move {
-            catch_up.wait().await;
+            catch_up.wait(&app).await;
             rows
         }
         .flatten_stream()

@@ -60,7 +60,7 @@ fn start(root: &Path) -> Server {
 }
 
 async fn lines(monitor: &Monitor, count: usize) -> Vec<String> {
-    let query = ConsoleQuery { app: app().to_string(), tail: 10_000, follow: true, ..ConsoleQuery::default() };
+    let query = ConsoleQuery { app: app().to_string(), tail: 100_000, follow: true, ..ConsoleQuery::default() };
     let rows = monitor.console(&query).take(count).map(|row| row.unwrap().log).collect::<Vec<_>>();
     tokio::time::timeout(LIMIT, rows).await.expect("the lines arrive")
 }
@@ -131,6 +131,32 @@ async fn what_was_written_before_it_is_asked_for_is_in_the_answer() {
     server.ended.await.unwrap().unwrap();
     let last = server.monitor.console(&query).map(|row| row.unwrap().log).collect::<Vec<_>>();
     assert_eq!(tokio::time::timeout(LIMIT, last).await.expect("it is answered when nobody copies"), ["again"]);
+}
+
+#[tokio::test]
+async fn a_replica_that_writes_much_does_not_keep_the_others_waiting() {
+    let root = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    for n in 0..20_000 {
+        let at = Timestamp::from_second(1_800_000_000 + n).unwrap();
+        write_cri_line(&CriLine { at, stream: LogStream::Stdout, is_partial: false, text: b"much" }, &mut bytes);
+    }
+    fs::write(replica_dir(root.path(), "web--1-a").join("main.log"), bytes).unwrap();
+    append(&replica_dir(root.path(), "web--1-b"), "little", false);
+    let server = start(root.path());
+    assert_eq!(lines(&server.monitor, 20_001).await.len(), 20_001);
+    server.shutdown.cancel();
+    server.ended.await.unwrap().unwrap();
+    let days = &server.monitor.days;
+    let db = days.reader(days.list()[0]).unwrap().unwrap();
+    let count: i64 = db
+        .query_row(
+            "SELECT count(*) FROM console WHERE seq < (SELECT seq FROM console WHERE log = 'little')",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(count, 2000, "one batch of the other one was before it");
 }
 
 #[tokio::test]

@@ -67,6 +67,11 @@ impl Replica {
         &self.path
     }
 
+    /// Resource id of what it belongs to; `None` while that is not known.
+    pub(crate) fn app(&self) -> Option<&str> {
+        self.meta.as_ref().map(|meta| meta.app.as_str())
+    }
+
     /// Up to about `rows_max` further lines; empty when there is nothing new. Must be followed by [`Self::commit`] once
     /// they are written, or by another read, which gives the same lines again.
     pub(crate) fn read(&mut self, rows_max: usize) -> Result<Vec<ConsoleRow>, MonitorError> {
