@@ -31,7 +31,7 @@ use source::Replica;
 
 /// Rows written in one transaction at most.
 const BATCH_ROWS_MAX: usize = 2000;
-/// Between two looks at everything, in case a notice was lost (inotify queues can overflow).
+/// Between two looks at everything, in case a notice was lost (inotify queues can overflow) or lines could not be written.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Readers that may wait to be told; beyond that they wait for a place.
 const ASKED_MAX: usize = 256;
@@ -132,7 +132,12 @@ impl Ingester {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), MonitorError> {
         let mut dirty = self.look_at_all();
         let mut asked: Vec<Question> = Vec::new();
+        let mut look_at = Instant::now() + FULL_LOOK_EVERY;
         loop {
+            if Instant::now() >= look_at {
+                dirty.extend(self.look_at_all());
+                look_at = Instant::now() + FULL_LOOK_EVERY;
+            }
             self.copy_of_each(&mut dirty).await;
             self.answer(&mut asked, &dirty);
             if shutdown.is_cancelled() {
@@ -153,7 +158,7 @@ impl Ingester {
                 _ = self.asked.recv_many(&mut asked, ASKED_MAX), if !self.asked.is_closed() => {
                     self.read_notices(&mut dirty);
                 }
-                () = tokio::time::sleep(FULL_LOOK_EVERY) => dirty = self.look_at_all(),
+                () = tokio::time::sleep_until(look_at) => {}
                 ready = self.inotify.readable() => match ready {
                     Ok(mut guard) => {
                         guard.clear_ready();
