@@ -141,10 +141,13 @@ impl<'a> Work<'a, '_> {
         }
         let replicas: &'a [ReplicaObservation] = self.revision.replicas;
         for replica in replicas {
+            // of one that ended before this server saw it nobody knows whether that was asked for
+            let is_ours = self.memory.notes.contains_key(&replica.name);
             let note = self.memory.notes.entry(replica.name.clone()).or_default();
             match replica.phase {
                 ReplicaPhase::Stopped | ReplicaPhase::Failed => {
-                    let was_asked = note.stop_ordered_at.is_some() || note.drain_since.is_some() || note.condemned;
+                    let was_asked =
+                        !is_ours || note.stop_ordered_at.is_some() || note.drain_since.is_some() || note.condemned;
                     let counts = !std::mem::replace(&mut note.end_counted, true) && !was_asked;
                     if counts {
                         self.memory.failed(end_text(replica), self.now);

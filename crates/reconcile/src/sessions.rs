@@ -158,6 +158,7 @@ pub struct PoolMemory {
 struct Orders {
     started_at: Option<Timestamp>,
     was_seen: bool,
+    was_alive: bool,
     was_ready: bool,
     is_freeze_asked: bool,
     is_freeze_refused: bool,

@@ -65,6 +65,7 @@ impl Planner<'_> {
         if is_over(seen) || has_exited(seen) {
             return self.ended_itself(session, seen);
         }
+        orders.was_alive = true;
         if seen.is_ready || seen.phase == ReplicaPhase::Frozen {
             orders.was_ready = true;
             self.ready(known, seen);
@@ -250,7 +251,10 @@ impl Planner<'_> {
     }
 
     fn count_failure(&mut self, session: &Session, message: &str) {
-        if session.generation == self.view.pool.generation {
+        let orders = self.memory.orders.get(&session.replica);
+        // one that ended while no server was there says nothing of those that are made now
+        let is_ours = orders.is_some_and(|orders| orders.was_alive || orders.started_at.is_some());
+        if is_ours && session.generation == self.view.pool.generation {
             self.memory.failures = self.memory.failures.saturating_add(1);
             self.memory.failed_at = Some(self.now);
             self.memory.last_failure = Some(message.to_owned());

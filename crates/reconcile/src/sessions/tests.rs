@@ -376,6 +376,24 @@ fn failures_are_tried_again_more_and_more_slowly() {
 }
 
 #[test]
+fn what_ended_while_no_server_was_there_is_made_again_at_once() {
+    for was_ready in [true, false] {
+        let mut world = World::new(20, 10);
+        world.settle();
+        // the machine was restarted
+        world.memory = PoolMemory::new(8);
+        world.sessions.values_mut().for_each(|(_, is_new)| *is_new = false);
+        for seen in world.replicas.values_mut() {
+            seen.phase = ReplicaPhase::Failed;
+            seen.is_ready = false;
+            seen.ready_at = seen.ready_at.filter(|_| was_ready);
+        }
+        assert_eq!(world.settle().counts.ready, 10, "no time has passed");
+        assert_eq!(world.sessions.len(), 10);
+    }
+}
+
+#[test]
 fn a_pool_that_is_written_again_asks_for_its_images_again() {
     let asks = |plan: &PoolPlan| plan.steps.iter().any(|step| step.action == SessionAction::EnsureImages);
     let mut world = World::new(5, 2);

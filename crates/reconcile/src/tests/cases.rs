@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use jiff::SignedDuration;
 
 use super::world::World;
-use crate::{Amount, AppPhase, Images, hosts};
+use crate::{Amount, AppMemory, AppPhase, Images, hosts};
 
 /// Replica names carry no meaning: they become `#1`, `#2`, … in the order of their appearance.
 pub(super) fn check(text: &str, expected: &Expect) {
@@ -238,6 +238,19 @@ fn a_replica_that_died_is_replaced_later_and_later() {
         waits.push(world.now.duration_since(before).as_secs());
     }
     assert_eq!(waits, [0, 1, 2, 4, 8]);
+}
+
+#[test]
+fn what_ended_while_no_server_was_there_is_replaced_at_once() {
+    let mut world = running(8);
+    world.memory = AppMemory::new(8);
+    for replica in &mut world.replicas {
+        replica.phase = cove_model::ReplicaPhase::Failed;
+        replica.is_ready = false;
+    }
+    world.settle();
+    assert_eq!(world.ready(&World::name("v1")), 8, "no time has passed");
+    assert_eq!(world.revisions[0].1.running, RevisionRunning::Running);
 }
 
 #[test]
