@@ -459,7 +459,8 @@ impl OciRuntime {
             stop: CancellationToken::new(),
             is_closing: AtomicBool::new(false),
             prepared: Notify::new(),
-            execs: AtomicU64::new(1),
+            // commands of earlier drivers may run still, and their helpers know them by number
+            execs: AtomicU64::new((u64::from(rand::random::<u32>()) << 20) + 1),
             snapshots,
             criu: tokio::sync::OnceCell::new(),
             templates,

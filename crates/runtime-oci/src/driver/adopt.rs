@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{Inner, Replica, conn::Conn, helpers, link, lock};
-use crate::protocol::{STATE_FILE, ShimState, connect};
+use crate::protocol::{ShimState, connect};
 
 /// File in a replica's folder with what the next driver must know; mode 0600, it holds secrets.
 pub(super) const REPLICA_FILE: &str = "replica.json";
@@ -105,9 +105,7 @@ async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<Option<
     replica.netns = remembered.netns;
     replica.first_id = remembered.first_id;
     replica.cgroup = Some(remembered.cgroup.clone());
-    let dir = inner.replica_dir(&name);
-    let last =
-        std::fs::read(dir.join(STATE_FILE)).ok().and_then(|text| serde_json::from_slice::<ShimState>(&text).ok());
+    let last = link::last_state(inner, &name);
     replica.asked_at = last.as_ref().and_then(|state| state.phases.asked_at);
     replica.ready_at = last.as_ref().and_then(|state| state.phases.ready_at);
     let prepared = Arc::clone(&replica.prepared);
@@ -120,10 +118,10 @@ async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<Option<
         state.revisions.entry(replica.spec.revision.clone()).or_default().insert(name.clone());
         state.replicas.insert(name.clone(), replica);
     }
-    let conn = connect(&dir).and_then(Conn::new);
-    let is_over = matches!(last.as_ref().map(|state| state.phase), Some(ReplicaPhase::Stopped | ReplicaPhase::Failed));
+    let conn = connect(&inner.replica_dir(&name)).and_then(Conn::new);
+    let is_over = |last: &Option<ShimState>| last.as_ref().is_some_and(|state| link::is_over(state.phase));
     if let Ok(conn) = conn
-        && !is_over
+        && !is_over(&last)
     {
         let heard = Arc::clone(&prepared);
         link::connected(inner, &name, conn);
@@ -132,11 +130,13 @@ async fn adopt_one(inner: &Arc<Inner>, remembered: Remembered) -> Option<Option<
         }
         return Some(remembered.netns);
     }
-    inner.update(&name, |replica| replica.shim = last);
-    let failure = (!is_over).then(|| {
+    // it may have ended just now
+    let last = link::last_state(inner, &name).or(last);
+    let failure = (!is_over(&last)).then(|| {
         let message = "its helper process ended while the server was away".to_owned();
         ("ContainerTerminated".to_owned(), message)
     });
+    inner.update(&name, |replica| replica.shim = last);
     link::end(inner, &name, failure);
     None
 }
@@ -153,11 +153,14 @@ async fn remove_strange_cgroups(inner: &Arc<Inner>, used: &BTreeSet<String>) {
         .filter(|path| !used.contains(path))
         .collect();
     let cgroups = inner.cgroups.clone();
-    let removed =
-        tokio::task::spawn_blocking(move || strange.iter().try_for_each(|path| cgroups.remove(path, CGROUP_LIMIT)));
-    if let Ok(Err(error)) = removed.await {
-        tracing::warn!(%error, "failed to remove a cgroup of the last run");
-    }
+    let removed = tokio::task::spawn_blocking(move || {
+        for path in &strange {
+            if let Err(error) = cgroups.remove(path, CGROUP_LIMIT) {
+                tracing::warn!(%error, path, "failed to remove a cgroup of the last run");
+            }
+        }
+    });
+    let _ = removed.await;
 }
 
 /// Ends and removes everything.

@@ -10,7 +10,7 @@ use cove_runtime::logs::ENDED_MARK;
 use jiff::Timestamp;
 
 use super::{Inner, Replica, adopt::CGROUP_LIMIT, conn::Conn, exec, freeze, health, lock, templates};
-use crate::protocol::{FromShim, ShimState, ToShim, connect};
+use crate::protocol::{FromShim, STATE_FILE, ShimState, ToShim, connect};
 
 /// Takes a connection into use: gives the standing orders and listens.
 pub(super) fn connected(inner: &Arc<Inner>, name: &ReplicaName, conn: Conn) {
@@ -70,12 +70,15 @@ async fn listen(inner: &Arc<Inner>, name: &ReplicaName, mut conn: Arc<Conn>) {
             },
         }
     }
+    let is_told = |replica: &mut Replica| replica.shim.as_ref().is_some_and(|shim| is_over(shim.phase));
+    if inner.update(name, is_told) == Some(false)
+        && let Some(last) = last_state(inner, name).filter(|last| is_over(last.phase))
+    {
+        // it ended before it took this connection: what it had to say it has written down
+        take_state(inner, name, last);
+    }
     let failure = inner.update(name, |replica| {
-        let is_told = replica
-            .shim
-            .as_ref()
-            .is_some_and(|shim| matches!(shim.phase, ReplicaPhase::Stopped | ReplicaPhase::Failed));
-        (!is_told).then(|| ("ContainerTerminated".to_owned(), "its helper process was killed".to_owned()))
+        (!is_told(replica)).then(|| ("ContainerTerminated".to_owned(), "its helper process was killed".to_owned()))
     });
     let failure = failure.flatten();
     if failure.is_some() {
@@ -92,6 +95,17 @@ async fn listen(inner: &Arc<Inner>, name: &ReplicaName, mut conn: Arc<Conn>) {
     end(inner, name, failure);
 }
 
+/// What a replica's helper wrote down last.
+pub(super) fn last_state(inner: &Inner, name: &ReplicaName) -> Option<ShimState> {
+    let text = std::fs::read(inner.replica_dir(name).join(STATE_FILE)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Whether a helper has nothing more to say.
+pub(super) fn is_over(phase: ReplicaPhase) -> bool {
+    matches!(phase, ReplicaPhase::Stopped | ReplicaPhase::Failed)
+}
+
 fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
     let told = inner.update(name, |replica| {
         let old = replica.shim.replace(new.clone());
@@ -99,10 +113,12 @@ fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
             replica.prepared.notify_one();
         }
         let is_frozen_now = freeze::follow(replica, old.as_ref(), &new);
+        // Before anybody sees the change: who acts upon it finds its events.
+        tell_changes(inner, &replica.spec, old.as_ref(), &new);
         // In the same step, so that nobody sees a new run with the readiness of the old one.
-        (old, Arc::clone(&replica.spec), health::follow(inner, replica, &new), is_frozen_now)
+        (health::follow(inner, replica, &new), is_frozen_now)
     });
-    let Some((old, spec, due, is_frozen_now)) = told else { return };
+    let Some((due, is_frozen_now)) = told else { return };
     health::begin(due);
     if is_frozen_now {
         freeze::settle(inner, name);
@@ -110,7 +126,6 @@ fn take_state(inner: &Arc<Inner>, name: &ReplicaName, new: ShimState) {
     if new.containers.iter().any(|container| container.template.is_some()) {
         templates::settled(inner, name);
     }
-    tell_changes(inner, &spec, old.as_ref(), &new);
 }
 
 fn tell_changes(inner: &Inner, spec: &cove_runtime::ReplicaSpec, old: Option<&ShimState>, new: &ShimState) {

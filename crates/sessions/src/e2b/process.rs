@@ -1,8 +1,8 @@
 //! Commands of a sandbox (`process.Process`): started with pipes or a terminal, watched, fed, killed.
 //!
 //! What a command says goes to the one client that watches it. A client that goes away leaves the command running, as with
-//! E2B, and may come back (`Connect`); what was said meanwhile is lost. `pid` counts up from 1: it is this module's number, not
-//! the sandbox's kernel's.
+//! E2B, and may come back (`Connect`); what was said meanwhile is lost. `pid` counts up from anywhere: it is this module's number,
+//! not the sandbox's kernel's.
 //!
 //! **Invariant:** a command holds its session as long as it runs, and ends with its sandbox or at its own timeout.
 
@@ -42,11 +42,18 @@ const EXIT_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Processes(Mutex<Commands>);
 
-#[derive(Default)]
 struct Commands {
+    /// Begins anywhere, so that a number that an earlier server gave out means no other command.
     last: u32,
     /// By sandbox and number; a sandbox without any is not in it.
     running: BTreeMap<String, BTreeMap<u32, Command>>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+        Self { last: u32::try_from(random >> 34).unwrap_or(0), running: BTreeMap::new() }
+    }
 }
 
 struct Command {
