@@ -24,6 +24,8 @@ mod shell_image;
 mod snapshots;
 #[path = "host/volumes.rs"]
 mod volumes;
+#[path = "host/wire.rs"]
+mod wire;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`STRICT`] (other machines, files, sockets and processes of the host, the console) | it failed, as in every tier; a refused connection counts, as QEMU refuses those itself |
 //! | all others (calls, mounts, devices, `/proc`, bombs) | it failed, or it came about inside and [`Machine::is_as_it_was`]: nothing of the host has changed, QEMU is in its jail and within its limits |
-//! | frames ([`leaks`]) | none of the attempts' was captured on any interface of the host |
+//! | frames ([`is_leak`]) | none of the attempts' was captured on any interface of the host |
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail here")]
 
@@ -132,10 +132,9 @@ fn is_in_jail(host: &Host, name: &ReplicaName) -> Result<(), String> {
     if used > limit { Err(format!("the machine has {used} bytes of {limit}")) } else { Ok(()) }
 }
 
-/// Frames that an attempt sent: to 203.0.113.0/24, which is nobody's, or with the name that is to be smuggled out.
-pub(crate) fn leaks(frames: &[Vec<u8>]) -> usize {
-    let has_name = |frame: &[u8]| frame.windows(12).any(|part| part == b"secret-value");
-    frames.iter().filter(|frame| is_of_nobody(frame) || has_name(frame)).count()
+/// Whether an attempt sent a frame: to 203.0.113.0/24, which is nobody's, or with the name that is to be smuggled out.
+pub(crate) fn is_leak(frame: &[u8]) -> bool {
+    is_of_nobody(frame) || frame.windows(12).any(|part| part == b"secret-value")
 }
 
 /// Whether the head of a frame, of IPv4 or ARP, names 203.0.113.0/24. Three bytes of anything else that the machine sends
