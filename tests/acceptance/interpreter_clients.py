@@ -63,6 +63,25 @@ async def mcp(endpoint, key):
         }
 
 
+def e2b_custom():
+    """What `e2b-code-interpreter` sees of a pool of custom containers."""
+    from e2b import SandboxException
+    from e2b_code_interpreter import Sandbox
+
+    seen = {}
+    with Sandbox.create(timeout=600) as box:
+        command = box.commands.run("echo out; echo err >&2")
+        seen["command"] = [command.stdout, command.stderr, command.exit_code]
+        box.files.write("/tmp/folder/a.txt", "text")
+        seen["read"] = box.files.read("/tmp/folder/a.txt")
+        seen["listed"] = [entry.name for entry in box.files.list("/tmp/folder")]
+        try:
+            box.run_code("1")
+        except SandboxException as error:
+            seen["code"] = str(error)
+    return seen
+
+
 def e2b(key):
     """What `e2b-code-interpreter` sees of a Python pool, by the variables that its users set."""
     from e2b import CommandExitException, FileNotFoundException, NotFoundException, PtySize, SandboxException
@@ -165,7 +184,7 @@ def e2b(key):
 
 def main():
     what, *arguments = sys.argv[1:]
-    seen = asyncio.run(mcp(*arguments)) if what == "mcp" else {"langchain": langchain, "e2b": e2b}[what](*arguments)
+    seen = asyncio.run(mcp(*arguments)) if what == "mcp" else {"langchain": langchain, "e2b": e2b, "e2b_custom": e2b_custom}[what](*arguments)
     print(json.dumps(seen))
 
 

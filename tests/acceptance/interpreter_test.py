@@ -199,7 +199,8 @@ class Interpreters(unittest.TestCase):
         answer = self.ask("POST", "python", "code/execute", version=OLDER, json=body)
         told = answer.json()["properties"]
         self.assertEqual((told["status"], told["result"], told["stdout"]), ("Success", 42, "a\n"))
-        for name in ("operation-id", "x-ms-session-guid", "x-ms-container-execution-duration", "x-ms-overall-execution-time"):
+        for name in ("operation-id", "x-ms-session-guid", "x-ms-container-execution-duration", "x-ms-overall-execution-time",
+                     "x-ms-execution-request-time"):  # fmt: skip
             self.assertIn(name, answer.headers)
         body["properties"]["code"] = "nothing_of_this_name"
         told = self.ask("POST", "python", "code/execute", version=OLDER, json=body).json()["properties"]
@@ -210,8 +211,32 @@ class Interpreters(unittest.TestCase):
         told = self.ask("GET", "python", "files", version=OLDER).json()
         self.assertEqual([one["properties"]["filename"] for one in told["value"]], ["a.csv"])
         self.assertEqual(self.ask("GET", "python", "files/content/a.csv", version=OLDER).content, b"a,b\n1,2\n")
-        refused = self.ask("POST", "python", "executions", version=OLDER, json={"code": "1"}, expect=400)
-        self.assertEqual(self.code_of(refused), "UnsupportedApiVersion")
+
+    def test_each_path_works_with_every_version(self):
+        """Clients mix them, and Azure answers all."""
+        code = {"codeInputType": "inline", "executionType": "synchronous", "code": "6 * 7"}
+        told = self.ask("POST", "python", "executions", version=OLDER, json=code).json()
+        self.assertEqual((told["status"], told["result"]["executionResult"]), ("Succeeded", 42))
+        told = self.ask("POST", "python", "code/execute", version="2024-10-02-preview", json={"properties": code}).json()
+        self.assertEqual((told["properties"]["status"], told["properties"]["result"]), ("Success", 42))
+        told = self.ask("POST", "python", "files/upload", files={"file": ("a.txt", b"a")}).json()
+        self.assertEqual(told["value"][0]["properties"], {**told["value"][0]["properties"], "filename": "a.txt", "size": 1})
+        told = self.ask("POST", "python", "files", version=OLDER, files={"file": ("content", b"bc")}).json()
+        self.assertEqual((told["name"], told["sizeInBytes"]), ("content", 2))
+        for version in (OLDER, NEWER):
+            for path in ("files/a.txt/content", "files/content/a.txt"):
+                self.assertEqual(self.ask("GET", "python", path, version=version).content, b"a", (path, version))
+            self.assertEqual(self.ask("GET", "python", "files/content/content", version=version).content, b"bc")
+        self.assertEqual(self.ask("GET", "python", "files/content").json()["sizeInBytes"], 2)
+
+    def test_shells_take_what_azures_examples_send(self):
+        body = {
+            "codeInputType": "inline", "executionType": "synchronous", "shellCommand": "echo Hello world!", "timeoutInSeconds": 600,
+        }  # fmt: skip
+        told = self.ask("POST", "shell", "executions", json=body).json()
+        self.assertEqual((told["status"], told["result"]["stdout"]), ("0", "Hello world!\n"))
+        told = self.ask("POST", "shell", "executions", json={"command": ["/bin/bash", "-c", "exit 3"]}).json()
+        self.assertEqual(told["status"], "3")
 
     def test_the_packages_and_a_plot(self):
         shown = self.result("import numpy, pandas, matplotlib; pandas.DataFrame({'a': numpy.arange(3)})['a'].sum().item()")
@@ -486,11 +511,12 @@ assert time.monotonic() < until"""
         (setup, _), (plain, langchain, mcp) = snippets
         key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]
         inside = textwrap.indent(mcp, "    ")
-        program = f"{setup}{plain}{langchain}key, endpoint = {key!r}, endpoint + '/mcp'\n"
+        endpoint = self.arm("GET", f"{POOLS}/python")["properties"]["mcpServerSettings"]["mcpServerEndpoint"]
+        program = f"{setup}{plain}{langchain}"
         program += f"async def launch():\n{inside}    print(launched.structured_content)\nimport asyncio\nasyncio.run(launch())\n"
         environment = {
             "PATH": os.environ["PATH"], "COVE_API": self.server.api, "COVE_CA": self.server.ca, "COVE_POOL": self.base("python"),
-            "REQUESTS_CA_BUNDLE": self.server.ca, "SSL_CERT_FILE": self.server.ca,
+            "REQUESTS_CA_BUNDLE": self.server.ca, "SSL_CERT_FILE": self.server.ca, "MCP_KEY": key, "MCP_URL": endpoint,
         }  # fmt: skip
         done = subprocess.run([CLIENTS, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
         self.assertEqual(done.returncode, 0, f"{done.stderr}\n{self.server.log(20)}")
@@ -542,6 +568,27 @@ assert time.monotonic() < until"""
         self.assertEqual((seen["of_list"], seen["connected"]), ([True], "41"))
         self.assertEqual((seen["other"], seen["running"]), ("False", [True, True, False, False]))
         self.assertFalse(seen["killed_by_with"])
+
+    def test_the_e2b_sdk_with_an_image_of_ones_own(self):
+        environment = f"{GROUP}/providers/Microsoft.App/managedEnvironments/env"
+        self.arm("PUT", environment, {"location": "eastus", "properties": {}})
+        body = pool_body("CustomContainer")
+        container = {"name": "main", "image": "cove.local/interpreter-shell:latest", "resources": {"cpu": 0.25, "memory": "0.5Gi"}}
+        body["properties"]["environmentId"] = environment
+        body["properties"]["customContainerTemplate"] = {"containers": [container], "ingress": {"targetPort": 6000}}
+        self.arm("PUT", f"{POOLS}/custom", body)
+        self.assertEqual(self.settled("custom")["provisioningState"], "Succeeded")
+        shown = self.arm("GET", f"{POOLS}/custom")["properties"]
+        self.assertEqual(shown["mcpServerSettings"], {"isMCPServerEnabled": True})
+        key = self.arm("POST", f"{POOLS}/custom/fetchMCPServerCredentials")["apiKey"]
+        api = self.server.api + "/e2b"
+        seen = self.clients("e2b_custom", E2B_API_KEY=key, E2B_API_URL=api, E2B_SANDBOX_URL=f"{api}/sandbox")
+        self.assertEqual(seen["command"], ["out\n", "err\n", 0])
+        self.assertEqual((seen["read"], seen["listed"]), ("text", ["a.txt"]))
+        self.assertTrue(seen["code"], "code is for interpreters")
+        self.arm("DELETE", f"{POOLS}/custom")
+        cove.until("the pool is gone", lambda: self.status("GET", f"{POOLS}/custom")[0] == 404, 120)
+        self.arm("DELETE", environment)
 
     def test_an_upload_to_e2b_that_is_cut_off_leaves_nothing(self):
         key = self.arm("POST", f"{POOLS}/python/fetchMCPServerCredentials")["apiKey"]

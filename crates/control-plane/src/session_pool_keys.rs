@@ -82,7 +82,7 @@ fn require(plane: &ControlPlane, call: &Call) -> Result<ResourceRow, Refusal> {
     }
     if !session_pools::model(&row)?.is_mcp_enabled {
         let message = format!(
-            "The session pool '{}' has no MCP server; set properties.mcpServerSettings.isMCPServerEnabled to true.",
+            "The session pool '{}' has no key; set properties.mcpServerSettings.isMCPServerEnabled to true.",
             row.id.name()
         );
         return Err(ArmError::conflict("MCPServerNotEnabled", message).into());

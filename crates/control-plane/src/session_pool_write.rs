@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cove_arm::{
-    ArmError,
+    ArmError, Errors,
     session_pool::{self, ParsedPool, PoolContext},
 };
 use cove_model::{
@@ -202,17 +202,18 @@ fn name_in_use(what: &str, other: &ResourceId) -> ArmError {
 
 /// What a pool keeps for life.
 fn check_fixed(old: &SessionPool, new: &SessionPool) -> Result<(), ArmError> {
-    let refused = |what: &str, target: &str| {
+    let mut errors = Errors::new();
+    let mut refuse = |what: &str, target: &str| {
         let message = format!("A session pool cannot change its {what}; delete it and create it anew.");
-        Err(ArmError::conflict("SessionPoolPropertyCannotBeChanged", message).at(target))
+        errors.push(ArmError::conflict("SessionPoolPropertyCannotBeChanged", message).at(target));
     };
     if old.container != new.container {
-        return refused("containerType", "properties.containerType");
+        refuse("containerType", "properties.containerType");
     }
     if old.environment != new.environment {
-        return refused("environment", "properties.environmentId");
+        refuse("environment", "properties.environmentId");
     }
-    Ok(())
+    errors.into_result()
 }
 
 /// A secret comes, goes or gets another value.

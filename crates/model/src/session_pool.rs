@@ -88,7 +88,7 @@ pub struct SessionPool {
     /// `managedIdentitySettings`, as they were given.
     #[serde(default)]
     pub managed_identities: Vec<SessionIdentity>,
-    /// `mcpServerSettings.isMCPServerEnabled`, default false.
+    /// `mcpServerSettings.isMCPServerEnabled`, default false: there is a key, and for built-in kinds an MCP server.
     #[serde(default)]
     pub is_mcp_enabled: bool,
     /// What its sessions begin with besides the image (`coveSnapshot`).

@@ -169,6 +169,8 @@ pub(crate) fn mark(headers: &mut HeaderMap, guid: &str, took: std::time::Duratio
         ("operation-id", operation),
         ("x-ms-container-execution-duration", ms(took)),
         ("x-ms-overall-execution-time", ms(begun.elapsed())),
+        // to the microsecond, as Azure writes this one
+        ("x-ms-execution-request-time", format!("{:.6}", begun.elapsed().as_secs_f64() * 1000.0)),
     ];
     for (name, value) in values {
         if let Ok(value) = HeaderValue::from_str(&value) {

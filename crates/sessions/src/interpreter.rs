@@ -2,7 +2,8 @@
 //!
 //! The session's own server speaks a small protocol that only this module knows; a client's path never reaches it. Up to
 //! `2024-08-02-preview` Azure had `code/execute` and wrapped everything in `properties`; since `2024-10-02-preview` there are
-//! `executions` and plain objects. A path of the other generation is refused with the one that is right.
+//! `executions` and plain objects. As in Azure each path works with every version, in its own shape; what both generations
+//! have (`GET files`) has the shape of the version.
 //!
 //! **Invariant:** nothing is allocated for a request that cannot be answered. **Invariant:** what a session says is read with
 //! limits of size and time, and only what is expected of it is passed on.
@@ -55,7 +56,7 @@ const NEWER_FROM: &str = "2024-10-02";
 pub(crate) struct Call {
     pub(crate) pool: PoolInfo,
     pub(crate) identifier: SessionIdentifier,
-    /// It is of the newer generation.
+    /// Its version is of the newer generation.
     pub(crate) is_newer: bool,
     pub(crate) query: String,
     /// Where the pool is, as the client wrote it: `https://host/path`.
@@ -67,24 +68,6 @@ impl Call {
     /// The session, allocated if need be.
     pub(crate) async fn lease(&self, service: &Service) -> Result<Lease, Refused> {
         Ok(service.ports.pools.allocate(&self.pool.id, &self.identifier).await?)
-    }
-
-    pub(crate) fn only_newer(&self, path: &str, instead: &str) -> Result<(), Refused> {
-        if self.is_newer {
-            return Ok(());
-        }
-        let words = format!(
-            "`{path}` is of api-version {NEWER_FROM}-preview and later; use {instead}, or a later api-version."
-        );
-        Err(Refused::new(400, "UnsupportedApiVersion", words))
-    }
-
-    pub(crate) fn only_older(&self, path: &str, instead: &str) -> Result<(), Refused> {
-        if !self.is_newer {
-            return Ok(());
-        }
-        let words = format!("`{path}` ended with api-version 2024-08-02-preview; use {instead}, or that api-version.");
-        Err(Refused::new(400, "UnsupportedApiVersion", words))
     }
 }
 
@@ -118,18 +101,9 @@ impl Service {
         let base = base_of(&request, door, &pool);
         let call = Call { pool, identifier, is_newer, query, base, begun };
         match (request.method().clone(), &parts[..]) {
-            (Method::POST, ["code", "execute"]) => {
-                call.only_older("code/execute", "`executions`")?;
-                code::execute_older(self, &call, json_body(request).await?).await
-            }
-            (Method::POST, ["executions"]) => {
-                call.only_newer("executions", "`code/execute`")?;
-                code::execute(self, call, json_body(request).await?).await
-            }
-            (Method::GET, ["executions", id]) => {
-                call.only_newer("executions", "`code/execute`")?;
-                code::show(self, &call, id)
-            }
+            (Method::POST, ["code", "execute"]) => code::execute_older(self, &call, json_body(request).await?).await,
+            (Method::POST, ["executions"]) => code::execute(self, call, json_body(request).await?).await,
+            (Method::GET, ["executions", id]) => code::show(self, &call, id),
             (_, ["code", "execute"] | ["executions"] | ["executions", _]) => Err(wrong_method()),
             (method, ["files", path @ ..]) => files::answer(self, &call, method, path, request).await,
             _ => Err(unknown_path(&call.pool)),
@@ -169,7 +143,7 @@ fn generation(query: &str) -> Result<bool, Refused> {
 }
 
 /// The pool's address as the client wrote it, without a slash at the end.
-fn base_of(request: &Request<Body>, door: Door, pool: &PoolInfo) -> String {
+pub(crate) fn base_of(request: &Request<Body>, door: Door, pool: &PoolInfo) -> String {
     let field = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
     let host = field.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)).unwrap_or("localhost");
     let path = match door {

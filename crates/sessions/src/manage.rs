@@ -46,13 +46,13 @@ impl Management {
         }
     }
 
-    /// Answers.
+    /// Answers; `base` is the pool's address as the client wrote it.
     pub(crate) async fn answer(
         self,
         pools: &dyn Pools,
         pool: &PoolInfo,
         method: &Method,
-        query: &str,
+        (base, query): (&str, &str),
     ) -> Result<Response, Refused> {
         match (self, method) {
             (Self::Stop, &Method::POST) => {
@@ -69,7 +69,7 @@ impl Management {
                 stop(pools, pool, &identifier_of(query)?).await?;
                 Ok(StatusCode::NO_CONTENT.into_response())
             }
-            (Self::List, &Method::GET) => list(pools, pool, query),
+            (Self::List, &Method::GET) => list(pools, pool, (base, query)),
             (Self::Metadata, &Method::GET) => Ok(axum::Json(metadata(pools, pool)).into_response()),
             _ => Err(Refused::new(405, "MethodNotAllowed", "The path is not for this method.")),
         }
@@ -83,7 +83,7 @@ async fn stop(pools: &dyn Pools, pool: &PoolInfo, identifier: &SessionIdentifier
     if pools.stop(&pool.id, identifier).await { Ok(()) } else { Err(Refused::unknown_session()) }
 }
 
-fn list(pools: &dyn Pools, pool: &PoolInfo, query: &str) -> Result<Response, Refused> {
+fn list(pools: &dyn Pools, pool: &PoolInfo, (base, query): (&str, &str)) -> Result<Response, Refused> {
     let skip = match parameter(query, "skip")? {
         None => 0,
         Some(text) => text
@@ -94,7 +94,10 @@ fn list(pools: &dyn Pools, pool: &PoolInfo, query: &str) -> Result<Response, Ref
     let page: Vec<Value> = all.iter().skip(skip).take(PAGE).map(shown).collect();
     let mut body = json!({ "value": page, "count": all.len() });
     if skip.saturating_add(PAGE) < all.len() {
-        body["nextLink"] = json!(format!("?skip={}", skip + PAGE));
+        let next = format!("skip={}", skip + PAGE);
+        let others = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("skip="));
+        let query: Vec<&str> = others.chain([next.as_str()]).collect();
+        body["nextLink"] = json!(format!("{base}/.management/listSessions?{}", query.join("&")));
     }
     Ok(axum::Json(body).into_response())
 }

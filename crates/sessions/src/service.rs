@@ -134,7 +134,8 @@ impl Service {
             return asked.answer(&*self.ports.pools, &pool, request).await;
         }
         if let Some(asked) = Management::of(&pool, rest) {
-            return asked.answer(&*self.ports.pools, &pool, request.method(), &query).await;
+            let base = interpreter::base_of(&request, door, &pool);
+            return asked.answer(&*self.ports.pools, &pool, request.method(), (&base, &query)).await;
         }
         if let Some(tool) = Tool::of(rest) {
             return self.answer_tool(tool, &pool, request).await;

@@ -318,6 +318,30 @@ async fn sessions_are_shown_and_stopped() {
 }
 
 #[tokio::test]
+async fn a_long_list_has_pages_with_links() {
+    let (service, world) = world(SessionContainer::Custom, Limits::default()).await;
+    ask(&service, "GET", "/x?identifier=one-1", "good", "").await;
+    {
+        let mut sessions = world.sessions.lock().unwrap();
+        let one = sessions["one-1"].clone();
+        for number in 0..100 {
+            let identifier = SessionIdentifier::new(format!("more-{number}")).unwrap();
+            sessions.insert(identifier.to_string(), Session { identifier: Some(identifier), ..one.clone() });
+        }
+    }
+    let target = "/.management/listSessions?api-version=2025-10-02-preview";
+    let (_, text) = ask(&service, "GET", target, "good", "").await;
+    let listed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((listed["value"].as_array().unwrap().len(), &listed["count"]), (100, &serde_json::json!(101)));
+    let next = listed["nextLink"].as_str().unwrap();
+    assert_eq!(next, format!("https://localhost{BASE}{target}&skip=100"));
+    let (_, text) =
+        ask(&service, "GET", next.strip_prefix(&format!("https://localhost{BASE}")).unwrap(), "good", "").await;
+    let rest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((rest["value"].as_array().unwrap().len(), rest.get("nextLink")), (1, None));
+}
+
+#[tokio::test]
 async fn a_websocket_passes_at_the_pools_own_host() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

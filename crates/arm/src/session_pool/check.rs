@@ -85,7 +85,7 @@ pub(super) fn pool(mut doc: Value, context: &PoolContext<'_>, errors: &mut Error
             isolation: isolation(&properties.get("coveIsolation"), (context, containers), errors),
             registries: custom.registry.into_iter().collect(),
             managed_identities: managed_identities(&properties, &scope, errors),
-            is_mcp_enabled: mcp(&properties, container, errors),
+            is_mcp_enabled: mcp(&properties, errors),
             snapshot: snapshots::snapshot(&properties.get("coveSnapshot"), context, errors),
             suspend: snapshots::suspend(&properties, lifecycle, errors),
             generation: context.generation.clone(),
@@ -326,12 +326,12 @@ fn managed_identities(properties: &Node<'_>, scope: &Scope<'_>, errors: &mut Err
     items.iter().map(read).collect()
 }
 
-fn mcp(properties: &Node<'_>, container: SessionContainer, errors: &mut Errors) -> bool {
-    let node = properties.get("mcpServerSettings").get("isMCPServerEnabled");
-    let is_enabled = node.flag() == Some(true);
-    if is_enabled && container == SessionContainer::Custom {
-        let message = "The MCP server runs code in sessions of the built-in types; a custom container has its own API. Leave mcpServerSettings out.";
-        errors.invalid(&node.path, message);
+fn mcp(properties: &Node<'_>, errors: &mut Errors) -> bool {
+    let settings = properties.get("mcpServerSettings");
+    let keyless = settings.get("isMCPServerApiKeyDisabled");
+    if keyless.flag() == Some(true) {
+        let instead = "leave it out or false; rotateMCPServerCredentials makes a key that was given away useless";
+        errors.push(ArmError::not_implemented(&keyless.path, "An MCP server without a key", instead));
     }
-    is_enabled
+    settings.get("isMCPServerEnabled").flag() == Some(true)
 }

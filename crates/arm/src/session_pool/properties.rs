@@ -74,7 +74,10 @@ static PROPERTIES: Schema = Object(&[
         "managedIdentitySettings",
         &List(&Object(&[("identity", &Text), ("lifecycle", &Word(&["None", "Main", "Init", "All"]))])),
     ),
-    ("mcpServerSettings", &Object(&[("isMCPServerEnabled", &Bool), ("isMCPServerApiKeyDisabled", &Bool)])),
+    (
+        "mcpServerSettings",
+        &Object(&[("isMCPServerEnabled", &Bool), ("isMCPServerApiKeyDisabled", &Bool), ("mcpServerEndpoint", &Any)]),
+    ),
     ("coveIsolation", &TextOrAbsent),
     ("coveSnapshot", &TextOrAbsent),
     ("coveSuspend", &Object(&[("afterIdleSeconds", &Int), ("keepSeconds", &Int)])),
@@ -83,6 +86,7 @@ static PROPERTIES: Schema = Object(&[
     ("mcpServerEndpoint", &Any),
     ("nodeCount", &Any),
     ("coveFailure", &Any),
+    ("coveProgress", &Any),
     ("coveWarnings", &Any),
 ]);
 
@@ -105,6 +109,7 @@ pub(super) fn strip_read_only(doc: &mut Value) {
             "mcpServerEndpoint",
             "nodeCount",
             "coveFailure",
+            "coveProgress",
             "coveWarnings",
         ],
     );

@@ -37,8 +37,11 @@ pub fn render(doc: &Value, pool: &SessionPool, view: &View<'_>) -> Value {
         "nodeCount": view.node_count,
         "coveIsolation": pool.isolation.as_str(),
     });
-    if pool.is_mcp_enabled {
-        facts["mcpServerEndpoint"] = json!(format!("{}/mcp", view.endpoint));
+    if pool.is_mcp_enabled && pool.container != SessionContainer::Custom {
+        // Azure shows it within the settings
+        let endpoint = format!("{}/mcp", view.endpoint);
+        facts["mcpServerSettings"] = json!({ "mcpServerEndpoint": endpoint });
+        facts["mcpServerEndpoint"] = json!(endpoint);
     }
     crate::patch::merge(&mut properties, &facts);
     let warnings = warnings(doc);
@@ -119,6 +122,13 @@ fn warnings(doc: &Value) -> Vec<String> {
     }
     if !properties.get("managedIdentitySettings").items().is_empty() {
         say("managedIdentitySettings have no effect yet: sessions get no tokens.");
+    }
+    let is_custom =
+        properties.get("containerType").text().is_some_and(|kind| kind.eq_ignore_ascii_case("CustomContainer"));
+    if is_custom && properties.get("mcpServerSettings").get("isMCPServerEnabled").flag() == Some(true) {
+        say(
+            "mcpServerSettings: a pool of custom containers has no MCP server, as in Azure; the key of fetchMCPServerCredentials opens the API for programs of E2B.",
+        );
     }
     all
 }

@@ -220,6 +220,7 @@ fn ranges_and_kinds_are_checked() {
         ("kind", with("/properties/containerType", json!(null))),
         ("interpreter", with("/properties/containerType", json!("PythonLTS"))),
         ("mcp", with("/properties/mcpServerSettings", json!({ "isMCPServerEnabled": true }))),
+        ("mcp without a key", with("/properties/mcpServerSettings", json!({ "isMcpServerApiKeyDisabled": true }))),
         ("identity", with("/properties/managedIdentitySettings", json!([{ "identity": "system" }]))),
         ("handler", with("/properties/coveIsolation", json!("runsc"))),
         ("isolation", with("/properties/coveIsolation", json!("hardened"))),
@@ -240,7 +241,8 @@ fn ranges_and_kinds_are_checked() {
         by hand: NotImplemented properties.poolManagementType properties.poolManagementType: A session pool that is managed by hand: not implemented yet; use 'Dynamic', which allocates a session when an identifier is first seen.
         kind: InvalidParameterValue properties.containerType properties.containerType: containerType is required: CustomContainer, PythonLTS, NodeLTS or Shell.
         interpreter: InvalidParameterValue properties.customContainerTemplate properties.customContainerTemplate: customContainerTemplate belongs to containerType 'CustomContainer', and containerType is 'PythonLTS'; leave it out.
-        mcp: InvalidParameterValue properties.mcpServerSettings.isMCPServerEnabled properties.mcpServerSettings.isMCPServerEnabled: The MCP server runs code in sessions of the built-in types; a custom container has its own API. Leave mcpServerSettings out.
+        mcp: none
+        mcp without a key: NotImplemented properties.mcpServerSettings.isMCPServerApiKeyDisabled properties.mcpServerSettings.isMCPServerApiKeyDisabled: An MCP server without a key: not implemented yet; leave it out or false; rotateMCPServerCredentials makes a key that was given away useless.
         identity: ManagedIdentityNotAssigned properties.managedIdentitySettings[0].identity properties.managedIdentitySettings[0].identity: The identity 'system' is not assigned to the app; expected 'system' with a system-assigned identity, or the id of one of its user-assigned identities.
         handler: SessionIsolationUnavailable properties.coveIsolation properties.coveIsolation: This machine has no isolation 'runsc' for sessions; it has: hardened. `cove doctor` says what each needs.
         isolation: none

@@ -39,6 +39,8 @@ const READ_ONLY: &[&str] = &[
     "mcpServerEndpoint",
     "nodeCount",
     "coveFailure",
+    "coveProgress",
+    "coveWarnings",
 ];
 
 /// Pairs of items that are compared to find which is which; longer lists differ as a whole.
@@ -56,6 +58,9 @@ pub(crate) fn written(value: &Value) -> Value {
     }
     if let Some(ingress) = value.pointer_mut("/properties/configuration/ingress").and_then(Value::as_object_mut) {
         ingress.remove("fqdn");
+    }
+    if let Some(settings) = value.pointer_mut("/properties/mcpServerSettings").and_then(Value::as_object_mut) {
+        settings.remove("mcpServerEndpoint");
     }
     if let Some(identity) = value.get_mut("identity").and_then(Value::as_object_mut) {
         identity.remove("principalId");

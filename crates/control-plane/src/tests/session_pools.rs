@@ -155,6 +155,15 @@ async fn what_cannot_be_is_refused() {
     assert_eq!((refused.status, refused.code()), (400, "ManagedEnvironmentNotFound".into()));
     let moved = world.put(POOL, elsewhere).await;
     assert_eq!((moved.status, moved.code()), (409, "SessionPoolPropertyCannotBeChanged".into()));
+    let both =
+        json!({ "properties": { "containerType": "Shell", "environmentId": null, "customContainerTemplate": null } });
+    let both = world.patch(POOL, both).await;
+    assert_eq!(
+        (both.status, both.json()["error"]["details"].as_array().map(Vec::len)),
+        (409, Some(2)),
+        "{}",
+        both.json()
+    );
     let app = json!({ "location": "eastus", "properties": {
         "environmentId": body()["properties"]["environmentId"],
         "template": { "containers": [{ "name": "c", "image": "i" }] } } });
@@ -183,28 +192,21 @@ async fn the_mcp_key_is_made_once_and_rotated() {
     let fetch = format!("{POOL}/fetchMCPServerCredentials");
     let refused = world.post(&fetch).await;
     assert_eq!((refused.status, refused.code()), (409, "MCPServerNotEnabled".into()));
-    // no kind of pool that has an MCP server can be made yet: the test makes one of this pool
-    let row = world.store.resource(&id()).unwrap().unwrap();
-    let pool = SessionPool { is_mcp_enabled: true, ..stored(&world).0 };
-    let put = cove_store::PutResource {
-        id: id(),
-        doc: row.doc,
-        spec: Some(serde_json::to_value(&pool).unwrap()),
-        secrets: cove_store::SecretsChange::Keep,
-        provisioning: Provisioning::Succeeded,
-        operation: None,
-        revision: None,
-        expect: cove_store::Expect::Generation(row.generation),
-        now: NOW.parse().unwrap(),
-    };
-    world.store.put(put).await.unwrap();
+    let generation = stored(&world).0.generation;
+    world.patch(POOL, json!({ "properties": { "mcpServerSettings": { "isMCPServerEnabled": true } } })).await;
     let key = world.post(&fetch).await.json()["apiKey"].as_str().unwrap().to_owned();
     assert!(key.len() >= 43, "{key}");
     assert_eq!(world.post(&fetch).await.json()["apiKey"], json!(key));
     let rotated = world.post(&format!("{POOL}/rotateMCPServerCredentials")).await.json()["apiKey"].clone();
     assert_ne!(rotated, json!(key));
-    assert_eq!(stored(&world).0.generation, pool.generation, "sessions do not see the key");
-    assert!(world.get(POOL).await.json()["properties"]["mcpServerEndpoint"].as_str().unwrap().ends_with("/mcp"));
+    assert_eq!(stored(&world).0.generation, generation, "sessions do not see the key");
+    let shown = world.get(POOL).await.json()["properties"].clone();
+    assert_eq!(
+        shown["mcpServerSettings"],
+        json!({ "isMCPServerEnabled": true }),
+        "custom containers have no MCP server"
+    );
+    assert!(shown["coveWarnings"][0].as_str().unwrap().contains("E2B"), "{shown}");
     world.patch(POOL, json!({ "properties": { "secrets": [] } })).await;
     let kept = world.store.secrets(&id()).unwrap();
     assert_eq!(kept.keys().collect::<Vec<_>>(), ["MCP_API_KEY"], "users' secrets go, the key stays");

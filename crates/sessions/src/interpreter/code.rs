@@ -45,7 +45,10 @@ fn asked(kind: SessionContainer, fields: &Value) -> Result<Asked, Refused> {
         Some(value) => value
             .as_u64()
             .and_then(|value| u32::try_from(value).ok())
-            .filter(|value| (1..=SECONDS_MAX).contains(value))
+            .filter(|value| *value >= 1)
+            // Azure's own examples of shells ask for more than there is
+            .map(|value| if kind == SessionContainer::Shell { value.min(SECONDS_MAX) } else { value })
+            .filter(|value| *value <= SECONDS_MAX)
             .ok_or_else(|| invalid(format!("`timeoutInSeconds` must be a whole number from 1 to {SECONDS_MAX}.")))?,
     };
     let is_asynchronous = match text("executionType")?.map(|word| word.to_ascii_lowercase()).as_deref() {
@@ -60,7 +63,9 @@ fn asked(kind: SessionContainer, fields: &Value) -> Result<Asked, Refused> {
     }
     if kind == SessionContainer::Shell {
         let command = text("shellCommand")?.or(text("code")?);
-        let program = fields.get("execCommandAndArgs").filter(|value| !value.is_null());
+        // the first previews called the list `command`
+        let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
+        let program = given("execCommandAndArgs").or_else(|| given("command"));
         let work = match (command, program) {
             (Some(command), None) => json!({ "command": command }),
             (None, Some(program)) => json!({ "program": words(program)? }),
@@ -84,7 +89,7 @@ pub(super) async fn execute_older(service: &Arc<Service>, call: &Call, body: Val
     let fields = body.get("properties").filter(|fields| fields.is_object()).unwrap_or(&body);
     let asked = asked(call.pool.container, fields)?;
     if asked.is_asynchronous {
-        return Err(invalid("`code/execute` is synchronous only; use `executions` with a later api-version."));
+        return Err(invalid("`code/execute` is synchronous only; use `executions`."));
     }
     let lease = call.lease(service).await?;
     let sent = Instant::now();

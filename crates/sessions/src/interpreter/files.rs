@@ -91,20 +91,13 @@ pub(super) async fn answer(
 ) -> Result<Response, Refused> {
     match (method, path) {
         (Method::GET, []) => list(service, call).await,
-        (Method::POST, []) => {
-            call.only_newer("POST files", "`files/upload`")?;
-            upload(service, call, request).await
-        }
-        (Method::POST, ["upload"]) => {
-            call.only_older("files/upload", "`POST files`")?;
-            upload(service, call, request).await
-        }
-        (Method::GET, ["content", name @ ..]) if !call.is_newer && !name.is_empty() => {
+        (Method::POST, []) => upload(service, call, true, request).await,
+        (Method::POST, ["upload"]) => upload(service, call, false, request).await,
+        // a folder is named by the query, so these words are no folders of either generation
+        (Method::GET, [name @ .., "content"]) if !name.is_empty() && (call.is_newer || name[0] != "content") => {
             fetch(service, call, &name_of(call, name)?).await
         }
-        (Method::GET, [name @ .., "content"]) if call.is_newer && !name.is_empty() => {
-            fetch(service, call, &name_of(call, name)?).await
-        }
+        (Method::GET, ["content", name @ ..]) if !name.is_empty() => fetch(service, call, &name_of(call, name)?).await,
         (Method::GET, name) => show(service, call, &name_of(call, name)?).await,
         (Method::DELETE, ["content", name @ ..]) if !call.is_newer && !name.is_empty() => {
             delete(service, call, &name_of(call, name)?).await
@@ -202,7 +195,12 @@ fn no_form(why: impl std::fmt::Display) -> Refused {
 }
 
 /// Takes a form and passes its file on.
-async fn upload(service: &Arc<Service>, call: &Call, request: Request<Body>) -> Result<Response, Refused> {
+async fn upload(
+    service: &Arc<Service>,
+    call: &Call,
+    is_newer: bool,
+    request: Request<Body>,
+) -> Result<Response, Refused> {
     let folder = folder(call)?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let boundary = multer::parse_boundary(kind).map_err(no_form)?;
@@ -212,7 +210,7 @@ async fn upload(service: &Arc<Service>, call: &Call, request: Request<Body>) -> 
     }
     let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(FORM_MAX));
     let mut form = Multipart::with_constraints(request.into_body().into_data_stream(), boundary, limits);
-    let uploaded = tokio::time::timeout(UPLOAD_LIMIT, pass_on(service, call, &folder, &mut form)).await;
+    let uploaded = tokio::time::timeout(UPLOAD_LIMIT, pass_on(service, call, (&folder, is_newer), &mut form)).await;
     let uploaded = uploaded.unwrap_or_else(|_| {
         Err(Refused::new(408, "UploadTimeout", format!("The upload took longer than {} s.", UPLOAD_LIMIT.as_secs())))
     });
@@ -227,7 +225,7 @@ async fn upload(service: &Arc<Service>, call: &Call, request: Request<Body>) -> 
 async fn pass_on(
     service: &Arc<Service>,
     call: &Call,
-    folder: &str,
+    (folder, is_newer): (&str, bool),
     form: &mut Multipart<'static>,
 ) -> Result<Response, Refused> {
     let field = loop {
@@ -265,8 +263,8 @@ async fn pass_on(
     }
     let (stored, room) = stored?;
     usable(&stored)?;
-    let shown = stored.shown(call.is_newer);
-    let shown = if call.is_newer { shown } else { json!({ "value": [shown] }) };
+    let shown = stored.shown(is_newer);
+    let shown = if is_newer { shown } else { json!({ "value": [shown] }) };
     Ok(answered(200, (written(&shown), room), &lease, call.begun, sent))
 }
 
