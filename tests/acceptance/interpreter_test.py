@@ -229,6 +229,33 @@ class Interpreters(unittest.TestCase):
             self.assertEqual(self.ask("GET", "python", "files/content/content", version=version).content, b"bc")
         self.assertEqual(self.ask("GET", "python", "files/content").json()["sizeInBytes"], 2)
 
+    def test_the_command_line_with_azs_words(self):
+        identifier = self._testMethodName
+        self.used.add(("python", identifier))
+        words = ("-n", "python", "-g", "code", "--identifier", identifier, "--session-pool-location", "eastus")
+
+        def command(verb, *more, within=("containerapp", "session")):
+            return self.server.command(*within, "code-interpreter", verb, *words, *more)
+
+        ran = command("execute", "--code", "x = 6 * 7; print(x)", "--timeout-in-seconds", "100")
+        self.assertEqual((ran["status"], ran["result"]["stdout"]), ("Succeeded", "42\n"))
+        source = self.server.directory / "code of mine.py"
+        source.write_text("print(x + 1)")
+        ran = command("execute", "--code", f"@{source}", within=("session",))
+        self.assertEqual(ran["result"]["stdout"], "43\n")
+        self.assertEqual(command("upload-file", "--filepath", str(source), "--path", "folder")["sizeInBytes"], 12)
+        place = ("--filename", "code of mine.py", "--path", "folder")
+        listed = command("list-files", "--path", "folder")["value"]
+        self.assertEqual([one["name"] for one in listed], ["code of mine.py"])
+        self.assertEqual(command("show-file-metadata", *place)["sizeInBytes"], 12)
+        line = [cove.BINARY, "containerapp", "session", "code-interpreter", "show-file-content", *words, *place]
+        shown = subprocess.run([*line, "--data-dir", str(self.server.data)], capture_output=True, timeout=300)
+        self.assertEqual((shown.returncode, shown.stdout), (0, b"print(x + 1)"), shown.stderr)
+        command("delete-file", *place, "--yes")
+        self.assertEqual(command("list-files", "--path", "folder")["value"], [])
+        self.server.command("containerapp", "session", "stop", "-n", "python", "-g", "code", "--identifier", identifier)
+        self.assertEqual(self.ask("GET", "python", "session", expect=404).status_code, 404)
+
     def test_shells_take_what_azures_examples_send(self):
         body = {
             "codeInputType": "inline", "executionType": "synchronous", "shellCommand": "echo Hello world!", "timeoutInSeconds": 600,

@@ -148,6 +148,9 @@ pub(crate) enum ContainerappCommand {
     /// Session pools: sandboxes for untrusted code, ready before they are asked for.
     #[command(subcommand)]
     Sessionpool(Box<sessionpool::SessionpoolCommand>),
+    /// Sessions of a session pool: the same as `cove session`.
+    #[command(subcommand)]
+    Session(Box<crate::pool_session::PoolSessionCommand>),
     /// Apps from a compose file.
     #[command(subcommand)]
     Compose(compose::ComposeCommand),
@@ -238,6 +241,7 @@ pub(crate) fn run(command: ContainerappCommand, globals: &Globals) -> Result<(),
             ContainerappCommand::Auth(command) => auth::run(&session, *command).await,
             ContainerappCommand::Job(command) => job::run(&session, *command).await,
             ContainerappCommand::Sessionpool(command) => sessionpool::run(&session, *command).await,
+            ContainerappCommand::Session(command) => crate::pool_session::run_in(session, *command, globals).await,
             ContainerappCommand::Compose(command) => compose::run(&session, command).await,
             ContainerappCommand::GithubAction(command) => github::run(&session, *command).await,
             ContainerappCommand::ListUsages { location } => {

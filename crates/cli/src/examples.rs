@@ -4,7 +4,7 @@
 use clap::{Arg, Command};
 
 /// Commands whose required flags alone show little.
-const BY_HAND: [(&str, &str); 38] = [
+const BY_HAND: [(&str, &str); 39] = [
     ("load", "http://web.env.localhost:8080/ --rps 500 --duration 30s --during deploy web"),
     ("scale simulate", "--app web --rules new.yaml"),
     ("scale suggest", "--app web"),
@@ -59,12 +59,13 @@ const BY_HAND: [(&str, &str); 38] = [
     ("deployment group what-if", "-g rg -f main.json -p name=web"),
     ("deployment sub create", "-n all -f main.json -l local"),
     ("session exec", "-n pool -g rg --identifier user-4711 -- ls -l"),
+    ("session code-interpreter execute", "-n code -g rg --identifier user-4711 --code 'print(6 * 7)'"),
     ("rest", "--method get --url /subscriptions/{subscriptionId}/resourceGroups"),
     ("az", "-- containerapp list -o table"),
 ];
 
 /// Values of flags in examples, by the flag's name.
-const VALUES: [(&str, &str); 32] = [
+const VALUES: [(&str, &str); 34] = [
     ("container-app-name", "web"),
     ("name", "web"),
     ("resource-group", "rg"),
@@ -96,6 +97,8 @@ const VALUES: [(&str, &str); 32] = [
     ("workload-profile-name", "big"),
     ("scope", "/subscriptions/ID/resourceGroups/rg"),
     ("role", "Reader"),
+    ("filename", "result.csv"),
+    ("filepath", "data.csv"),
     ("identifier", "user-4711"),
 ];
 
@@ -116,8 +119,9 @@ fn below(command: Command, parents: &str) -> Command {
     if command.has_subcommands() {
         return command.mut_subcommands(|sub| below(sub, &path));
     }
-    // `job create` is `containerapp job create`
-    let is_it = |known: &str| known == path || known.strip_prefix("containerapp ").is_some_and(|known| known == path);
+    // `job create` is `containerapp job create`, and `session exec` the other way round
+    let short = |path: &str| path.strip_prefix("containerapp ").unwrap_or(path).to_owned();
+    let is_it = |known: &str| known == path || short(known) == short(&path);
     let flags = BY_HAND.iter().find(|(known, _)| is_it(known)).map(|(_, flags)| (*flags).to_owned());
     let flags = flags.unwrap_or_else(|| required(&command, &path));
     let example = format!("Example:\n  cove {path} {flags}");

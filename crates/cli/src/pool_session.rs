@@ -1,5 +1,6 @@
 //! `cove session`: the sessions of a pool, through the pool's own endpoint with a token for it.
 
+mod interpreter;
 mod snapshots;
 mod tools;
 
@@ -30,7 +31,7 @@ pub(crate) enum PoolSessionCommand {
     /// End the session of an identifier; its next request gets another one.
     #[command(visible_alias = "delete")]
     Stop(SessionRef),
-    /// Make sessions that have the files of one as they are now; their processes begin anew.
+    /// Make sessions that have the files of one as they are now, and its memory where that can be kept.
     #[command(after_help = "Example: cove session fork -n code -g MyRG -i user-1 --count 3")]
     Fork(snapshots::ForkArgs),
     /// Keep the files of sessions under names, for pools to begin with.
@@ -93,6 +94,9 @@ pub(crate) enum PoolSessionCommand {
         /// Where to here [default: this directory].
         target: Option<PathBuf>,
     },
+    /// Code and files of interpreters, with az's words.
+    #[command(subcommand)]
+    CodeInterpreter(Box<interpreter::CodeInterpreterCommand>),
     /// Print what sessions printed, also those that have ended, or the pool's events.
     Logs(Box<tools::LogsArgs>),
     /// Show what sessions took: seconds ready and allocated, processor time, memory; one by one and in sum.
@@ -146,41 +150,47 @@ impl SessionRef {
 }
 
 pub(crate) fn run(command: PoolSessionCommand, globals: &Globals) -> Result<(), Failure> {
-    block_on(async {
-        let mut session = Session::open(globals).await?;
-        if let PoolSessionCommand::Usage { pool, limit } = &command {
-            // of the API itself, whose token it has
-            return tools::usage(&session, pool, *limit).await;
+    block_on(async { run_in(Session::open(globals).await?, command, globals).await })
+}
+
+pub(crate) async fn run_in(
+    mut session: Session,
+    command: PoolSessionCommand,
+    globals: &Globals,
+) -> Result<(), Failure> {
+    if let PoolSessionCommand::Usage { pool, limit } = &command {
+        // of the API itself, whose token it has
+        return tools::usage(&session, pool, *limit).await;
+    }
+    session.client.log_in(&globals.place, AUDIENCE).await?;
+    let client = &session.client;
+    match command {
+        PoolSessionCommand::List(pool) => session.print(list(&session, &pool).await?, View::Plain),
+        PoolSessionCommand::Show(one) => {
+            session.print(client.get(&one.path(&session, ".management/session")).await?, View::Plain)
         }
-        session.client.log_in(&globals.place, AUDIENCE).await?;
-        let client = &session.client;
-        match command {
-            PoolSessionCommand::List(pool) => session.print(list(&session, &pool).await?, View::Plain),
-            PoolSessionCommand::Show(one) => {
-                session.print(client.get(&one.path(&session, ".management/session")).await?, View::Plain)
-            }
-            PoolSessionCommand::Stop(one) => {
-                client.text(Method::POST, &one.path(&session, ".management/stopSession"), None).await.map(drop)
-            }
-            PoolSessionCommand::Fork(args) => snapshots::fork(&session, &args).await,
-            PoolSessionCommand::Snapshot(command) => snapshots::snapshot(&session, &command).await,
-            PoolSessionCommand::Suspend(one) => snapshots::turn(&session, &one, "suspend").await,
-            PoolSessionCommand::Resume(one) => snapshots::turn(&session, &one, "resume").await,
-            PoolSessionCommand::Request { session: one, path, method, body } => {
-                request(&session, &one, &path, method.as_deref(), body.as_deref()).await
-            }
-            PoolSessionCommand::Exec { session: one, command } => tools::run(&session, &one, &command).await,
-            PoolSessionCommand::Shell { session: one, shell } => tools::run(&session, &one, &[shell]).await,
-            PoolSessionCommand::Upload { session: one, source, target } => {
-                tools::upload(&session, &one, &source, target.as_deref()).await
-            }
-            PoolSessionCommand::Download { session: one, source, target } => {
-                tools::download(&session, &one, &source, target.as_deref()).await
-            }
-            PoolSessionCommand::Logs(args) => tools::logs(&session, &args).await,
-            PoolSessionCommand::Usage { pool, limit } => tools::usage(&session, &pool, limit).await,
+        PoolSessionCommand::Stop(one) => {
+            client.text(Method::POST, &one.path(&session, ".management/stopSession"), None).await.map(drop)
         }
-    })
+        PoolSessionCommand::Fork(args) => snapshots::fork(&session, &args).await,
+        PoolSessionCommand::Snapshot(command) => snapshots::snapshot(&session, &command).await,
+        PoolSessionCommand::Suspend(one) => snapshots::turn(&session, &one, "suspend").await,
+        PoolSessionCommand::Resume(one) => snapshots::turn(&session, &one, "resume").await,
+        PoolSessionCommand::Request { session: one, path, method, body } => {
+            request(&session, &one, &path, method.as_deref(), body.as_deref()).await
+        }
+        PoolSessionCommand::Exec { session: one, command } => tools::run(&session, &one, &command).await,
+        PoolSessionCommand::Shell { session: one, shell } => tools::run(&session, &one, &[shell]).await,
+        PoolSessionCommand::Upload { session: one, source, target } => {
+            tools::upload(&session, &one, &source, target.as_deref()).await
+        }
+        PoolSessionCommand::Download { session: one, source, target } => {
+            tools::download(&session, &one, &source, target.as_deref()).await
+        }
+        PoolSessionCommand::CodeInterpreter(command) => interpreter::run(&session, *command).await,
+        PoolSessionCommand::Logs(args) => tools::logs(&session, &args).await,
+        PoolSessionCommand::Usage { pool, limit } => tools::usage(&session, &pool, limit).await,
+    }
 }
 
 /// All pages.

@@ -113,6 +113,16 @@ pub(super) async fn upload(
         })?;
         return cp::upload(session, source, tar_path(session, one), target).await;
     }
+    upload_file(session, one, source, target).await
+}
+
+/// To an interpreter, into a folder of it.
+pub(super) async fn upload_file(
+    session: &Session,
+    one: &SessionRef,
+    source: &Path,
+    target: Option<&str>,
+) -> Result<(), Failure> {
     let name = source.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.ok_or_else(|| Failure::usage(format!("`{}` has no file name", source.display())))?;
     let bytes = fs::read(source).map_err(|error| Failure::new(format!("`{}`: {error}", source.display())))?;

@@ -97,7 +97,7 @@ struct SettingArgs {
     /// empty text for all of it. Says EgressEnabled too [default: all].
     #[arg(long, num_args = 1.., value_name = "HOST[:PORT,…]", help_heading = "Configuration")]
     egress_allow: Option<Vec<String>>,
-    /// What stands between a session and this machine: hardened, vm, or an OCI runtime such as runsc [default: the
+    /// What stands between a session and this machine: hardened, vm, or an OCI runtime such as crun [default: the
     /// server's].
     #[arg(long, value_name = "KIND", help_heading = "Configuration")]
     isolation: Option<String>,
