@@ -490,7 +490,14 @@ class Policies(Case):
         self.patch("quiet", {"coveIdleTimeoutSeconds": 1})
         shown = self.app("show", "quiet")["properties"]["configuration"]["ingress"]
         self.assertEqual(shown["coveEffectiveLimits"]["idleTimeoutSeconds"], 1)
-        self.assertEqual(self.ask(self.host("quiet"), "/stream?n=3&ms=100")[0], 200)
+
+        def whole():
+            with contextlib.suppress(http.client.IncompleteRead):
+                return self.ask(self.host("quiet"), "/stream?n=3&ms=100")[0] == 200
+            return False
+
+        # a busy machine may make a long silence of a short one
+        cove.until("short silences are not cut", whole)
 
         def cut():
             with contextlib.suppress(http.client.IncompleteRead):
