@@ -139,19 +139,19 @@ class Resiliency(ServerCase):
         self.assertEqual(self.ask("/hang/hang/1")[::2], (504, "upstream-timeout"))
 
     def test_circuit_breaker(self):
-        self.policy(circuitBreakerPolicy={"consecutiveErrors": 3, "intervalInSeconds": 5, "maxEjectionPercent": 100})
+        self.policy(circuitBreakerPolicy={"consecutiveErrors": 3, "intervalInSeconds": 30, "maxEjectionPercent": 100})
         for _ in range(3):
             self.assertEqual(self.ask("/broken/500/3")[::2], (500, None))
         self.assertEqual(self.ask("/fine/200/0")[::2], (503, "replicas-ejected"), "whatever is asked")
         cove.until("it is closed", lambda: self.ask("/fine/200/0")[0] == 200)
         code, out, error = self.az.run("containerapp", "logs", "show", "-n", APP, "-g", GROUP, "--type", "system", "--tail", "50")
         self.assertEqual(code, 0, error)
-        self.assertIn("failed 3 times in a row; it gets no requests for 5 s.", out)
+        self.assertIn("failed 3 times in a row; it gets no requests for 30 s.", out)
 
     def test_pool(self):
         self.policy(
             httpConnectionPool={"http1MaxPendingRequests": 2, "http2MaxRequests": 2},
-            timeoutPolicy={"responseTimeoutInSeconds": 3, "connectionTimeoutInSeconds": 3},
+            timeoutPolicy={"responseTimeoutInSeconds": 15, "connectionTimeoutInSeconds": 3},
         )
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda number: self.ask(f"/pool{number}/hang/1")[::2], range(6)))
