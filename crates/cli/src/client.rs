@@ -448,11 +448,35 @@ impl Client {
         refused(response).await
     }
 
+    /// `POST` whose answer may take this long.
+    pub(crate) async fn post_within(
+        &self,
+        path: &str,
+        body: &Value,
+        limit: Duration,
+    ) -> Result<Option<Value>, Failure> {
+        if self.is_dry_run {
+            self.show(&Method::POST, path, Some(body));
+            return Ok(None);
+        }
+        body_of(self.send_within(Method::POST, path, Some(body), limit).await?).await.map(Some)
+    }
+
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response, Failure> {
+        self.send_within(method, path, body, ANSWER_LIMIT).await
+    }
+
+    async fn send_within(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<Response, Failure> {
         if self.is_verbose {
             text::err(&format!("{method} {}", self.url(path)));
         }
-        let mut request = self.http.request(method, self.url(path)).timeout(ANSWER_LIMIT);
+        let mut request = self.http.request(method, self.url(path)).timeout(limit);
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
         }

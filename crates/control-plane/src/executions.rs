@@ -117,6 +117,7 @@ async fn progress(plane: &ControlPlane, execution: &Execution) -> Option<Progres
         container: execution.template.containers.first()?.name.clone(),
         tail: PROGRESS_LINES,
         follow: false,
+        as_copied: true,
     };
     let lines = plane.streams().console(query);
     let last = lines
@@ -185,6 +186,7 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
         container,
         tail: asked.tail,
         follow: asked.follow && replica.ended_at.is_none(),
+        as_copied: false,
     };
     let as_text = asked.as_text;
     let lines = plane.streams().console(query).map(move |line| streams::console_line(&line, as_text));

@@ -47,6 +47,8 @@ pub struct ConsoleQuery {
     pub tail: u32,
     /// Whether the stream goes on with what is written from now on.
     pub follow: bool,
+    /// Whether the newest lines may be missing, so that nothing is waited for.
+    pub as_copied: bool,
 }
 
 /// What to read of the system log.
@@ -177,6 +179,7 @@ async fn console(plane: ControlPlane, call: Call) -> Answer {
         container,
         tail: asked.tail,
         follow: asked.follow && is_there,
+        as_copied: false,
     };
     let as_text = asked.as_text;
     let lines = plane.streams().console(query).map(move |line| console_line(&line, as_text));

@@ -48,11 +48,11 @@ pub(crate) struct CatchUp(mpsc::Sender<Question>);
 /// Where the ingester is asked.
 pub(crate) type Asked = mpsc::Receiver<Question>;
 
-/// Whether all lines of an app are copied; answered once they are.
+/// Whether all lines of an app, or of one of its replicas, are copied; answered once they are.
 #[derive(Debug)]
 pub(crate) struct Question {
-    /// Resource id, in lower case.
     app: String,
+    replica: Option<String>,
     told: oneshot::Sender<()>,
 }
 
@@ -62,10 +62,10 @@ impl CatchUp {
         (Self(sender), asked)
     }
 
-    /// Returns once every line that the app wrote before the call can be read, or after a while, or when nobody copies.
-    pub(crate) async fn wait(&self, app: &str) {
+    /// Returns once every line that they wrote before the call can be read, or after a while, or when nobody copies.
+    pub(crate) async fn wait(&self, app: &str, replica: Option<&str>) {
         let (told, hears) = oneshot::channel();
-        let question = Question { app: app.to_ascii_lowercase(), told };
+        let question = Question { app: app.to_owned(), replica: replica.map(str::to_owned), told };
         let copied = async {
             if self.0.send(question).await.is_ok() {
                 // an ingester that ends copies first and tells nobody
@@ -181,13 +181,13 @@ impl Ingester {
         }
     }
 
-    /// Tells those who ask for an app of which nothing waits.
+    /// Tells those who ask for what has nothing that waits.
     fn answer(&self, asked: &mut Vec<Question>, dirty: &BTreeSet<String>) {
-        let waits = |app: &str| {
-            let replicas = dirty.iter().filter_map(|name| self.replicas.get(name));
-            replicas.filter_map(|(_, replica)| replica.app()).any(|dirty| dirty.eq_ignore_ascii_case(app))
+        let waits = |question: &Question| {
+            let mut replicas = dirty.iter().filter_map(|name| self.replicas.get(name));
+            replicas.any(|(_, replica)| replica.is_of(&question.app, question.replica.as_deref()))
         };
-        for question in asked.extract_if(.., |question| !waits(&question.app)) {
+        for question in asked.extract_if(.., |question| !waits(question)) {
             // a reader that has gone
             let _gone = question.told.send(());
         }

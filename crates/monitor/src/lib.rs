@@ -4,7 +4,8 @@
 //! line into one SQLite file per day. A line's place in its file is its key, so reading a stretch twice after a crash
 //! changes nothing. Followers are told *that* rows of an app arrived and read from where they were.
 //!
-//! **Invariant:** a line that a container wrote before its console is asked for is in the answer.
+//! **Invariant:** a line that a container wrote before its console is asked for is in the answer, as long as lines can be
+//! written here, and within seconds.
 //! **Invariant:** a source file is deleted only after its rows are on disk.
 //! **Invariant:** retention is deleting a day's file; no row is ever updated.
 

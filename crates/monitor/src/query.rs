@@ -28,6 +28,8 @@ pub struct ConsoleQuery {
     pub tail: u32,
     /// Then what arrives, until the reader goes.
     pub follow: bool,
+    /// What was copied already is enough: who asks cannot wait for the last lines.
+    pub as_copied: bool,
 }
 
 /// Which system events.
@@ -109,9 +111,12 @@ impl Monitor {
         let columns = "seq, at, environment, app, revision, replica, container, stream, log, file, offset";
         let selection = Selection { table: "console", condition, values, key: app, columns, parse: console_row };
         let rows = rows(&self.days, &self.arrivals, selection, query.tail, query.follow);
-        let (catch_up, app) = (self.catch_up.clone(), query.app.clone());
+        if query.as_copied {
+            return rows;
+        }
+        let (catch_up, app, replica) = (self.catch_up.clone(), query.app.clone(), query.replica.clone());
         async move {
-            catch_up.wait(&app).await;
+            catch_up.wait(&app, replica.as_deref()).await;
             rows
         }
         .flatten_stream()

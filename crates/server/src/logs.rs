@@ -24,6 +24,7 @@ impl LogStreams for MonitorStreams {
             container: Some(query.container),
             tail: query.tail,
             follow: query.follow,
+            as_copied: query.as_copied,
         };
         self.0
             .console(&query)

@@ -142,7 +142,7 @@ fn generation(query: &str) -> Result<bool, Refused> {
     Ok(date >= NEWER_FROM)
 }
 
-/// The pool's address as the client wrote it, without a slash at the end.
+/// The pool's address as the client wrote it, without a slash at the end. The ingress says when that was without TLS.
 pub(crate) fn base_of(request: &Request<Body>, door: Door, pool: &PoolInfo) -> String {
     let field = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
     let host = field.or_else(|| request.uri().authority().map(http::uri::Authority::as_str)).unwrap_or("localhost");
@@ -158,7 +158,9 @@ pub(crate) fn base_of(request: &Request<Body>, door: Door, pool: &PoolInfo) -> S
             )
         }
     };
-    format!("https://{host}{path}")
+    let plain = request.headers().get("x-forwarded-proto").is_some_and(|scheme| scheme == "http");
+    let scheme = if door == Door::Host && plain { "http" } else { "https" };
+    format!("{scheme}://{host}{path}")
 }
 
 /// Reads a small body. One that is too long is read on for a while, since a client that is cut off while it sends may never

@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use futures_util::StreamExt as _;
@@ -11,6 +12,9 @@ use serde_json::json;
 
 use super::{SessionRef, tools};
 use crate::{client::encode, failure::Failure, file, output::View, session::Session};
+
+/// What an answer may take besides the code's own time: a session that is made, others' code before it.
+const AROUND_SECONDS: u64 = 300;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum CodeInterpreterCommand {
@@ -106,7 +110,9 @@ pub(super) async fn run(session: &Session, command: CodeInterpreterCommand) -> R
             if let Some(seconds) = timeout_in_seconds {
                 body["timeoutInSeconds"] = json!(seconds);
             }
-            match client.raw(Method::POST, &one.path(session, "executions"), Some(&body)).await? {
+            // its own time, and that for its turn and for a session to be made
+            let limit = Duration::from_secs(u64::from(timeout_in_seconds.unwrap_or(60)) + AROUND_SECONDS);
+            match client.post_within(&one.path(session, "executions"), &body, limit).await? {
                 Some(ran) => session.print(ran, View::Plain),
                 None => Ok(()),
             }

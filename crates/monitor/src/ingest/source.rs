@@ -67,9 +67,12 @@ impl Replica {
         &self.path
     }
 
-    /// Resource id of what it belongs to; `None` while that is not known.
-    pub(crate) fn app(&self) -> Option<&str> {
-        self.meta.as_ref().map(|meta| meta.app.as_str())
+    /// Whether it is of this app and, where one is named, is this replica; no while that is not known.
+    pub(crate) fn is_of(&self, app: &str, replica: Option<&str>) -> bool {
+        let is_it = |meta: &LogMeta| {
+            meta.app.eq_ignore_ascii_case(app) && replica.is_none_or(|replica| meta.replica == replica)
+        };
+        self.meta.as_ref().is_some_and(is_it)
     }
 
     /// Up to about `rows_max` further lines; empty when there is nothing new. Must be followed by [`Self::commit`] once

@@ -17,6 +17,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     libc,
     poll::{PollFd, PollFlags, poll},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
@@ -51,7 +52,10 @@ impl Capture {
             move || {
                 while !taken.is_over.load(Ordering::Relaxed) {
                     let mut waits = [PollFd::new(taken.socket.as_fd(), PollFlags::POLLIN)];
-                    poll(&mut waits, 100_u16).unwrap();
+                    match poll(&mut waits, 100_u16) {
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(error) => panic!("{error}"),
+                    }
                     taken.drain();
                 }
             }
@@ -70,7 +74,8 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.taken.is_over.store(true, Ordering::Relaxed);
-        let _ended = self.reader.take().map(JoinHandle::join);
+        let ended = self.reader.take().map(JoinHandle::join);
+        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()), "nobody captured any more");
     }
 }
 
@@ -115,7 +120,7 @@ fn without_loopback(socket: &OwnedFd) -> io::Result<()> {
         let option = (&raw const program).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, option, length)
     };
-    nix::errno::Errno::result(set)?;
+    Errno::result(set)?;
     Ok(())
 }
 
@@ -128,6 +133,6 @@ fn dropped(socket: &OwnedFd) -> io::Result<u32> {
         let option = (&raw mut stats).cast();
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, option, &raw mut length)
     };
-    nix::errno::Errno::result(asked)?;
+    Errno::result(asked)?;
     Ok(stats.tp_drops)
 }
