@@ -63,6 +63,10 @@ impl ControlPlane {
     /// Whether this is the key of a pool's MCP server; false when the pool has none, or none was fetched yet.
     #[must_use]
     pub fn is_mcp_key(&self, pool: &ResourceId, key: &[u8]) -> bool {
+        // what can be none costs no look into the store
+        if BASE64.decode(key).ok().is_none_or(|bytes| bytes.len() != KEY_BYTES) {
+            return false;
+        }
         let known = || -> Option<String> {
             let row = self.store().resource(pool).ok()??;
             session_pools::model(&row).ok()?.is_mcp_enabled.then_some(())?;

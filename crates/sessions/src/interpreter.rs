@@ -23,6 +23,7 @@ use self::room::Room;
 use crate::{
     answer::Refused,
     forward::mark,
+    json,
     ports::{Lease, PoolInfo},
     service::{Door, Service, identifier_of, parameter},
 };
@@ -191,8 +192,7 @@ pub(crate) async fn whole(body: Body) -> Result<Vec<u8>, Refused> {
 /// A small body of JSON.
 async fn json_body(request: Request<Body>) -> Result<Value, Refused> {
     let bytes = whole(request.into_body()).await?;
-    let value: Value = serde_json::from_slice(&bytes)
-        .map_err(|error| Refused::new(400, "InvalidRequestContent", format!("The body is no JSON: {error}.")))?;
+    let value = json::tree(&bytes)?;
     if value.is_object() {
         return Ok(value);
     }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::{E2b, ENVD_VERSION, Sandbox, not_built, text};
 use crate::{
     answer::Refused,
-    interpreter,
+    interpreter, json,
     ports::{PoolDetails, PoolInfo},
     service::Service,
 };
@@ -226,10 +226,9 @@ pub(super) async fn body(request: Request<Body>) -> Result<Map<String, Value>, R
     if bytes.is_empty() {
         return Ok(Map::new());
     }
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(invalid("The body must be a JSON object.")),
-        Err(error) => Err(invalid(format!("The body is no JSON: {error}."))),
+    match json::tree(&bytes)? {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(invalid("The body must be a JSON object.")),
     }
 }
 

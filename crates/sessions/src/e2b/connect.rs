@@ -90,7 +90,7 @@ pub(super) fn only_message(bytes: &[u8]) -> Result<Map<String, Value>, Refused> 
     }
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     let text = rest.get(..length).ok_or_else(|| wrong("was cut off"))?;
-    match serde_json::from_slice(text) {
+    match crate::json::tree(text) {
         Ok(Value::Object(fields)) => Ok(fields),
         _ => Err(wrong("is no JSON object")),
     }

@@ -17,12 +17,11 @@ use cove_runtime::{ExecError, ExecRequest, ExecSession};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderValue, Method, Request, header};
 use jiff::Timestamp;
-use multer::{Constraints, Multipart, SizeLimit};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{E2b, Sandbox, api, connect, not_built};
-use crate::{Lease, answer::Refused, service::Service};
+use crate::{Lease, answer::Refused, form::Form, service::Service};
 
 /// What scripts begin with: `$1` is where relative paths begin, `$2` the path.
 const PATH: &str = r#"export LC_ALL=C; b=${1:-$PWD}; full() { case "$1" in /*) p=$1;; '~'|'~/'*) p=$b${1#'~'};; *) p=$b/$1;; esac; }; full "$2"; "#;
@@ -120,8 +119,7 @@ impl Service {
         let limit = (self.limits.body_bytes_max, Instant::now() + TRANSFER);
         let mut written = Vec::new();
         if let Ok(boundary) = multer::parse_boundary(kind) {
-            let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(limit.0));
-            let mut form = Multipart::with_constraints(request.into_body().into_data_stream(), boundary, limits);
+            let mut form = Form::new(request.into_body(), boundary, limit.0);
             while let Some(field) = form.next_field().await.map_err(|error| no_form(&error))? {
                 if written.len() >= FILES_MAX {
                     return Err(invalid(format!("An upload has at most {FILES_MAX} files.")));

@@ -88,6 +88,7 @@ pub(super) fn words(value: &Value) -> Result<Vec<String>, Refused> {
 pub(super) async fn execute_older(service: &Arc<Service>, call: &Call, body: Value) -> Result<Response, Refused> {
     let fields = body.get("properties").filter(|fields| fields.is_object()).unwrap_or(&body);
     let asked = asked(call.pool.container, fields)?;
+    drop(body);
     if asked.is_asynchronous {
         return Err(invalid("`code/execute` is synchronous only; use `executions`."));
     }
@@ -190,6 +191,7 @@ impl Begun {
 /// `executions`.
 pub(super) async fn execute(service: &Arc<Service>, call: Call, body: Value) -> Result<Response, Refused> {
     let asked = asked(call.pool.container, body.get("properties").filter(|inner| inner.is_object()).unwrap_or(&body))?;
+    drop(body);
     let id = uuid::Uuid::new_v4().to_string();
     let lease = call.lease(service).await?;
     let sent = Instant::now();

@@ -15,13 +15,13 @@ use std::{
 use axum::{body::Body, response::Response};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, Method, Request, StatusCode, header};
-use multer::{Constraints, Multipart, SizeLimit};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
-use super::{Call, answered, guest::Question, outcome::first, written, wrong_method};
+use super::{Call, DRAINED_MAX, answered, guest::Question, outcome::first, written, wrong_method};
 use crate::{
     answer::Refused,
+    form::Form,
     forward::mark,
     service::{Service, parameter},
 };
@@ -208,16 +208,14 @@ async fn upload(
     if length.is_some_and(|length: u64| length > FORM_MAX) {
         return Err(too_large());
     }
-    let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(FORM_MAX));
-    let mut form = Multipart::with_constraints(request.into_body().into_data_stream(), boundary, limits);
+    let mut form = Form::new(request.into_body(), boundary, FORM_MAX);
     let uploaded = tokio::time::timeout(UPLOAD_LIMIT, pass_on(service, call, (&folder, is_newer), &mut form)).await;
     let uploaded = uploaded.unwrap_or_else(|_| {
         Err(Refused::new(408, "UploadTimeout", format!("The upload took longer than {} s.", UPLOAD_LIMIT.as_secs())))
     });
     if uploaded.is_err() {
         // a client that is cut off while it sends may never read why: what is left is read, within limits
-        let rest = async { while let Ok(Some(_)) = form.next_field().await {} };
-        let _ = tokio::time::timeout(Duration::from_secs(30), rest).await;
+        let _ = tokio::time::timeout(Duration::from_secs(30), form.pass_over(DRAINED_MAX)).await;
     }
     uploaded
 }
@@ -226,7 +224,7 @@ async fn pass_on(
     service: &Arc<Service>,
     call: &Call,
     (folder, is_newer): (&str, bool),
-    form: &mut Multipart<'static>,
+    form: &mut Form,
 ) -> Result<Response, Refused> {
     let field = loop {
         let Some(field) = form.next_field().await.map_err(no_form)? else {

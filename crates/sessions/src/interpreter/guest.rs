@@ -147,6 +147,7 @@ impl Service {
         asked["seconds"] = seconds.into();
         let within = Duration::from_secs(u64::from(seconds)) + PATIENCE;
         let body = Body::from(asked.to_string());
+        drop(asked);
         let question = Question { method: Method::POST, route: "/execute", path: None, body, within };
         let (outcome, room) = self.ask::<Outcome>(lease, question).await?;
         Ok(Outcome { room, ..outcome })

@@ -85,10 +85,14 @@ pub(super) async fn answer(
         return Err(Refused::new(405, "MethodNotAllowed", "The MCP server takes POST only."));
     }
     let bytes = super::whole(request.into_body()).await?;
-    let Ok(message) = serde_json::from_slice::<Value>(&bytes) else {
-        let error = failed(&Value::Null, RpcError(PARSE_ERROR, "the body is no JSON".into()));
-        return Ok((StatusCode::BAD_REQUEST, axum::Json(error)).into_response());
+    let message = match crate::json::tree(&bytes) {
+        Ok(message) => message,
+        Err(why) => {
+            let error = failed(&Value::Null, RpcError(PARSE_ERROR, why.error.message));
+            return Ok((StatusCode::BAD_REQUEST, axum::Json(error)).into_response());
+        }
     };
+    drop(bytes);
     let answer = match &message {
         Value::Array(messages) if messages.is_empty() || messages.len() > BATCH_MAX => {
             let words = format!("a batch has 1 to {BATCH_MAX} messages");
