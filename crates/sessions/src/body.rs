@@ -5,7 +5,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,7 +15,10 @@ use cove_model::ReplicaName;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Limited;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep},
+};
 
 use crate::{
     connections::{Connections, Sender},
@@ -39,6 +42,43 @@ pub(crate) struct AnswerBody {
     held: Option<Held>,
     idle: Duration,
     silence: Pin<Box<Sleep>>,
+}
+
+/// An answer whose request is open until it has been read, or nobody reads it any more.
+pub(crate) struct Counted {
+    inner: Body,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Counted {
+    pub(crate) fn new(inner: Body, permit: OwnedSemaphorePermit) -> Self {
+        let permit = (!inner.is_end_stream()).then_some(permit);
+        Self { inner, permit }
+    }
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) || self.inner.is_end_stream() {
+            self.permit = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// The session said nothing for too long.

@@ -209,7 +209,7 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// Longest silence of the session inside an answer, or of both sides after an upgrade. Default 240 s; then it is cut.
     pub idle_timeout: Duration,
-    /// Requests at once over all pools. Default 4096; then 429.
+    /// Requests at once over all pools, until their answers have been read. Default 4096; then 429.
     pub requests_max: usize,
     /// Idle connections kept per session. Default 8.
     pub connections_max: usize,

@@ -14,10 +14,11 @@ use axum::{
 use cove_model::{ResourceId, SESSION_POOL_KIND, SessionContainer, SessionIdentifier};
 use cove_traffic::host_name;
 use http::{Request, Uri, header, uri::PathAndQuery};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     answer::Refused,
+    body::Counted,
     connections::Connections,
     e2b::{self, E2b, E2bPorts},
     interpreter,
@@ -87,19 +88,20 @@ impl Service {
 
     /// Answers one request.
     pub async fn handle(self: &Arc<Self>, door: Door, request: Request<Body>) -> Response {
-        let Ok(_permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
             let words = "Too many requests to sessions are open; try again in a moment.";
             return Refused::new(429, "TooManyRequests", words).into_response();
         };
         if let Some(e2b) =
             self.e2b.as_ref().filter(|_| door == Door::Path && request.uri().path().starts_with(e2b::API))
         {
-            return self.e2b(e2b, request).await;
+            return counted(self.e2b(e2b, request).await, permit);
         }
-        self.answer(door, request).await.unwrap_or_else(|refused| {
+        let answered = self.answer(door, request).await.unwrap_or_else(|refused| {
             tracing::debug!(code = refused.error.code, "a request to a session was refused");
             refused.into_response()
-        })
+        });
+        counted(answered, permit)
     }
 
     async fn answer(self: &Arc<Self>, door: Door, request: Request<Body>) -> Result<Response, Refused> {
@@ -167,6 +169,11 @@ impl Service {
             }
         }
     }
+}
+
+/// A request is open until its answer has been read.
+fn counted(answer: Response, permit: OwnedSemaphorePermit) -> Response {
+    answer.map(|body| Body::new(Counted::new(body, permit)))
 }
 
 /// Whether a request may be for a pool's MCP server, which has a key instead of tokens.

@@ -285,6 +285,21 @@ async fn limits_hold() {
 }
 
 #[tokio::test]
+async fn a_request_is_open_until_its_answer_was_read() {
+    let (service, _) = world(SessionContainer::Custom, Limits { requests_max: 1, ..Limits::default() }).await;
+    let request = http::Request::builder()
+        .uri(format!("{BASE}/x?identifier=one-1"))
+        .header(header::AUTHORIZATION, "Bearer good")
+        .body(Body::empty());
+    let unread = service.handle(Door::Path, request.unwrap()).await;
+    assert_eq!(unread.status(), 200);
+    let (status, text) = ask(&service, "GET", "/x?identifier=one-1", "good", "").await;
+    assert_eq!((status, code_of(&text).as_str()), (429, "TooManyRequests"));
+    unread.into_body().collect().await.unwrap();
+    assert_eq!(ask(&service, "GET", "/x?identifier=one-1", "good", "").await.0, 200);
+}
+
+#[tokio::test]
 async fn a_session_that_is_gone_is_unreachable() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
