@@ -207,6 +207,9 @@ fn refuse(path: &str, error: &io::Error) -> Failed {
         io::ErrorKind::NotFound => {
             Failed(StatusCode::NOT_FOUND, "PathNotFound", format!("'{path}' does not exist in the container."))
         }
+        io::ErrorKind::FileTooLarge => {
+            Failed(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", format!("'{path}': {error}."))
+        }
         _ => Failed(StatusCode::CONFLICT, "PathNotUsable", format!("'{path}': {error}.")),
     }
 }

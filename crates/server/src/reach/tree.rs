@@ -5,8 +5,10 @@
 //!
 //! **Invariant:** nothing outside of the container's root is read, made or changed.
 //! **Invariant:** no device, socket or pipe is opened or made, and nothing is written to the kernel's own file systems.
+//! **Invariant:** memory does not grow with what arrives: an entry's head has a bound, its content goes to the file at once.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, Read, Write},
     os::{
@@ -29,6 +31,9 @@ use nix::{
 
 /// Deepest directory that is packed.
 const DEPTH_MAX: usize = 128;
+/// Bytes of an arriving archive from the content of one entry to that of the next: names, links and attributes, which are
+/// kept in memory, and maps of sparse files. A longer head is refused.
+const HEAD_MAX_BYTES: usize = 1 << 20;
 
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,35 +177,79 @@ pub(super) fn unpack(root: &OwnedFd, path: &str, reader: impl Read) -> io::Resul
     let stat = nix::sys::stat::fstat(&target)?;
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     let mut done = Unpacked::default();
-    for entry in tar::Archive::new(reader).entries()? {
-        let mut entry = entry?;
-        let name = inner_name(&entry.path()?)?;
-        if name.is_empty() {
-            continue;
-        }
-        let full = format!("{}/{name}", path.trim_end_matches('/'));
-        let (parent, last) = full.rsplit_once('/').unwrap_or(("", &full));
-        let mode = Mode::from_bits_truncate(entry.header().mode().unwrap_or(0o644) & 0o777);
-        match entry.header().entry_type() {
-            tar::EntryType::Directory => make_dirs(root, &full, Some(owner))?,
-            tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                make_dirs(root, parent, Some(owner))?;
-                done.bytes += write_file(root, &full, mode, owner, &mut entry)?;
-            }
-            tar::EntryType::Symlink => {
-                make_dirs(root, parent, Some(owner))?;
-                let link = entry.link_name()?.ok_or_else(|| invalid("a link without a target"))?;
-                let dir = in_root(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
-                make_link(&dir, last, link.as_os_str(), owner)?;
-            }
-            _ => {
-                done.skipped += 1;
-                continue;
-            }
-        }
-        done.files += 1;
+    let head_left = Cell::new(None);
+    let mut archive = tar::Archive::new(Headed { reader, head_left: &head_left });
+    let mut entries = archive.entries()?;
+    let mut next = || {
+        head_left.set(Some(HEAD_MAX_BYTES));
+        let entry = entries.next().transpose();
+        head_left.set(None);
+        entry
+    };
+    while let Some(mut entry) = next()? {
+        unpack_entry(root, path, owner, &mut entry, &mut done)?;
+        // what was not taken of its content is no part of the next one's head
+        io::copy(&mut entry, &mut io::sink())?;
     }
     Ok(done)
+}
+
+fn unpack_entry(
+    root: &OwnedFd,
+    path: &str,
+    owner: (Uid, Gid),
+    entry: &mut tar::Entry<'_, impl Read>,
+    done: &mut Unpacked,
+) -> io::Result<()> {
+    let name = inner_name(&entry.path()?)?;
+    let entry_type = entry.header().entry_type();
+    if name.is_empty() {
+        // its holes have no bound, and would be read to get past it
+        return if entry_type.is_gnu_sparse() { Err(invalid("a sparse file without a name")) } else { Ok(()) };
+    }
+    let full = format!("{}/{name}", path.trim_end_matches('/'));
+    let (parent, last) = full.rsplit_once('/').unwrap_or(("", &full));
+    let mode = Mode::from_bits_truncate(entry.header().mode().unwrap_or(0o644) & 0o777);
+    match entry_type {
+        tar::EntryType::Directory => make_dirs(root, &full, Some(owner))?,
+        tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
+            make_dirs(root, parent, Some(owner))?;
+            done.bytes += write_file(root, &full, mode, owner, entry)?;
+        }
+        tar::EntryType::Symlink => {
+            make_dirs(root, parent, Some(owner))?;
+            let link = entry.link_name()?.ok_or_else(|| invalid("a link without a target"))?;
+            let dir = in_root(root, parent, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())?;
+            make_link(&dir, last, link.as_os_str(), owner)?;
+        }
+        _ => {
+            done.skipped += 1;
+            return Ok(());
+        }
+    }
+    done.files += 1;
+    Ok(())
+}
+
+/// The reader under an archive, which takes the heads of entries whole into memory, however long they say they are.
+struct Headed<'a, R> {
+    reader: R,
+    /// Bytes that the head may still have; `None` while content is read, which has no bound here.
+    head_left: &'a Cell<Option<usize>>,
+}
+
+impl<R: Read> Read for Headed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(left) = self.head_left.get() else { return self.reader.read(buffer) };
+        if left == 0 && !buffer.is_empty() {
+            let message = format!("the head of an entry is longer than {} MiB", HEAD_MAX_BYTES >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+        }
+        let room = buffer.len().min(left);
+        let length = self.reader.read(&mut buffer[..room])?;
+        self.head_left.set(Some(left.saturating_sub(length)));
+        Ok(length)
+    }
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -358,6 +407,79 @@ mod tests {
         let mut tar = tar::Builder::new(Vec::new());
         tar.append_data(&mut header, "link", &b"x"[..]).unwrap();
         assert!(unpack(&fd, "etc", &tar.into_inner().unwrap()[..]).is_err());
+    }
+
+    #[test]
+    fn heads_have_a_bound() {
+        use tar::EntryType as E;
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let head = |entry_type, size| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(entry_type);
+            header.set_path("name").unwrap();
+            header.set_size(size);
+            header.set_cksum();
+            header.as_bytes().to_vec()
+        };
+        for entry_type in [E::GNULongName, E::GNULongLink, E::XHeader] {
+            let mut zeros = io::repeat(0).take(u64::MAX);
+            let tar = head(entry_type, 8 << 30);
+            let error = unpack(&root, "data", tar.as_slice().chain(zeros.by_ref())).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{entry_type:?}: {error}");
+            let read = u64::MAX - zeros.limit();
+            assert!(read < 2 * HEAD_MAX_BYTES as u64, "{entry_type:?}: {read}");
+        }
+        // the map of a sparse file is a part of its head
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(E::GNUSparse);
+        header.set_path("name").unwrap();
+        header.set_size(0);
+        header.as_gnu_mut().unwrap().set_is_extended(true);
+        header.set_cksum();
+        let mut more = tar::GnuExtSparseHeader::new();
+        more.set_is_extended(true);
+        let tar = [header.as_bytes().as_slice(), &more.as_bytes().repeat(HEAD_MAX_BYTES / 256)].concat();
+        assert_eq!(unpack(&root, "data", tar.as_slice()).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn long_names_and_content_are_no_long_heads() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut append = |entry_type, name: &str, size: usize| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(entry_type);
+            header.set_size(size as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, io::repeat(b'x').take(size as u64)).unwrap();
+        };
+        // neither what is left out nor what is written counts
+        append(tar::EntryType::Directory, "./", 2 * HEAD_MAX_BYTES);
+        append(tar::EntryType::Fifo, "pipe", 2 * HEAD_MAX_BYTES);
+        append(tar::EntryType::Regular, "large", 2 * HEAD_MAX_BYTES);
+        let long = ["n".repeat(200).as_str(); 15].join("/");
+        append(tar::EntryType::Regular, &long, 1);
+        let tar = tar.into_inner().unwrap();
+        let done = unpack(&open(dir.path()), "data", &tar[..]).unwrap();
+        assert_eq!(done, Unpacked { files: 2, bytes: 2 * HEAD_MAX_BYTES as u64 + 1, skipped: 1 });
+        assert_eq!(fs::read(dir.path().join("data").join(long)).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_sparse_file_without_a_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNUSparse);
+        header.set_path("./").unwrap();
+        header.set_size(0);
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.set_real_size(1 << 60);
+        gnu.sparse[0].set_offset(1 << 60);
+        gnu.sparse[0].set_length(0);
+        header.set_cksum();
+        let error = unpack(&open(dir.path()), "data", header.as_bytes().as_slice()).unwrap_err();
+        assert!(error.to_string().contains("a sparse file without a name"), "{error}");
     }
 
     #[test]
