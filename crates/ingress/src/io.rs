@@ -124,8 +124,10 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A client's stream.
-pub(crate) struct Guarded<S> {
+/// A client's stream, on which a write that makes no progress for too long is an error. A client for which nothing waits
+/// may be silent for ever.
+#[derive(Debug)]
+pub struct Guarded<S> {
     stream: S,
     sniffed: Vec<u8>,
     /// Sniffed bytes that were read again.
@@ -137,7 +139,8 @@ pub(crate) struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S, stall_timeout: Duration) -> Self {
+    /// `stall_timeout` is the longest time that the client may take no byte of what is to be written.
+    pub fn new(stream: S, stall_timeout: Duration) -> Self {
         Self { stream, sniffed: Vec::new(), sniffed_at: 0, stall_timeout, stalled_since: None, timer: None }
     }
 

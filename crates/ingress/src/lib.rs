@@ -53,6 +53,7 @@ pub use auth::{AuthSources, Tell, seal::AuthKey};
 pub use challenge::{Challenges, Expected, TooManyChallenges};
 pub use config::IngressConfig;
 pub use ingress::{Ingress, IngressError, IngressHandle, IngressListeners, IngressSources};
+pub use io::Guarded;
 pub use listen::bind;
 pub use resilience::{Ejected, ResilienceCounts};
 pub use unread::ReadOut;
