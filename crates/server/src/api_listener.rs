@@ -25,9 +25,9 @@ const CONNECTIONS_MAX: usize = 2048;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a request's head; also how long an idle connection stays open.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest time that a client may take no byte while some wait for it; then its connection is cut, as the ingress does
+/// Longest time that a client may take no byte while some wait for it; then its connection is cut, as the ingress does sooner
 /// (`IngressConfig::write_stall_timeout`). A stream that has nothing to say may be silent for longer.
-const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long open requests may finish when the server stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Wait after the kernel refused a connection (out of descriptors).
