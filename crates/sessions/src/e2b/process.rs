@@ -20,8 +20,8 @@ use futures_util::stream;
 use http::{HeaderMap, Request};
 use serde_json::{Map, Value, json};
 use tokio::{
-    sync::{Notify, mpsc},
-    time::{Instant, interval_at, sleep_until},
+    sync::{Notify, Semaphore, mpsc},
+    time::{Instant, interval_at, sleep_until, timeout},
 };
 
 use super::{E2b, Sandbox, api, connect, not_built};
@@ -37,6 +37,17 @@ const SECONDS_MAX: u64 = 24 * 3600;
 const KEEPALIVE: Duration = Duration::from_secs(50);
 /// Longest wait for the exit code behind the last output.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of a piece of input. A driver lets 64 pieces wait, so a command that reads nothing keeps 1 MiB.
+const PIECE_BYTES: usize = 16 << 10;
+/// Bytes of messages to one command that are still to be passed on in pieces. The longest request has less, so a message that
+/// comes alone always fits.
+const INPUT_BYTES_MAX: usize = 4 << 20;
+/// Longest wait for a command to read a message.
+const INPUT_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of a tag.
+const TAG_BYTES_MAX: usize = 256;
+/// Bytes of what a client wants to be run: program, words, variables, folder. An order to a driver has no more either.
+const CONFIG_BYTES_MAX: usize = 64 << 10;
 
 /// The commands that run.
 #[derive(Default)]
@@ -57,13 +68,28 @@ impl Default for Commands {
 }
 
 struct Command {
-    config: Value,
-    tag: Option<String>,
+    about: Arc<About>,
     is_pty: bool,
-    stdin: Option<mpsc::Sender<Vec<u8>>>,
+    stdin: Option<Input>,
     resize: Resize,
     watcher: Watcher,
     killed: Arc<Notify>,
+}
+
+/// What a command is, as it is shown.
+struct About {
+    config: Value,
+    tag: Option<String>,
+}
+
+/// The way to what a command reads.
+#[derive(Clone)]
+struct Input {
+    pieces: mpsc::Sender<Vec<u8>>,
+    /// Whose message is passed on: pieces of two are never mixed.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Bytes that messages which are passed on or wait for their turn may still have.
+    room: Arc<Semaphore>,
 }
 
 /// Who gets what a command says.
@@ -102,6 +128,13 @@ impl Processes {
         }
     }
 
+    /// What runs in a sandbox, by number.
+    fn list(&self, sandbox: &str) -> Vec<(u32, Arc<About>)> {
+        let all = self.lock();
+        let running = all.running.get(sandbox).into_iter().flatten();
+        running.map(|(pid, command)| (*pid, Arc::clone(&command.about))).collect()
+    }
+
     /// Does something with the command that a selector means: `{"process": {"pid": 1}}`, or a tag.
     fn with<T>(
         &self,
@@ -114,7 +147,7 @@ impl Processes {
         let tag = selector["tag"].as_str();
         let fits = |number: u32, command: &Command| match (pid, tag) {
             (Some(pid), _) => u64::from(number) == pid,
-            (None, Some(tag)) => command.tag.as_deref() == Some(tag),
+            (None, Some(tag)) => command.about.tag.as_deref() == Some(tag),
             (None, None) => false,
         };
         let mut all = self.lock();
@@ -126,11 +159,43 @@ impl Processes {
     }
 }
 
+impl Input {
+    fn new(pieces: mpsc::Sender<Vec<u8>>) -> Self {
+        Self { pieces, turn: Arc::default(), room: Arc::new(Semaphore::new(INPUT_BYTES_MAX)) }
+    }
+
+    /// Passes a message on as fast as the command reads. What it has when `limit` is over it keeps; the rest is dropped.
+    async fn send(&self, bytes: &[u8], limit: Duration) -> Result<(), Refused> {
+        let full = |_| {
+            let words = "Other input waits for this command already; send the next when it has read that.";
+            Refused::new(429, "TooMuchInput", words)
+        };
+        let _room = self.room.try_acquire_many(u32::try_from(bytes.len()).unwrap_or(u32::MAX)).map_err(full)?;
+        let mut sent = 0;
+        let passing = async {
+            let _turn = self.turn.lock().await;
+            for piece in bytes.chunks(PIECE_BYTES) {
+                self.pieces.send(piece.to_vec()).await.map_err(|_| takes_none())?;
+                sent += piece.len();
+            }
+            Ok::<_, Refused>(())
+        };
+        let passed = timeout(limit, passing).await;
+        passed.unwrap_or_else(|_| {
+            let words = format!(
+                "The command does not read its input: {sent} of {} bytes were passed on within {} s.",
+                bytes.len(),
+                limit.as_secs()
+            );
+            Err(Refused::new(504, "SessionTimeout", words))
+        })
+    }
+}
+
 /// What is to be run.
 struct Asked {
     command: Vec<String>,
-    config: Value,
-    tag: Option<String>,
+    about: About,
     pty: Option<(u16, u16)>,
     has_stdin: bool,
 }
@@ -159,7 +224,7 @@ impl Service {
         }
         let answered = async {
             let asked = api::body(Request::from_parts(head, body)).await?;
-            call(e2b, sandbox, &name, &asked).await
+            call(e2b, sandbox, &name, asked).await
         };
         Ok(connect::unary(answered.await))
     }
@@ -187,10 +252,9 @@ impl Service {
         let pid = e2b.processes.add(
             &sandbox.id,
             Command {
-                config: asked.config,
-                tag: asked.tag,
+                about: Arc::new(asked.about),
                 is_pty: asked.pty.is_some(),
-                stdin: has_stdin.then_some(stdin),
+                stdin: has_stdin.then(|| Input::new(stdin)),
                 resize,
                 watcher: Arc::clone(&watcher),
                 killed: Arc::clone(&killed),
@@ -231,42 +295,37 @@ fn began(pid: u32) -> Value {
 }
 
 /// Calls that are answered at once.
-async fn call(e2b: &E2b, sandbox: &Sandbox, name: &str, asked: &Map<String, Value>) -> Result<Value, Refused> {
+async fn call(e2b: &E2b, sandbox: &Sandbox, name: &str, mut asked: Map<String, Value>) -> Result<Value, Refused> {
     match name {
         "List" => {
-            let all = e2b.processes.lock();
-            let running = all.running.get(&sandbox.id).into_iter().flatten();
+            let running = e2b.processes.list(&sandbox.id);
             let shown =
-                |(pid, command): (&u32, &Command)| json!({ "pid": pid, "config": command.config, "tag": command.tag });
-            Ok(json!({ "processes": running.map(shown).collect::<Vec<_>>() }))
+                |(pid, about): &(u32, Arc<About>)| json!({ "pid": pid, "config": about.config, "tag": about.tag });
+            Ok(json!({ "processes": running.iter().map(shown).collect::<Vec<_>>() }))
         }
         "SendInput" => {
-            let input = asked.get("input").cloned().unwrap_or_default();
-            let text = input["stdin"].as_str().or_else(|| input["pty"].as_str()).unwrap_or_default();
-            let bytes = BASE64.decode(text).map_err(|_| invalid("The input is no base64."))?;
-            let stdin = e2b.processes.with(&sandbox.id, asked, |_, command| command.stdin.clone())?;
-            let closed = || invalid("The command takes no input: start it with `stdin`, or it was closed.");
-            let sent = stdin.ok_or_else(closed)?;
-            let waited = tokio::time::timeout(EXIT_LIMIT, sent.send(bytes)).await;
-            let slow = |_| Refused::new(504, "SessionTimeout", "The command does not read its input.");
-            waited.map_err(slow)?.map_err(|_| closed())?;
+            // while it waits it is held once, not also as the text that it was
+            let bytes = input_of(asked.remove("input"))?;
+            let stdin = e2b.processes.with(&sandbox.id, &asked, |_, command| command.stdin.clone())?;
+            drop(asked);
+            stdin.ok_or_else(takes_none)?.send(&bytes, INPUT_LIMIT).await?;
             Ok(json!({}))
         }
         "CloseStdin" => {
-            e2b.processes.with(&sandbox.id, asked, |_, command| drop(command.stdin.take()))?;
+            e2b.processes.with(&sandbox.id, &asked, |_, command| drop(command.stdin.take()))?;
             Ok(json!({}))
         }
         "SendSignal" => {
             if asked.get("signal").and_then(Value::as_str) != Some("SIGNAL_SIGKILL") {
                 return Err(not_built("Signals other than SIGKILL are not built; run `kill` in the sandbox"));
             }
-            e2b.processes.with(&sandbox.id, asked, |_, command| command.killed.notify_one())?;
+            e2b.processes.with(&sandbox.id, &asked, |_, command| command.killed.notify_one())?;
             Ok(json!({}))
         }
         "Update" => {
             let pty = asked.get("pty").cloned().unwrap_or_default();
             let (columns, rows) = size(&pty["size"]).ok_or_else(|| invalid("`pty.size` needs `cols` and `rows`."))?;
-            let is_pty = e2b.processes.with(&sandbox.id, asked, |_, command| {
+            let is_pty = e2b.processes.with(&sandbox.id, &asked, |_, command| {
                 command.resize.set(columns, rows);
                 command.is_pty
             })?;
@@ -274,6 +333,17 @@ async fn call(e2b: &E2b, sandbox: &Sandbox, name: &str, asked: &Map<String, Valu
         }
         _ => Err(not_built("Streamed input is not built; send it in pieces (`SendInput`)")),
     }
+}
+
+/// The bytes of a message to a command.
+fn input_of(input: Option<Value>) -> Result<Vec<u8>, Refused> {
+    let input = input.unwrap_or_default();
+    let text = input["stdin"].as_str().or_else(|| input["pty"].as_str()).unwrap_or_default();
+    BASE64.decode(text).map_err(|_| invalid("The input is no base64."))
+}
+
+fn takes_none() -> Refused {
+    invalid("The command takes no input: start it with `stdin`, or it was closed.")
 }
 
 fn invalid(words: &str) -> Refused {
@@ -304,6 +374,16 @@ fn read(asked: &Map<String, Value>, envs: &BTreeMap<String, String>, home: &str)
     };
     let own = api::pairs(&process, "envs")?;
     api::check_names(&own)?;
+    let pairs = own.iter().map(|(name, value)| name.len() + value.len());
+    let bytes = args.iter().map(String::len).chain(pairs).sum::<usize>() + cmd.len() + cwd.len();
+    if bytes > CONFIG_BYTES_MAX {
+        let kib = CONFIG_BYTES_MAX >> 10;
+        return Err(invalid(&format!("`process` has more than {kib} KiB; write long texts to a file and run that.")));
+    }
+    let tag = asked.get("tag").and_then(Value::as_str).map(str::to_owned);
+    if tag.as_ref().is_some_and(|tag| tag.len() > TAG_BYTES_MAX) {
+        return Err(invalid(&format!("`tag` is longer than {TAG_BYTES_MAX} bytes.")));
+    }
     let dir = match (cwd.as_str(), home) {
         ("", home) => home.to_owned(),
         (cwd, _) if cwd.starts_with('/') => cwd.to_owned(),
@@ -327,8 +407,7 @@ fn read(asked: &Map<String, Value>, envs: &BTreeMap<String, String>, home: &str)
         pty.map(|pty| size(&pty["size"]).ok_or_else(|| invalid("`pty.size` needs `cols` and `rows`."))).transpose()?;
     Ok(Asked {
         command,
-        config: json!({ "cmd": cmd, "args": args, "envs": all, "cwd": dir }),
-        tag: asked.get("tag").and_then(Value::as_str).map(str::to_owned),
+        about: About { config: json!({ "cmd": cmd, "args": args, "envs": all, "cwd": dir }), tag },
         pty,
         has_stdin: asked.get("stdin").and_then(Value::as_bool).unwrap_or(true),
     })
@@ -369,7 +448,7 @@ impl Pump {
                         self.say(connect::message(&json!({ "event": { "data": data } }))).await;
                     }
                     None => {
-                        let code = tokio::time::timeout(EXIT_LIMIT, exit).await;
+                        let code = timeout(EXIT_LIMIT, exit).await;
                         break code.ok().and_then(Result::ok).map_or(End::Lost, End::Exited);
                     }
                 },
@@ -410,7 +489,7 @@ impl Pump {
             Err(mpsc::error::TrySendError::Full(bytes) | mpsc::error::TrySendError::Closed(bytes)) => bytes,
         };
         let sent = tokio::select! {
-            sent = tokio::time::timeout(EXIT_LIMIT, sender.send(bytes)) => sent,
+            sent = timeout(EXIT_LIMIT, sender.send(bytes)) => sent,
             // the loop hears of it next
             () = self.killed.notified() => return self.killed.notify_one(),
         };
@@ -458,6 +537,89 @@ mod tests {
         ] {
             assert!(read(&object(bad.clone()), &envs, "").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_command_has_limits() {
+        let (long, tag) = ("x".repeat(CONFIG_BYTES_MAX - 2), "t".repeat(TAG_BYTES_MAX));
+        let envs = BTreeMap::from([("OF_THE_SANDBOX".to_owned(), "is not counted".to_owned())]);
+        for (asked, is_good) in [
+            (json!({ "process": { "cmd": "ls", "args": [long] } }), true),
+            (json!({ "process": { "cmd": "ls", "args": [long, "x"] } }), false),
+            (json!({ "process": { "cmd": "ls", "args": [long], "cwd": "/" } }), false),
+            (json!({ "process": { "cmd": "ls", "args": [long], "envs": { "A": "" } } }), false),
+            (json!({ "process": { "cmd": "ls" }, "tag": tag }), true),
+            (json!({ "process": { "cmd": "ls" }, "tag": format!("{tag}t") }), false),
+        ] {
+            let status = read(&object(asked), &envs, "").map_err(|refused| refused.error.status);
+            assert_eq!(status.map(|_| ()), if is_good { Ok(()) } else { Err(400) });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_message_goes_in_pieces_and_waits_for_a_while() {
+        let [message, other] = [1_u8, 2].map(|byte| vec![byte; 5 * PIECE_BYTES + 1]);
+        let (sender, mut pieces) = mpsc::channel(2);
+        let input = Input::new(sender);
+        let heard = async {
+            let mut all = Vec::new();
+            while all.len() < message.len() + other.len() {
+                let piece = pieces.recv().await.unwrap();
+                assert!(piece.len() <= PIECE_BYTES);
+                all.extend(piece);
+            }
+            all
+        };
+        let hour = Duration::from_secs(3600);
+        let (first, second, heard) = tokio::join!(input.send(&message, hour), input.send(&other, hour), heard);
+        assert!(first.is_ok() && second.is_ok());
+        assert!(heard == [&message[..], &other].concat(), "they are not mixed");
+        let refused = input.send(&message, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(refused.error.status, 504);
+        assert!(refused.error.message.contains(&format!("{} of {} bytes", 2 * PIECE_BYTES, message.len())));
+        assert_eq!(input.room.available_permits(), INPUT_BYTES_MAX);
+        drop(pieces);
+        assert_eq!(input.send(&message, hour).await.unwrap_err().error.status, 400);
+    }
+
+    #[tokio::test]
+    async fn messages_that_wait_for_a_command_have_a_limit() {
+        let (sender, pieces) = mpsc::channel(1);
+        let input = Input::new(sender);
+        let message = vec![0; INPUT_BYTES_MAX / 2 + 1];
+        let waiting = tokio::spawn({
+            let (input, message) = (input.clone(), message.clone());
+            async move { input.send(&message, Duration::from_secs(3600)).await }
+        });
+        while input.room.available_permits() == INPUT_BYTES_MAX {
+            tokio::task::yield_now().await;
+        }
+        let refused = input.send(&message, Duration::from_secs(3600)).await.unwrap_err();
+        assert_eq!((refused.error.status, refused.error.code.as_str()), (429, "TooMuchInput"));
+        drop(pieces);
+        assert!(waiting.await.unwrap().is_err());
+        assert_eq!(input.room.available_permits(), INPUT_BYTES_MAX);
+    }
+
+    #[test]
+    fn commands_are_listed_as_they_were_asked_for() {
+        let processes = Processes::default();
+        let command = |tag: &str| Command {
+            about: Arc::new(About { config: json!({ "cmd": "ls" }), tag: Some(tag.to_owned()) }),
+            is_pty: false,
+            stdin: None,
+            resize: Resize::new(|_, _| {}),
+            watcher: Watcher::default(),
+            killed: Arc::default(),
+        };
+        let pids = ["one", "two"].map(|tag| processes.add("box", command(tag)).unwrap());
+        assert!(processes.add("other", command("three")).is_ok());
+        let all = processes.list("box");
+        let listed: Vec<_> = all.iter().map(|(pid, about)| (*pid, about.tag.as_deref())).collect();
+        assert_eq!(listed, [(pids[0], Some("one")), (pids[1], Some("two"))]);
+        assert!(processes.list("none").is_empty());
+        let selector = object(json!({ "process": { "tag": "two" } }));
+        assert_eq!(processes.with("box", &selector, |pid, _| pid).ok(), Some(pids[1]));
     }
 
     #[tokio::test]
