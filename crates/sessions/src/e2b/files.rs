@@ -44,6 +44,8 @@ const PATH_MAX: usize = 4096;
 /// An entry as `find` prints it.
 const ENTRY: &str = r"%y\0%s\0%m\0%M\0%u\0%g\0%T@\0%l\0%p\0";
 const ENTRY_FIELDS: usize = 9;
+/// Entries of one listing; one is shown with some hundred bytes, however short it was printed.
+const ENTRIES_MAX: usize = 10_000;
 
 /// What a script said and how it ended.
 struct Said {
@@ -383,15 +385,24 @@ fn check(said: &Said, path: &str) -> Result<(), Refused> {
     Err(Refused::new(status, code, words))
 }
 
-/// Entries as `find` printed them.
+/// Entries as `find` printed them, one after the other: what a session prints short would be long if all were split first.
 fn entries(stdout: &[u8]) -> Result<Vec<Value>, Refused> {
+    let too_many = || Refused::new(413, "TooManyFiles", "The folder has too many entries; list with a smaller depth.");
     if stdout.len() >= SAID_MAX {
-        return Err(Refused::new(413, "TooManyFiles", "The folder has too many entries; list with a smaller depth."));
+        return Err(too_many());
     }
-    let fields: Vec<String> =
-        stdout.split(|byte| *byte == 0).map(|field| String::from_utf8_lossy(field).into_owned()).collect();
-    let whole = fields.chunks_exact(ENTRY_FIELDS);
-    whole.map(|fields| entry(fields).ok_or_else(|| Refused::unreachable("it told of a file that cannot be"))).collect()
+    let mut rest = stdout.split(|byte| *byte == 0).map(text);
+    let mut found = Vec::new();
+    loop {
+        let fields: Vec<String> = rest.by_ref().take(ENTRY_FIELDS).collect();
+        if fields.len() < ENTRY_FIELDS {
+            return Ok(found);
+        }
+        if found.len() >= ENTRIES_MAX {
+            return Err(too_many());
+        }
+        found.push(entry(&fields).ok_or_else(|| Refused::unreachable("it told of a file that cannot be"))?);
+    }
 }
 
 fn entry(fields: &[String]) -> Option<Value> {
@@ -464,6 +475,15 @@ mod tests {
         assert_eq!(found[0]["modifiedTime"], "2023-11-14T22:13:20.5Z");
         assert!(entries(b"").unwrap().is_empty());
         assert!(entries(b"f\0x\x00644\0-\0u\0g\x001\0\0/p\0").is_err());
+    }
+
+    #[test]
+    fn a_listing_has_a_limit() {
+        let one = b"f\x001\x00644\0-rw\0u\0g\x001\0\0/p\0";
+        assert_eq!(entries(&one.repeat(ENTRIES_MAX)).unwrap().len(), ENTRIES_MAX);
+        let cut = [&one.repeat(2)[..], b"f\x001\0"].concat();
+        assert_eq!(entries(&cut).unwrap().len(), 2);
+        assert_eq!(entries(&one.repeat(ENTRIES_MAX + 1)).unwrap_err().error.status, 413);
     }
 
     #[test]
