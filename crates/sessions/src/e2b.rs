@@ -142,12 +142,12 @@ impl Service {
         if !sandbox.is_token(text(headers, "x-access-token").as_bytes()) {
             return Err(Refused::new(401, "AuthenticationFailed", "`X-Access-Token` is not this sandbox's."));
         }
-        if self.is_alive(&sandbox) { Ok(sandbox) } else { Err(gone()) }
+        if self.is_alive(e2b, &sandbox) { Ok(sandbox) } else { Err(gone()) }
     }
 
     /// Whether the session that a sandbox began with is still there.
-    fn is_alive(&self, sandbox: &Sandbox) -> bool {
-        sandbox.is_in(&*self.ports.pools)
+    fn is_alive(&self, e2b: &E2b, sandbox: &Sandbox) -> bool {
+        e2b.boxes.is_alive(sandbox, &*self.ports.pools)
     }
 }
 

@@ -47,7 +47,7 @@ impl Service {
         // both generations of the API differ in nothing that is here
         let parts = if all.first() == Some(&"v2") { &all[1..] } else { &all[..] };
         let own = |id: &str| {
-            let found = e2b.boxes.find(id).filter(|sandbox| sandbox.pool == pool.id && self.is_alive(sandbox));
+            let found = e2b.boxes.find(id).filter(|sandbox| sandbox.pool == pool.id && self.is_alive(e2b, sandbox));
             found.ok_or_else(|| Refused::new(404, "SandboxNotFound", format!("Sandbox `{id}` was not found.")))
         };
         match (request.method().clone(), parts) {
@@ -126,6 +126,7 @@ impl Service {
         sandbox.started_at = e2b.clock.now();
         sandbox.end_at = after(e2b, seconds);
         let answer = credentials(&sandbox);
+        e2b.boxes.sweep(&pool.id, pool.sessions_max, &*self.ports.pools);
         if let Err(error) = e2b.boxes.add(sandbox, lease).await {
             self.ports.pools.stop(&pool.id, &identifier).await;
             return Err(disk(&error));
@@ -145,7 +146,7 @@ impl Service {
             is_running && wanted.iter().all(|(key, value)| sandbox.metadata.get(key) == Some(value))
         };
         let mut all = e2b.boxes.of_pool(&pool.id);
-        all.retain(|sandbox| self.is_alive(sandbox) && fits(sandbox));
+        all.retain(|sandbox| self.is_alive(e2b, sandbox) && fits(sandbox));
         all.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.started_at));
         let shown: Vec<Value> = all.iter().map(|sandbox| self.shown(sandbox)).collect();
         axum::Json(shown).into_response()

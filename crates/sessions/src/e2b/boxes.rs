@@ -1,6 +1,7 @@
 //! The sandboxes there are: in memory, and in a small file each, so that they outlive the server.
 //!
-//! A sandbox holds its session like an open request, so the pool's cool-down does not end it before its own time does.
+//! A sandbox holds its session like an open request, so the pool's cool-down does not end it before its own time does. One
+//! that lost its session is forgotten when somebody asks for it, and when there are as many sandboxes as there can be sessions.
 //!
 //! **Invariant:** a sandbox is in its file before a client hears of it. **Invariant:** one that was removed is never found
 //! again, also when its file could not be deleted: its time has come, or its session is gone.
@@ -30,6 +31,9 @@ const IDENTIFIER: &str = "e2b-";
 /// How long to wait until a session is looked for again that was not there: a second more each time, up to this, which is
 /// well below the shortest cool-down of a pool.
 const AGAIN_MAX_SECONDS: u64 = 20;
+/// How often a session of the last server is not found in a pool that is there until it is taken for lost: about an hour. It
+/// is found in seconds where it is.
+const LOOKS_MAX: u32 = 190;
 
 /// A sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,33 +111,64 @@ impl Boxes {
         all.filter(|sandbox| sandbox.pool == *pool && sandbox.end_at > now).map(Arc::clone).collect()
     }
 
-    /// Keeps a new sandbox.
-    pub(super) async fn add(&self, sandbox: Sandbox, lease: Lease) -> io::Result<()> {
-        self.write(&sandbox).await?;
-        let held = Held { sandbox: Arc::new(sandbox), lease: Some(lease) };
-        self.lock().insert(held.sandbox.id.clone(), held);
-        self.changed.notify_one();
-        Ok(())
+    /// Whether the session that a sandbox began with is there. A sandbox that held it and has lost it is forgotten; one that
+    /// does not hold it yet is kept, since the last server's sessions are taken up one after the other.
+    pub(super) fn is_alive(&self, sandbox: &Sandbox, pools: &dyn Pools) -> bool {
+        // in this order: a session that was held before it was looked for in vain is gone
+        let was_held = self.lock().get(&sandbox.id).is_some_and(|held| held.lease.is_some());
+        let is_alive = sandbox.is_in(pools);
+        if was_held && !is_alive {
+            self.forget(&sandbox.id);
+        }
+        is_alive
     }
 
-    /// Moves the end of a sandbox; `false` when there is none any more.
-    pub(super) async fn end_at(&self, id: &str, end_at: Timestamp) -> io::Result<bool> {
+    /// Before a sandbox is added: forgets those of the pool that lost their sessions, when there are as many as it may have.
+    pub(super) fn sweep(&self, pool: &ResourceId, sessions_max: u32, pools: &dyn Pools) {
+        let all = self.of_pool(pool);
+        if u32::try_from(all.len()).is_ok_and(|count| count < sessions_max) {
+            return;
+        }
+        for sandbox in all {
+            self.is_alive(&sandbox, pools);
+        }
+    }
+
+    /// Keeps a new sandbox, also when who asked for it goes away: no file is left that nobody knows of.
+    pub(super) async fn add(self: &Arc<Self>, sandbox: Sandbox, lease: Lease) -> io::Result<()> {
+        let boxes = Arc::clone(self);
+        let adding = tokio::spawn(async move {
+            boxes.write(&sandbox).await?;
+            let held = Held { sandbox: Arc::new(sandbox), lease: Some(lease) };
+            boxes.lock().insert(held.sandbox.id.clone(), held);
+            boxes.changed.notify_one();
+            Ok::<_, io::Error>(())
+        });
+        adding.await.map_err(io::Error::other)?
+    }
+
+    /// Moves the end of a sandbox, also when who asked for it goes away; `false` when there is none any more.
+    pub(super) async fn end_at(self: &Arc<Self>, id: &str, end_at: Timestamp) -> io::Result<bool> {
         let Some(sandbox) = self.find(id) else { return Ok(false) };
         let changed = Sandbox { end_at, ..Sandbox::clone(&sandbox) };
-        self.write(&changed).await?;
-        let is_there = self.replace(id, changed);
-        if is_there {
-            self.changed.notify_one();
-        } else {
-            // it was removed meanwhile
-            self.delete(id).await;
-        }
-        Ok(is_there)
+        let boxes = Arc::clone(self);
+        let changing = tokio::spawn(async move {
+            boxes.write(&changed).await?;
+            let is_there = boxes.replace(changed);
+            if is_there {
+                boxes.changed.notify_one();
+            } else {
+                // it was removed meanwhile
+                boxes.delete(&sandbox.id).await;
+            }
+            Ok::<_, io::Error>(is_there)
+        });
+        changing.await.map_err(io::Error::other)?
     }
 
-    fn replace(&self, id: &str, sandbox: Sandbox) -> bool {
+    fn replace(&self, sandbox: Sandbox) -> bool {
         let mut held = self.lock();
-        let entry = held.get_mut(id);
+        let entry = held.get_mut(&sandbox.id);
         entry.map(|entry| entry.sandbox = Arc::new(sandbox)).is_some()
     }
 
@@ -144,6 +179,15 @@ impl Boxes {
         Some(removed.sandbox)
     }
 
+    /// The same, for who does not wait for it.
+    fn forget(&self, id: &str) {
+        let removed = self.lock().remove(id);
+        if removed.is_some() {
+            let path = self.path(id);
+            tokio::task::spawn_blocking(move || delete(&path));
+        }
+    }
+
     async fn write(&self, sandbox: &Sandbox) -> io::Result<()> {
         let (path, bytes) = (self.path(&sandbox.id), serde_json::to_vec(sandbox)?);
         tokio::task::spawn_blocking(move || write(&path, &bytes)).await.map_err(io::Error::other)?
@@ -151,12 +195,7 @@ impl Boxes {
 
     async fn delete(&self, id: &str) {
         let path = self.path(id);
-        let deleted = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
-        if let Ok(Err(error)) = deleted
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "failed to delete the file of a sandbox");
-        }
+        drop(tokio::task::spawn_blocking(move || delete(&path)).await);
     }
 
     /// Takes up what the last server left, and ends each sandbox at its time. Sessions are looked for once they are `known`.
@@ -212,24 +251,27 @@ impl Boxes {
     }
 
     /// Holds the session of a sandbox, as soon as it is there: the last server's are taken up one after the other. Ends when
-    /// it is held, the sandbox has ended, or its session is another one.
+    /// it is held or the sandbox has ended. One whose session is another one, or is not found for long, is forgotten.
     async fn hold(&self, pools: &Arc<dyn Pools>, id: &str) {
+        let mut looks = 0;
         for seconds in 1.. {
             let Some(sandbox) = self.unheld(id) else { return };
             let Some(identifier) = sandbox.identifier() else { return };
             match pools.find(&sandbox.pool, &identifier) {
-                Some(found) if found.session.guid != sandbox.guid => return,
+                Some(found) if found.session.guid != sandbox.guid => return self.forget(id),
                 Some(_) => match pools.allocate(&sandbox.pool, &identifier).await {
                     Ok(lease) if lease.allocation.session.guid == sandbox.guid => return self.held_by(id, lease),
                     Ok(lease) => {
                         // it ended a moment ago; what was made in its place is nobody's
                         drop(lease);
                         pools.stop(&sandbox.pool, &identifier).await;
-                        return;
+                        return self.forget(id);
                     }
                     Err(error) => tracing::debug!(?error, "the session of a sandbox is not held yet"),
                 },
-                None => {}
+                None if looks >= LOOKS_MAX => return self.forget(id),
+                // a pool that could not be read is not known, and its sessions go on
+                None => looks += u32::from(pools.pool(&sandbox.pool).is_some()),
             }
             tokio::time::sleep(Duration::from_secs(AGAIN_MAX_SECONDS.min(seconds))).await;
         }
@@ -278,6 +320,14 @@ fn write(path: &Utf8Path, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
+fn delete(path: &Utf8Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "failed to delete the file of a sandbox");
+    }
+}
+
 /// All that can be read; what cannot is said and left.
 fn read_all(dir: &Utf8Path) -> Vec<Sandbox> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
@@ -294,4 +344,41 @@ fn read_all(dir: &Utf8Path) -> Vec<Sandbox> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sandbox_whose_client_left_while_it_was_made_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Utf8PathBuf::try_from(dir.path().to_owned()).unwrap();
+        let boxes = Arc::new(Boxes::new(folder, Clock::real()));
+        let session = crate::tests::session("e2b-x");
+        let sandbox = Sandbox {
+            id: "x".to_owned(),
+            pool: session.pool.clone(),
+            template: "base".to_owned(),
+            guid: session.guid.clone(),
+            token: "secret".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            end_at: Timestamp::MAX,
+            metadata: BTreeMap::new(),
+            envs: BTreeMap::new(),
+        };
+        let allocation = cove_model::SessionAllocation { session, target_port: 80, is_new: true };
+        let adding = boxes.add(sandbox, Lease { allocation, guard: Box::new(()) });
+        assert!(adding.now_or_never().is_none(), "nobody waits for it any more");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while boxes.find("x").is_none() {
+            assert!(tokio::time::Instant::now() < deadline, "it is kept");
+            tokio::task::yield_now().await;
+        }
+        assert!(boxes.path("x").exists());
+        assert!(boxes.remove("x").await.is_some());
+        assert!(!boxes.path("x").exists(), "and can be removed");
+    }
 }

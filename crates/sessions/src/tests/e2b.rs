@@ -127,6 +127,7 @@ async fn a_sandbox_is_held_as_soon_as_its_session_is_known_again() {
     tokio::spawn(Arc::clone(&service).keep_sandboxes(std::future::ready(()), std::future::pending()));
     until(|| world.finds.load(Ordering::SeqCst) > 0, "its session is looked for").await;
     assert_eq!(world.open.load(Ordering::SeqCst), 0);
+    assert_eq!(prolong(&service, &sandbox).await, 404, "it is not known yet, and not forgotten");
     world.is_blank.store(false, Ordering::SeqCst);
     until(|| world.open.load(Ordering::SeqCst) == 1, "its session is held").await;
     assert_eq!(prolong(&service, &sandbox).await, 204);
@@ -144,4 +145,47 @@ async fn sandboxes_are_found_before_their_sessions_are_held() {
     for sandbox in &made {
         assert_eq!(prolong(&service, sandbox).await, 204);
     }
+}
+
+/// Sandboxes that have a file.
+fn files(dir: &tempfile::TempDir) -> usize {
+    std::fs::read_dir(dir.path()).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_session_ended_is_forgotten() {
+    let Sandboxes { service, world, dir, .. } = sandboxes().await;
+    let sandbox = create(&service, json!({})).await;
+    assert_eq!((files(&dir), world.open.load(Ordering::SeqCst)), (1, 1));
+    world.sessions.lock().unwrap().clear();
+    assert_eq!(prolong(&service, &sandbox).await, 404);
+    assert_eq!(world.open.load(Ordering::SeqCst), 0, "nothing holds its session");
+    until(|| files(&dir) == 0, "its file goes too").await;
+    assert_eq!(prolong(&service, &sandbox).await, 404);
+}
+
+#[tokio::test]
+async fn a_full_pool_forgets_sandboxes_that_nobody_asks_for() {
+    let Sandboxes { service, world, dir, .. } = sandboxes().await;
+    let gone = create(&service, json!({})).await;
+    let kept = create(&service, json!({})).await;
+    let identifier = format!("e2b-{}", gone["sandboxID"].as_str().unwrap());
+    assert!(world.sessions.lock().unwrap().remove(&identifier).is_some());
+    let new = create(&service, json!({})).await;
+    until(|| files(&dir) == 2, "one is forgotten").await;
+    assert_eq!(world.open.load(Ordering::SeqCst), 2);
+    for sandbox in [kept, new] {
+        assert_eq!(prolong(&service, &sandbox).await, 204);
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_in_whose_place_another_session_is_is_forgotten() {
+    let first = sandboxes().await;
+    create(&first.service, json!({})).await;
+    let Sandboxes { service, world, dir, .. } = first.again();
+    world.sessions.lock().unwrap().values_mut().for_each(|session| session.guid = "another".to_owned());
+    tokio::spawn(Arc::clone(&service).keep_sandboxes(std::future::ready(()), std::future::pending()));
+    until(|| files(&dir) == 0, "its file goes").await;
+    assert_eq!((world.open.load(Ordering::SeqCst), world.sessions.lock().unwrap().len()), (0, 1));
 }
