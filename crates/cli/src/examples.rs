@@ -59,7 +59,7 @@ const BY_HAND: [(&str, &str); 39] = [
     ("deployment group what-if", "-g rg -f main.json -p name=web"),
     ("deployment sub create", "-n all -f main.json -l local"),
     ("session exec", "-n pool -g rg --identifier user-4711 -- ls -l"),
-    ("session code-interpreter execute", "-n code -g rg --identifier user-4711 --code 'print(6 * 7)'"),
+    ("session code-interpreter execute", "-n code -g rg --identifier user-4711 --code @program.py"),
     ("rest", "--method get --url /subscriptions/{subscriptionId}/resourceGroups"),
     ("az", "-- containerapp list -o table"),
 ];
