@@ -181,14 +181,13 @@ impl Ingester {
         }
     }
 
-    /// Tells those who ask for what has nothing that waits.
+    /// Tells those who ask for what has nothing that waits; who waits no more is forgotten.
     fn answer(&self, asked: &mut Vec<Question>, dirty: &BTreeSet<String>) {
         let waits = |question: &Question| {
             let mut replicas = dirty.iter().filter_map(|name| self.replicas.get(name));
             replicas.any(|(_, replica)| replica.is_of(&question.app, question.replica.as_deref()))
         };
-        for question in asked.extract_if(.., |question| !waits(question)) {
-            // a reader that has gone
+        for question in asked.extract_if(.., |question| question.told.is_closed() || !waits(question)) {
             let _gone = question.told.send(());
         }
     }
