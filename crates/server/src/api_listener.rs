@@ -157,9 +157,10 @@ mod tests {
         let mut quiet = ask(&client, address, "/quiet").await;
         let _never_read = ask(&client, address, "/endless").await;
         // its answer is let go only when it is cut; the quiet one has said nothing for the whole limit by then
-        gone.cancelled().await;
+        let patience = Duration::from_secs(60);
+        tokio::time::timeout(patience, gone.cancelled()).await.expect("who takes nothing is cut");
         let mut rest = String::new();
-        quiet.read_to_string(&mut rest).await.unwrap();
+        tokio::time::timeout(patience, quiet.read_to_string(&mut rest)).await.expect("the answer ends").unwrap();
         assert!(rest.ends_with("5\r\nfirst\r\n4\r\nlast\r\n0\r\n\r\n"), "{rest}");
         stop.cancel();
         serving.await.unwrap();

@@ -1,9 +1,12 @@
 //! What is asked and answered, without a session: versions, paths, requests, shapes of results.
 
+use axum::body::Body;
 use cove_model::SessionContainer;
+use http::Request;
 use serde_json::json;
 
-use super::{code, generation, outcome::Outcome, segments};
+use super::{base_of, code, generation, outcome::Outcome, segments};
+use crate::{Door, PoolInfo};
 
 #[test]
 fn the_version_says_the_generation() {
@@ -83,4 +86,19 @@ fn a_result_is_an_image_a_value_or_a_text() {
     ] {
         assert!(serde_json::from_value::<Outcome>(bad.clone()).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn links_lead_back_the_way_that_the_client_came() {
+    let id = cove_model::ResourceId::resource("s", "g", cove_model::SESSION_POOL_KIND, "pool").unwrap();
+    let pool = PoolInfo { id, container: SessionContainer::Custom, sessions_max: 1 };
+    let base = |door, host: &str, proto: &str| {
+        let request = Request::builder().uri("/").header("host", host).header("x-forwarded-proto", proto);
+        base_of(&request.body(Body::empty()).unwrap(), door, &pool)
+    };
+    assert_eq!(base(Door::Host, "pool.env.localhost:8080", "http"), "http://pool.env.localhost:8080");
+    assert_eq!(base(Door::Host, "pool.env.localhost", "https"), "https://pool.env.localhost");
+    // nobody but the ingress says it, and the API has TLS only
+    let path = "https://localhost:8443/subscriptions/s/resourceGroups/g/sessionPools/pool";
+    assert_eq!(base(Door::Path, "localhost:8443", "http"), path);
 }
